@@ -1,0 +1,184 @@
+"""Which backends there are, which one serves a call, and why another one cannot.
+
+An op is a row in `_OPS`: its kernels, module by module. A kernel module has `forward`, `backward` and
+`why_not(**call) -> str | None`: the reason it cannot serve this call, or None. Nothing falls back silently: a backend asked for
+by name that cannot serve raises `BackendError`; only "auto" chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import platform
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from hifuse_fast import _native
+
+BACKENDS = ("auto", "reference", "native", "triton")
+
+# Per op, the kernel modules in the order in which "auto" tries them on any device; the reference serves what they cannot.
+_OPS: dict[str, dict[str, str]] = {
+    "window_attention": {"native": "hifuse_fast.ops.window_attention.native"},
+}
+
+_chosen: ContextVar[str] = ContextVar("hifuse_fast_backend", default="auto")
+
+
+class BackendError(RuntimeError):
+    """A backend asked for by name cannot serve the call; the message has its reasons."""
+
+
+def check_backend(backend: str) -> str:
+    """Return `backend`, or raise ValueError naming the ones there are."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Within the `with` block (or the decorated function), ops called with backend="auto" use `backend`.
+
+    Local to the thread and the async task, may be nested, and yields to an explicit `backend=` on a call.
+
+    Raises:
+        ValueError: `backend` is none of "auto", "reference", "native", "triton".
+    """
+    token = _chosen.set(check_backend(backend))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def current_backend() -> str:
+    """The backend that `use_backend` set for this thread, "auto" where none did."""
+    return _chosen.get()
+
+
+def select(op: str, backend: str, **call: Any) -> ModuleType | None:
+    """The kernel module that serves this call, or None for the reference.
+
+    Args:
+        op: the op's name, a folder of `hifuse_fast.ops`.
+        backend: the call's own `backend` argument; "auto" defers to `use_backend`.
+        call: what the kernels' `why_not` look at (tensors and options of the op).
+
+    Raises:
+        ValueError: an unknown backend.
+        BackendError: a backend asked for by name cannot serve the call.
+    """
+    backend = check_backend(backend)
+    if backend == "auto":
+        backend = _chosen.get()
+    if backend == "reference":
+        return None
+    if backend == "auto":
+        for name in _OPS[op]:
+            if why_not(op, name, **call) is None:
+                return _kernels(op, name)
+        return None
+    reason = why_not(op, backend, **call)
+    if reason is not None:
+        raise BackendError(f"backend {backend!r} cannot serve {op}: {reason}")
+    return _kernels(op, backend)
+
+
+def why_not(op: str, backend: str, **call: Any) -> str | None:
+    """Why `backend` cannot serve this call of `op`, or None when it can."""
+    if backend == "reference":
+        return None
+    unavailable = _unavailable(backend)
+    if unavailable is not None:
+        return unavailable
+    if backend not in _OPS[op]:
+        return f"there is no {backend} kernel for it yet"
+    reason: str | None = _kernels(op, backend).why_not(**call)
+    return reason
+
+
+def _unavailable(backend: str) -> str | None:
+    """Why nothing at all can run on this backend here, or None."""
+    if backend == "native":
+        return _native.why_missing
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return None
+
+
+_loaded: dict[tuple[str, str], ModuleType] = {}
+
+
+def _kernels(op: str, backend: str) -> ModuleType:
+    key = (op, backend)
+    if key not in _loaded:
+        _loaded[key] = importlib.import_module(_OPS[op][backend])
+    return _loaded[key]
+
+
+@dataclass(frozen=True)
+class Info:
+    """What this machine has, what was built, and which backend serves which op (None) or why it does not (a reason)."""
+
+    version: str
+    machine: dict[str, str]
+    build: dict[str, str]
+    ops: dict[str, dict[str, str | None]]
+
+    def __str__(self) -> str:
+        lines = [f"hifuse_fast {self.version}"]
+        for title, rows in (("machine", self.machine), ("build", self.build)):
+            lines += [f"\n{title}"] + [f"  {key:<24}{value}" for key, value in rows.items()]
+        lines.append("\nbackends")
+        for op, served in self.ops.items():
+            for backend, reason in served.items():
+                lines.append(f"  {op:<24}{backend:<11}{'yes' if reason is None else 'no: ' + reason}")
+        return "\n".join(lines)
+
+
+def info() -> Info:
+    """What this machine has, what was built, and which backend serves what, with reasons where one does not."""
+    from hifuse_fast import __version__
+
+    return Info(__version__, _machine(), _build(), {op: _served(op) for op in _OPS})
+
+
+def _machine() -> dict[str, str]:
+    rows = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "torch cpu capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    rows["cuda devices"] = ", ".join(devices) or "none"
+    return rows
+
+
+def _build() -> dict[str, str]:
+    if _native.lib is None:
+        return {"native library": f"no: {_native.why_missing}"}
+    return {
+        "native library": str(_native.lib.__file__),
+        **{key: str(value) for key, value in _native.lib.build_info().items()},
+        "instruction sets built": ", ".join(_native.lib.compiled_isas()),
+        "instruction sets usable": ", ".join(_native.lib.usable_isas()),
+        "instruction set in use": _native.lib.isa(),
+    }
+
+
+def _served(op: str) -> dict[str, str | None]:
+    """For each backend, whether it could serve a float32 call of `op` on the devices of this machine."""
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    return {
+        f"{backend} {device}": why_not(op, backend, device=torch.device(device), dtype=torch.float32)
+        for backend in BACKENDS[1:]
+        for device in devices
+    }

@@ -1,0 +1,109 @@
+"""What tests and benchmarks share: inputs, the golden rule of weights, and the tolerance rule.
+
+The tolerance rule. A kernel is compared with the reference run in float64 on the same values. Its error may be at most twice the
+error that the plain PyTorch reference makes in the kernel's own dtype, plus one rounding of the largest value:
+
+    max|kernel - exact|  <=  2 max|pytorch - exact| + eps(dtype) max|exact|
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Largest absolute errors against the exact result, and what the rule allows."""
+
+    kernel: float
+    pytorch: float
+    allowed: float
+    largest: float
+
+    @property
+    def ok(self) -> bool:
+        return self.kernel <= self.allowed  # False for NaN
+
+
+def errors(actual: Tensor, pytorch: Tensor, exact: Tensor) -> Errors:
+    """The errors of `actual` and of `pytorch` (both in the kernel's dtype) against `exact` (float64), under the rule."""
+    if actual.shape != exact.shape or actual.dtype != pytorch.dtype:
+        raise AssertionError(f"got {actual.dtype} {list(actual.shape)}, expected {pytorch.dtype} {list(exact.shape)}")
+    if exact.numel() == 0:
+        return Errors(0.0, 0.0, 0.0, 0.0)
+    exact = exact.double()
+    kernel = (actual.double() - exact).abs().max().item()
+    eager = (pytorch.double() - exact).abs().max().item()
+    largest = exact.abs().max().item()
+    return Errors(kernel, eager, 2 * eager + torch.finfo(actual.dtype).eps * largest, largest)
+
+
+def assert_within_rule(actual: Tensor, pytorch: Tensor, exact: Tensor, what: str = "output") -> None:
+    """Raise AssertionError unless `actual` obeys the tolerance rule (see the module's docstring)."""
+    e = errors(actual, pytorch, exact)
+    assert e.ok, f"{what}: error {e.kernel:.3e}, allowed {e.allowed:.3e} (PyTorch's own {e.pytorch:.3e}, largest {e.largest:.3e})"
+
+
+def relative_error(actual: Tensor, exact: Tensor) -> float:
+    """max|actual - exact| / max|exact|."""
+    if exact.numel() == 0:
+        return 0.0
+    exact = exact.double()
+    return ((actual.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-300)).item()
+
+
+@contextlib.contextmanager
+def nan_poisoned_empty() -> Iterator[None]:
+    """Within the block, memory that torch.empty and its like hand out is filled with NaN: a forgotten element cannot hide."""
+    mode = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def golden_uniform(name: str, shape: tuple[int, ...]) -> Tensor:
+    """u of the golden rule: uniform [0, 1) in float64 from PCG64 seeded with the CRC of `name`, row-major."""
+    words = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape, dtype=np.int64)))
+    return torch.from_numpy((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
+
+
+def golden_image(batch: int, height: int, width: int) -> Tensor:
+    """The golden image [B, 3, H, W] in float64."""
+    return 2 * golden_uniform(f"image-{height}x{width}-b{batch}", (batch, 3, height, width)) - 1
+
+
+def golden_weights(model: nn.Module) -> None:
+    """Fill every floating parameter and buffer of `model` by the golden rule, in place; integer buffers stay."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(golden_tensor(name, tuple(tensor.shape)))
+
+
+def golden_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+    """The value of the state_dict entry `name` under the golden rule, float64."""
+    u = golden_uniform(name, shape)
+    c = 2 * u - 1
+    if name.endswith("running_var"):
+        return 0.5 + u
+    if name.endswith("running_mean"):
+        return 0.1 * c
+    if name.endswith("relative_position_bias_table"):
+        return 0.5 * c
+    if name.endswith(".weight") and len(shape) == 1:
+        return 1 + 0.2 * c
+    if name.endswith(".bias"):
+        return 0.1 * c
+    fan_in = int(np.prod(shape[1:], dtype=np.int64))
+    return c * (3 / fan_in) ** 0.5
