@@ -1,0 +1,182 @@
+"""What this machine is and what it can do at most: names, arithmetic peak, copy bandwidth, peak memory of a call."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import hifuse_fast
+from hifuse_fast.bench.rows import Conditions
+
+# (vendor, family, first model, last model) of /proc/cpuinfo. Virtual machines often hide the model's name, never these.
+_MICROARCHITECTURES = {
+    ("AuthenticAMD", 0x17, 0x00, 0x2F): "zen",
+    ("AuthenticAMD", 0x17, 0x30, 0xFF): "zen2",
+    ("AuthenticAMD", 0x19, 0x00, 0x0F): "zen3",
+    ("AuthenticAMD", 0x19, 0x10, 0x1F): "zen4",
+    ("AuthenticAMD", 0x19, 0x20, 0x5F): "zen3",
+    ("AuthenticAMD", 0x19, 0x60, 0xAF): "zen4",
+    ("AuthenticAMD", 0x1A, 0x00, 0xFF): "zen5",
+    ("GenuineIntel", 0x06, 0x55, 0x55): "skylake-sp",
+    ("GenuineIntel", 0x06, 0x6A, 0x6C): "icelake-sp",
+    ("GenuineIntel", 0x06, 0x8F, 0x8F): "sapphire-rapids",
+    ("GenuineIntel", 0x06, 0xCF, 0xCF): "emerald-rapids",
+    ("GenuineIntel", 0x06, 0xAD, 0xAE): "granite-rapids",
+}
+_MEASURED_SOURCES = ("hifuse_fast", "csrc", "CMakeLists.txt", "setup.py", "benchmarks/*.py")
+
+
+def device_slug(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The device as a file name: `amd-epyc-zen4-2c` (cores that this process may use), `nvidia-h200`."""
+    if device.type == "cuda":
+        return slug(torch.cuda.get_device_name(device))
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    first = dict(re.findall(r"^(.+?)\s*: ?(.*)$", text.split("\n\n")[0], re.MULTILINE))
+    name = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|\b\d+-Core\b|@.*", " ", first.get("model name", platform.machine()))
+    return slug(f"{name} {_microarchitecture(first)} {usable_cores()}c")
+
+
+def _microarchitecture(cpu: dict[str, str]) -> str:
+    family, model = cpu.get("cpu family", ""), cpu.get("model", "")
+    if not (family.isdecimal() and model.isdecimal()):
+        return ""
+    for (vendor, known_family, first, last), name in _MICROARCHITECTURES.items():
+        if (vendor, known_family) == (cpu.get("vendor_id"), int(family)) and first <= int(model) <= last:
+            return name
+    return f"family{family} model{model}"
+
+
+def slug(text: str) -> str:
+    """Lower case, with one dash for each run of other characters."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def usable_cores() -> int:
+    """Logical CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def conditions(device: torch.device) -> Conditions:
+    """The conditions of a run that starts now on `device`."""
+    if device.type == "cuda":
+        isa = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    else:
+        isa = hifuse_fast.info().build.get("instruction set in use", "none")
+    return Conditions(
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        commit=commit(Path(hifuse_fast.__file__).parents[1]),
+        package=hifuse_fast.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        device=device_slug(device),
+        threads=torch.get_num_threads(),
+        isa=isa,
+    )
+
+
+def commit(root: Path) -> str:
+    """Short hash of the checkout at `root`, "+dirty" where measured sources differ from it, "unknown" where it is none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root.resolve():
+            return "unknown"  # installed into a folder of somebody else's checkout
+        changed = git("status", "--porcelain", "--", *_MEASURED_SOURCES)
+        return git("rev-parse", "--short=9", "HEAD") + ("+dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def synchronize(device: torch.device) -> Callable[[], object] | None:
+    """What waits for `device` to finish its work; None where calls return when it is done."""
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
+
+
+def arithmetic_peak(device: torch.device, dtype: torch.dtype, budget_s: float = 1.5) -> float:
+    """FLOP/s of the best of square torch matmuls (1024, 2048, 4096; CUDA also 8192) of `dtype` within `budget_s`, measured now.
+
+    Not a datasheet's figure: what the vendor's GEMM reaches on this machine with this many threads, two operations a
+    multiply-add. A kernel that beats it has a share above 1.
+    """
+    sizes = (1024, 2048, 4096, 8192) if device.type == "cuda" else (1024, 2048, 4096)
+    best, begin = 0.0, time.perf_counter()
+    for n in sizes:
+        left = budget_s - (time.perf_counter() - begin)
+        if best and 3 * 2.0 * n**3 / best > left:
+            break
+        a, b, out = (torch.randn(n, n, device=device).to(dtype) for _ in range(3))
+        share = max(budget_s / len(sizes), 0.0)
+        best = max(best, 2.0 * n**3 / _fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, share))  # type: ignore[misc]
+    return best
+
+
+def copy_bandwidth(device: torch.device, budget_s: float = 1.0) -> float:
+    """Bytes a second, read and written together, of copying 256 MiB from memory to memory, the best of `budget_s`."""
+    source = torch.zeros(2**26, device=device)
+    target = torch.ones_like(source)
+    return 2.0 * source.nbytes / _fastest(lambda: target.copy_(source), device, budget_s)
+
+
+def _fastest(call: Callable[[], object], device: torch.device, budget_s: float) -> float:
+    wait = synchronize(device) or (lambda: None)
+    call()
+    fastest, begin = float("inf"), time.perf_counter()
+    for done in range(1000):
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        now = time.perf_counter()
+        fastest = min(fastest, now - start)
+        if now - begin > budget_s and done >= 2:
+            break
+    return fastest
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
+    """MiB by which one `call` raises memory above what was held before it, at its highest; None where not measurable.
+
+    CUDA: torch's allocator. Linux CPU: resident memory (VmHWM of /proc/self/status, reset through /proc/self/clear_refs).
+    Weights that exist already are not counted.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        _release_free_memory()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_kib("VmRSS")
+    except (OSError, KeyError):
+        return None
+    call()
+    return max(0, _status_kib("VmHWM") - before) / 1024
+
+
+def _release_free_memory() -> None:
+    """Give memory that malloc keeps for later back to the system, so that a call cannot use it unseen (glibc only)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _status_kib(field: str) -> int:
+    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise KeyError(field)
+    return int(found[1])

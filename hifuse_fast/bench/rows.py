@@ -1,0 +1,126 @@
+"""One measurement is one row of `benchmarks/results/<device>.csv`; tables and pictures are made from these rows alone."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What was the same for every row of one run."""
+
+    date: str  #: ISO 8601, UTC
+    commit: str  #: short hash, "+dirty" where measured sources differ from it, "unknown" outside a git checkout
+    package: str
+    torch: str
+    python: str
+    device: str  #: slug, the name of the results file
+    threads: int
+    isa: str  #: instruction set of the native library, "none" where there is no library
+
+
+@dataclass(frozen=True)
+class Row(Conditions):
+    """One engine on one case. Times are milliseconds `per` image or call; None stands for not measured."""
+
+    suite: str  #: "network" or the op
+    case: str
+    engine: str
+    dtype: str
+    batch: int
+    mode: str  #: "inference", "forward" or "forward+backward"
+    per: str  #: "image" or "call"
+    ms_p20: float | None
+    ms_p50: float | None
+    ms_p80: float | None
+    images_per_s: float | None
+    gflop_per_s: float | None  #: of the arithmetic that the definition takes, two operations a multiply-add
+    gb_per_s: float | None  #: of the bytes that must move
+    ratio: float | None  #: p50 of the reference over p50 of this engine, in the same run
+    floor_share: float | None  #: least time possible over p50
+    peak_mib: float | None
+    error: float | None  #: max|out - exact| / max|exact|
+    note: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int, str, int]:
+        """What a newer row must share with an older one to replace it (both are of one device)."""
+        return (self.suite, self.case, self.engine, self.dtype, self.batch, self.mode, self.threads)
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+_TYPES = typing.get_type_hints(Row)
+_DIGITS = 4  # significant: the last one is already noise
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a results file, [] where there is none.
+
+    Raises:
+        ValueError: the file is not such a table; the message names the file and the line.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV file: {error}") from error
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise ValueError(f"{path} must begin with the columns {','.join(COLUMNS)}; move it away to start a new one")
+    return [_parse(path, number, line) for number, line in enumerate(lines[1:], 2)]
+
+
+def _parse(path: Path, number: int, line: list[str]) -> Row:
+    if len(line) != len(COLUMNS):
+        raise ValueError(f"{path}, line {number}: expected {len(COLUMNS)} columns, got {len(line)}")
+    values: dict[str, object] = {}
+    for name, text in zip(COLUMNS, line, strict=True):
+        kind = _TYPES[name]
+        try:
+            values[name] = text if kind is str else int(text) if kind is int else float(text) if text else None
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: {name} must be a number, got {text!r}") from None
+    return Row(**values)  # type: ignore[arg-type]
+
+
+def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
+    """The old rows with each one that was measured anew replaced, in place; new cases come last."""
+    rows = {row.key: row for row in old}
+    rows.update({row.key: row for row in new})
+    return list(rows.values())
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write the table at once or not at all: into a file beside it, then renamed over it. Makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows([_format(getattr(row, column)) for column in COLUMNS] for row in rows)
+        Path(name).chmod(0o644)  # mkstemp's files are private
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def update(path: Path, new: Iterable[Row]) -> list[Row]:
+    """Merge `new` into the results file and return all its rows."""
+    rows = merge(read(path), new)
+    write(path, rows)
+    return rows
+
+
+def _format(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{_DIGITS}g}" if isinstance(value, float) else str(value)

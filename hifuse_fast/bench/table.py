@@ -1,0 +1,74 @@
+"""Rows as a table: on the terminal (rich) and in a page (markdown)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.table import Table
+
+from hifuse_fast.bench.rows import Conditions, Row
+
+Column = tuple[str, Callable[[Row], str]]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`value` with `digits` significant digits and no exponent, "-" for None."""
+    if value is None:
+        return "-"
+    decimals = max(0, digits - len(str(int(abs(value))))) if abs(value) >= 1 else digits
+    return f"{value:.{decimals}f}"
+
+
+def share(value: float | None) -> str:
+    """A share as per cent."""
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def times(row: Row) -> str:
+    """p20 / p50 / p80, or FAILED where the output was wrong and so nothing was timed."""
+    if row.ms_p50 is None:
+        return "FAILED"
+    return " / ".join(number(value) for value in (row.ms_p20, row.ms_p50, row.ms_p80))
+
+
+#: The columns of the network's table.
+NETWORK: Sequence[Column] = (
+    ("engine", lambda row: row.engine),
+    ("dtype", lambda row: row.dtype),
+    ("batch", lambda row: str(row.batch)),
+    ("ms/image p20/p50/p80", times),
+    ("images/s", lambda row: number(row.images_per_s)),
+    ("ratio", lambda row: "-" if row.ratio is None else f"{row.ratio:.2f}x"),
+    ("peak MiB", lambda row: "-" if row.peak_mib is None else f"{row.peak_mib:.0f}"),
+    ("of floor", lambda row: share(row.floor_share)),
+    ("error", lambda row: "-" if row.error is None else f"{row.error:.1e}"),
+    ("note", lambda row: row.note),
+)
+
+
+def terminal(rows: Iterable[Row], columns: Sequence[Column], title: str, caption: str) -> Table:
+    """A rich table; rows without a time, whose output was wrong, are red; a line between cases."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name in ("engine", "dtype", "note") else "right")
+    case = None
+    for row in rows:
+        if case not in (None, (row.case, row.dtype, row.batch, row.mode)):
+            table.add_section()
+        case = (row.case, row.dtype, row.batch, row.mode)
+        table.add_row(*(cell(row) for _, cell in columns), style="bold red" if row.ms_p50 is None else "")
+    return table
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def describe(conditions: Conditions) -> str:
+    """The conditions of a run on one line."""
+    return (
+        f"{conditions.device}, {conditions.threads} threads, {conditions.isa}; hifuse_fast {conditions.package} at "
+        f"{conditions.commit}, torch {conditions.torch}, Python {conditions.python}; {conditions.date[:10]}"
+    )
