@@ -1,0 +1,127 @@
+"""The small modules that blocks are made of, and the checks of their arguments. Maps are channels last: [B, H, W, C]."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` from [B, H, W, C] to [B, H', W', C']; its own layout underneath, so nothing is copied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the channels of [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ConvNorm(nn.Module):
+    """BN(conv(x)) with "same" padding, [B, H, W, in_dim] -> [B, H, W, out_dim]; `norm=False` leaves the conv alone."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, kernel_size: int, *, bias: bool = True, norm: bool = True, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=bias, groups=groups)
+        self.bn = BatchNorm2d(out_dim) if norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x if self.bn is None else self.bn(x)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, an image's branch becomes 0 with probability `rate`, else is divided by 1 - rate.
+
+    Source: Huang et al. 2016.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = check_rate("rate", rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        draw = torch.rand((x.shape[0],) + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
+        return x / keep * (keep + draw).floor()
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zero-pad [B, H, W, C] at the right and the bottom, so that H and W are multiples of `multiple`."""
+    bottom, right = -x.shape[1] % multiple, -x.shape[2] % multiple
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int of at least `least`; TypeError or ValueError naming the argument otherwise."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}")
+    return count
+
+
+def check_counts(name: str, values: Any, length: int, least: int = 1) -> tuple[int, ...]:
+    """`values` as a tuple of `length` ints of at least `least`."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != length:
+        raise ValueError(f"{name} must be {length} integers, got {values!r}")
+    return tuple(check_count(f"{name}[{i}]", value, least) for i, value in enumerate(values))
+
+
+def check_rate(name: str, value: Any) -> float:
+    """`value` as a probability in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and 0.0 <= value < 1.0):
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """`value` if it is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def check_heads(name: str, num_heads: int, dim: int) -> None:
+    """Raise ValueError unless `num_heads` divides `dim`."""
+    if dim % num_heads:
+        raise ValueError(f"{name} must divide the width {dim}, got {num_heads}")
+
+
+def check_map(name: str, x: Any, dim: int) -> None:
+    """Raise unless `x` is a floating tensor [B, H, W, dim] with at least one token."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dim() != 4 or x.shape[-1] != dim or 0 in x.shape[1:3]:
+        raise ValueError(f"{name} must be [B, H, W, {dim}] with H and W at least 1, got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
