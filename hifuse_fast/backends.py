@@ -58,6 +58,7 @@ def use_backend(backend: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot trace a ContextVar: it keeps the backend it was compiled under
 def current_backend() -> str:
     """The backend that `use_backend` set for this thread, "auto" where none did."""
     return _chosen.get()
@@ -77,7 +78,7 @@ def select(op: str, backend: str, **call: Any) -> ModuleType | None:
     """
     backend = check_backend(backend)
     if backend == "auto":
-        backend = _chosen.get()
+        backend = current_backend()
     if backend == "reference":
         return None
     if backend == "auto":
