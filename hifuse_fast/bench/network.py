@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hifuse_fast import create_model, list_models, use_backend
+from hifuse_fast.bench import machine, plot, rows, samples, table, timing
+from hifuse_fast.bench.rows import Row
+from hifuse_fast.testing import errors, golden_weights, relative_error
+
+NUM_CLASSES = 7
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT32_ERROR = 1e-4  # relative, of the logits, over some 120 layers; the lower precisions obey the tolerance rule
+
+Forward = Callable[[Tensor], Tensor]
+Engine = Callable[[nn.Module], Forward]
+
+
+def backend_engine(backend: str) -> Engine:
+    """The network with every op served by `backend`."""
+
+    def prepare(network: nn.Module) -> Forward:
+        def forward(images: Tensor) -> Tensor:
+            with use_backend(backend):
+                logits: Tensor = network(images)
+            return logits
+
+        return forward
+
+    return prepare
+
+
+#: The engines in the order of the table. The first is what the others are compared with. Each gets the same network.
+ENGINES: dict[str, Engine] = {"reference eager": backend_engine("reference"), "hifuse_fast": backend_engine("auto")}
 
 
 def run(
@@ -19,11 +58,14 @@ def run(
     threads: int | None = None,
     budget_s: float = 150.0,
     console: Console | None = None,
+    engines: Mapping[str, Engine] = ENGINES,
 ) -> int:
     """Measure `model` on real images: milliseconds an image of the reference and of the fast network, side by side.
 
     Every engine's logits are compared with those of the reference in float64 before it is timed; one that is wrong gets no
-    time, is shown as failed, and makes the exit code 1.
+    time, is shown as failed, and makes the exit code 1. In the lower precisions weights and images are cast once, before.
+    Weights are made by the golden rule: the same everywhere, with biases, normalisations and running statistics that are not
+    neutral (as they are in a new network), so that an engine that forgets one of them cannot pass.
 
     Args:
         model: a name of `hifuse_fast.list_models()`.
@@ -35,12 +77,223 @@ def run(
         threads: CPU threads; None for torch's choice.
         budget_s: seconds of timing in all, shared evenly by the cases (device, dtype, batch); preparation comes on top.
         console: where the table and the progress bar go; None for the terminal.
+        engines: what to measure, by name; the first is the one the others are compared with.
 
     Returns:
         The exit code: 0, or 1 when an engine's output is wrong.
 
     Raises:
         ValueError, FileNotFoundError: an argument that does not fit, named, before any work.
-        RuntimeError: no images at all (no folder given and scikit-image not installed).
     """
-    raise NotImplementedError
+    _check(model, batch_sizes, dtypes, threads=threads, budget_s=budget_s)
+    devices = _check_devices(devices)
+    files = {name: results / f"{machine.device_slug(torch.device(name))}.csv" for name in devices} if results else {}
+    for file in files.values():
+        rows.read(file)  # a damaged one is found before the work
+    console = console or Console()
+    pixels = samples.load(max(batch_sizes), images)[1]
+    cases = len(devices) * len(dtypes) * len(batch_sizes)
+    with _settings(threads), _Bar(console, cases, budget_s) as bar:
+        bar.step("weights")
+        network = create_model(model, num_classes=NUM_CLASSES).eval()
+        golden_weights(network)
+        bar.step("the reference in float64")
+        subject = Subject(model, network, pixels, exact_logits(network, pixels), multiply_adds(model))
+        options: dict[str, Any] = {"batch_sizes": batch_sizes, "engines": engines, "bar": bar}
+        measured = {
+            name: [row for dtype in dtypes for row in measure(subject, torch.device(name), dtype, **options)]
+            for name in devices
+        }
+    for name, new in measured.items():
+        _report(console, new, files.get(name))
+    return int(any(row.ms_p50 is None for new in measured.values() for row in new))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: the network, its images [B, 3, 224, 224], their exact logits, multiply-adds an image."""
+
+    model: str
+    network: nn.Module
+    pixels: Tensor
+    exact: Tensor
+    multiply_adds: int
+
+
+@torch.inference_mode()
+def exact_logits(network: nn.Module, pixels: Tensor) -> Tensor:
+    """The logits of the reference in float64 on the CPU."""
+    return backend_engine("reference")(copy.deepcopy(network).double())(pixels.double())
+
+
+@torch.inference_mode()
+def multiply_adds(model: str, size: int = samples.TILE) -> int:
+    """Multiply-adds of convolutions, linears and attention products for one image, counted on the reference without data."""
+    network = create_model(model, num_classes=NUM_CLASSES, device="meta").eval()
+    with FlopCounterMode(display=False) as counter:
+        backend_engine("reference")(network)(torch.empty(1, 3, size, size, device="meta"))
+    return int(counter.get_total_flops()) // 2
+
+
+@torch.inference_mode()
+def measure(
+    subject: Subject, device: torch.device, dtype: str, *, batch_sizes: Sequence[int], engines: Mapping[str, Engine], bar: _Bar
+) -> list[Row]:
+    """The rows of one device and dtype, case by case."""
+    bar.step(f"{device.type} {dtype}: the arithmetic peak")
+    peak = machine.arithmetic_peak(device, DTYPES[dtype])
+    network = copy.deepcopy(subject.network).to(device, DTYPES[dtype])
+    forwards = {name: prepare(network) for name, prepare in engines.items()}
+    weights_mib = sum(tensor.nbytes for tensor in network.state_dict().values()) / 2**20
+    found = []
+    for batch in batch_sizes:
+        bar.step(f"{device.type} {dtype}, batch {batch}: outputs")
+        pixels = subject.pixels[:batch].to(device, DTYPES[dtype])
+        checks = _check_outputs(forwards, pixels, subject.exact[:batch])
+        calls = {name: partial(forwards[name], pixels) for name, check in checks.items() if check.ok}
+        memory = {name: machine.peak_memory(call, device) for name, call in calls.items()}
+        bar.step(f"{device.type} {dtype}, batch {batch}: times")
+        timings = _time(calls, device, bar)
+        reference = timings.get(next(iter(engines)))
+        least = 2.0 * subject.multiply_adds * batch / peak
+        for name, check in checks.items():
+            mib = memory.get(name)
+            found.append(
+                Row(
+                    **asdict(machine.conditions(device)),
+                    suite="network",
+                    case=subject.model,
+                    engine=name,
+                    dtype=dtype,
+                    batch=batch,
+                    mode="inference",
+                    per="image",
+                    **_figures(timings.get(name), reference, batch=batch, flop=least * peak, least=least),
+                    gb_per_s=None,
+                    peak_mib=None if mib is None else weights_mib + mib,
+                    error=check.error,
+                    note=check.note,
+                )  # fmt: skip
+            )
+    return found
+
+
+def _time(calls: Mapping[str, Callable[[], Tensor]], device: torch.device, bar: _Bar) -> dict[str, timing.Timing]:
+    if not calls:  # all of them wrong
+        return {}
+    return timing.interleave(calls, budget_s=bar.budget_s, synchronize=machine.synchronize(device), on_round=bar.fraction)
+
+
+def _figures(
+    timed: timing.Timing | None, reference: timing.Timing | None, *, batch: int, flop: float, least: float
+) -> dict[str, float | None]:
+    """The columns that follow from the time of a call: all None where there is none."""
+    names = ("ms_p20", "ms_p50", "ms_p80", "images_per_s", "gflop_per_s", "ratio", "floor_share")
+    if timed is None:
+        return dict.fromkeys(names)
+    an_image = [1e3 * seconds / batch for seconds in (timed.p20, timed.p50, timed.p80)]
+    ratio = reference.p50 / timed.p50 if reference else None
+    return dict(zip(names, (*an_image, batch / timed.p50, flop / timed.p50 / 1e9, ratio, least / timed.p50), strict=True))
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of an engine's output."""
+
+    ok: bool
+    error: float
+    note: str
+
+
+def _check_outputs(forwards: Mapping[str, Forward], pixels: Tensor, exact: Tensor) -> dict[str, Check]:
+    outputs = {name: forward(pixels).cpu() for name, forward in forwards.items()}
+    reference = next(iter(outputs.values()))
+    return {name: check_logits(logits, reference, exact) for name, logits in outputs.items()}
+
+
+def check_logits(logits: Tensor, reference: Tensor, exact: Tensor) -> Check:
+    """Judge `logits` against `exact`: float32 within 1e-4 of the largest, lower precisions by the tolerance rule.
+
+    How often the class is the same is noted, not judged: a wrong class without a wrong logit is a tie.
+    """
+    error = relative_error(logits, exact)
+    ok = error <= FLOAT32_ERROR if logits.dtype == torch.float32 else errors(logits, reference, exact).ok
+    same = int((logits.argmax(1) == exact.argmax(1)).sum())
+    return Check(ok, error, f"top-1 {same}/{len(exact)}" + ("" if ok else ", wrong output"))
+
+
+def _report(console: Console, new: list[Row], file: Path | None) -> None:
+    caption = (
+        f"{table.describe(new[0])}. Error: largest of the logits' against float64. Floor: the network's multiply-adds at the "
+        "rate of the best matrix product of this run. Peak: weights and what the call adds."
+    )
+    console.print(table.terminal(new, table.NETWORK, f"{new[0].case}, inference, 224 x 224", caption))
+    if file is None:
+        return
+    rows.update(file, new)
+    written = [file, *plot.network(new, file)]
+    console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
+
+
+def _check(model: str, batch_sizes: Sequence[int], dtypes: Sequence[str], *, threads: int | None, budget_s: float) -> None:
+    if model not in list_models():
+        raise ValueError(f"model must be one of {', '.join(list_models())}, got {model!r}")
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
+    if not dtypes or not set(dtypes) <= set(DTYPES):
+        raise ValueError(f"dtypes must be of {', '.join(DTYPES)}, got {list(dtypes)}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if not budget_s >= 0:
+        raise ValueError(f"budget_s must be at least 0, got {budget_s}")
+
+
+def _check_devices(devices: Sequence[str] | None) -> Sequence[str]:
+    """The devices to measure on, all there are for None."""
+    if devices is None:
+        return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if not devices or not set(devices) <= {"cpu", "cuda"}:
+        raise ValueError(f"devices must be of cpu, cuda, got {list(devices)}")
+    if "cuda" in devices and not torch.cuda.is_available():
+        raise ValueError("devices: there is no CUDA device that torch can use")
+    return devices
+
+
+@contextlib.contextmanager
+def _settings(threads: int | None) -> Iterator[None]:
+    """The thread count, and cuDNN at its best within the precision that the row names (TF32 is not float32)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Bar:
+    """The progress bar: as long as the timing is expected to take, the preparation a part of it."""
+
+    def __init__(self, console: Console, cases: int, budget_s: float) -> None:
+        self.budget_s = budget_s / cases  # of one case
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._steps = 2 + 3 * cases
+        self._task: TaskID = self._progress.add_task("", total=self._steps)
+        self._begun = 0
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def step(self, description: str) -> None:
+        """Begin the next step."""
+        self._progress.update(self._task, description=description, completed=self._begun)
+        self._begun += 1
+
+    def fraction(self, done: float) -> None:
+        """Tell how much of the current step is done."""
+        self._progress.update(self._task, completed=self._begun - 1 + done)

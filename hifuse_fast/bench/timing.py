@@ -86,5 +86,7 @@ def _time_one(call: Call, wait: Call, clock: Callable[[], float]) -> float:
 
 def summarise(seconds: list[float]) -> Timing:
     """The quantiles of a list of durations, linear between neighbours."""
-    p20, p50, p80 = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
+    p20, p50, p80 = (
+        torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
+    )
     return Timing(p20, p50, p80, len(seconds))
