@@ -1,0 +1,133 @@
+// The only file that knows torch and Python: unwrap, check, allocate, call.
+//
+// Ops go through the dispatcher with the LibTorch stable ABI, so one build serves every torch from 2.11 on. What is not an op
+// (build information, the choice of instruction set) is a small pybind11 module in the same library.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "build_info.h"  // written by CMake
+#include "cpu/isa.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+const hifuse::Parallel kTorchThreads{[](int64_t count, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t)) {
+  torch::stable::parallel_for(0, count, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+}};
+
+hifuse::DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return hifuse::DType::float32;
+    case ScalarType::BFloat16: return hifuse::DType::bfloat16;
+    case ScalarType::Half: return hifuse::DType::float16;
+    case ScalarType::Double: return hifuse::DType::float64;
+    default: STD_TORCH_CHECK(false, "window_attention: qkv must be float32, bfloat16, float16 or float64");
+  }
+}
+
+// The type of the arithmetic, which tables and biases are given in.
+ScalarType arithmetic_of(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor with_contiguous_channels(const Tensor& map) { return map.stride(3) == 1 ? map : torch::stable::contiguous(map); }
+
+hifuse::Map<const void*> input_map(const Tensor& map) {
+  return {map.const_data_ptr(), map.stride(0), map.stride(1), map.stride(2)};
+}
+hifuse::Map<void*> output_map(const Tensor& map) {
+  return {map.mutable_data_ptr(), map.stride(0), map.stride(1), map.stride(2)};
+}
+
+// The Python API has checked all this with friendlier words; here it keeps a direct call of the op from touching foreign memory.
+hifuse::WindowAttentionShape check_window_attention(const Tensor& qkv, const Tensor& bias_table,
+                                                    const std::optional<Tensor>& qkv_bias, int64_t num_heads,
+                                                    int64_t window_size, int64_t shift_size, double scale) {
+  STD_TORCH_CHECK(qkv.dim() == 4, "window_attention: qkv must be [B, H, W, 3C]");
+  STD_TORCH_CHECK(num_heads > 0 && qkv.size(3) > 0 && qkv.size(3) % (3 * num_heads) == 0,
+                  "window_attention: qkv must have 3 * num_heads * head_dim channels");
+  STD_TORCH_CHECK(window_size >= 1 && window_size <= 16, "window_attention: window_size must be from 1 to 16");
+  STD_TORCH_CHECK(shift_size >= 0 && shift_size < window_size, "window_attention: shift_size must be in [0, window_size)");
+  const int64_t table_rows = (2 * window_size - 1) * (2 * window_size - 1);
+  STD_TORCH_CHECK(bias_table.dim() == 2 && bias_table.size(0) == table_rows && bias_table.size(1) == num_heads,
+                  "window_attention: bias_table must be [(2 * window_size - 1)^2, num_heads]");
+  STD_TORCH_CHECK(bias_table.is_cpu() && bias_table.scalar_type() == arithmetic_of(qkv),
+                  "window_attention: bias_table must be on the CPU and in the type of the arithmetic");
+  if (qkv_bias)
+    STD_TORCH_CHECK(qkv_bias->dim() == 1 && qkv_bias->size(0) == qkv.size(3) && qkv_bias->is_cpu() &&
+                        qkv_bias->scalar_type() == arithmetic_of(qkv),
+                    "window_attention: qkv_bias must be [3C], on the CPU and in the type of the arithmetic");
+  return {dtype_of(qkv), qkv.size(0), qkv.size(1), qkv.size(2), num_heads, qkv.size(3) / (3 * num_heads), window_size, shift_size,
+          scale};
+}
+
+Tensor window_attention(const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& qkv_bias, int64_t num_heads,
+                        int64_t window_size, int64_t shift_size, double scale) {
+  const auto shape = check_window_attention(qkv, bias_table, qkv_bias, num_heads, window_size, shift_size, scale);
+  const Tensor maps = with_contiguous_channels(qkv);
+  const Tensor table = torch::stable::contiguous(bias_table);
+  const std::optional<Tensor> padding = qkv_bias ? std::optional(torch::stable::contiguous(*qkv_bias)) : std::nullopt;
+  Tensor out = torch::stable::new_empty(qkv, {shape.batch, shape.height, shape.width, qkv.size(3) / 3});
+  hifuse::isa::kernels().window_attention_forward(
+      {shape, input_map(maps), table.const_data_ptr(), padding ? padding->const_data_ptr() : nullptr, output_map(out)},
+      kTorchThreads);
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad, const Tensor& qkv, const Tensor& bias_table,
+                                                             const std::optional<Tensor>& qkv_bias, int64_t num_heads,
+                                                             int64_t window_size, int64_t shift_size, double scale) {
+  const auto shape = check_window_attention(qkv, bias_table, qkv_bias, num_heads, window_size, shift_size, scale);
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == shape.batch && grad.size(1) == shape.height && grad.size(2) == shape.width &&
+                      3 * grad.size(3) == qkv.size(3) && grad.is_cpu() && grad.scalar_type() == qkv.scalar_type(),
+                  "window_attention_backward: grad must be [B, H, W, C] like qkv");
+  const Tensor grads = with_contiguous_channels(grad);
+  const Tensor maps = with_contiguous_channels(qkv);
+  const Tensor table = torch::stable::contiguous(bias_table);
+  const std::optional<Tensor> padding = qkv_bias ? std::optional(torch::stable::contiguous(*qkv_bias)) : std::nullopt;
+  Tensor grad_qkv = torch::stable::new_empty(qkv, {shape.batch, shape.height, shape.width, qkv.size(3)});
+  Tensor grad_table = torch::stable::new_empty(table, {table.size(0), table.size(1)});
+  Tensor grad_bias = torch::stable::new_empty(table, {qkv.size(3)});
+  hifuse::isa::kernels().window_attention_backward(
+      {shape, input_map(grads), input_map(maps), table.const_data_ptr(), padding ? padding->const_data_ptr() : nullptr,
+       output_map(grad_qkv), grad_table.mutable_data_ptr(), grad_bias.mutable_data_ptr()},
+      kTorchThreads);
+  return {grad_qkv, grad_table, grad_bias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(hifuse_fast, m) {
+  m.def(
+      "window_attention(Tensor qkv, Tensor bias_table, Tensor? qkv_bias, int num_heads, int window_size, int shift_size, "
+      "float scale) -> Tensor");
+  m.def(
+      "window_attention_backward(Tensor grad, Tensor qkv, Tensor bias_table, Tensor? qkv_bias, int num_heads, int window_size, "
+      "int shift_size, float scale) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
+  m.impl("window_attention", TORCH_BOX(&window_attention));
+  m.impl("window_attention_backward", TORCH_BOX(&window_attention_backward));
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build information and the choice of instruction set; importing it registers the ops of hifuse_fast.";
+  m.def("build_info", [] { return std::map<std::string, std::string>{HIFUSE_BUILD_INFO}; });
+  m.def("compiled_isas", &hifuse::isa::compiled, "Instruction sets in this library, slowest first.");
+  m.def("usable_isas", &hifuse::isa::usable, "Those of them that this CPU and operating system run.");
+  m.def("isa", &hifuse::isa::current, "The instruction set in use.");
+  m.def("select_isa", &hifuse::isa::select, pybind11::arg("name"),
+        "Use another usable instruction set from now on, in tests and benchmarks; ValueError for one that is not usable.");
+}

@@ -1,0 +1,123 @@
+// Element types as they lie in memory, widened to the type of the arithmetic and narrowed back (round to nearest even).
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "cpu/vec.h"
+
+namespace hifuse {
+inline namespace HIFUSE_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class Stored>
+struct Arithmetic {
+  using Type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using Type = double;
+};
+
+inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float from_bits(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float widen(float value) { return value; }
+inline double widen(double value) { return value; }
+inline float widen(BFloat16 value) { return from_bits(static_cast<uint32_t>(value.bits) << 16); }
+
+inline float widen(Float16 value) {
+#if defined(__F16C__)
+  return _cvtsh_ss(value.bits);
+#else
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
+  const uint32_t magnitude = value.bits & 0x7fff;
+  if (magnitude >= 0x7c00) return from_bits(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);  // infinity, NaN
+  // Place the bits in a float whose exponent is 112 too small; the product makes subnormals right too.
+  return from_bits(sign | to_bits(from_bits(magnitude << 13) * 0x1p112f));
+#endif
+}
+
+inline void narrow(float value, float& to) { to = value; }
+inline void narrow(double value, double& to) { to = value; }
+
+inline void narrow(float value, BFloat16& to) {
+  const uint32_t bits = to_bits(value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+inline void narrow(float value, Float16& to) {
+#if defined(__F16C__)
+  to.bits = static_cast<uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT));
+#else
+  const uint32_t bits = to_bits(value);
+  const uint32_t sign = bits >> 16 & 0x8000;
+  const uint32_t magnitude = bits & 0x7fffffff;
+  uint32_t half;
+  if (magnitude > 0x7f800000) {
+    half = 0x7e00;  // NaN
+  } else if (magnitude >= 0x477ff000) {
+    half = 0x7c00;  // rounds past the largest, 65504
+  } else if (magnitude < 0x38800000) {
+    // Subnormal: adding 1/2 lets the float unit round to multiples of 2^-24, which then are the low bits.
+    half = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000;
+  } else {
+    half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  }
+  to.bits = static_cast<uint16_t>(sign | half);
+#endif
+}
+
+// Rows of elements. The compiler vectorises the plain loops; float16 needs its own instructions.
+template <class Stored, class T>
+inline void widen_row(const Stored* from, T* to, int64_t count) {
+  int64_t i = 0;
+  if constexpr (std::is_same_v<Stored, T>)
+    for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load(from + i));
+#if defined(__F16C__)
+  if constexpr (std::is_same_v<Stored, Float16>)
+    for (; i + 8 <= count; i += 8)
+      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+#endif
+  for (; i < count; ++i) to[i] = widen(from[i]);
+}
+
+template <class T, class Stored>
+inline void narrow_row(const T* from, T factor, Stored* to, int64_t count) {
+  int64_t i = 0;
+  if constexpr (std::is_same_v<Stored, T>)
+    for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load(from + i) * factor);
+#if defined(__F16C__)
+  if constexpr (std::is_same_v<Stored, Float16>)
+    for (; i + 8 <= count; i += 8) {
+      const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(from + i), _mm256_set1_ps(factor));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(scaled, _MM_FROUND_TO_NEAREST_INT));
+    }
+#endif
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<Stored, BFloat16>)
+    for (; i + 16 <= count; i += 16) {
+      const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(from + i), _mm512_set1_ps(factor));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), (__m256i)_mm512_cvtneps_pbh(scaled));
+    }
+#endif
+  for (; i < count; ++i) narrow(from[i] * factor, to[i]);
+}
+
+}  // namespace HIFUSE_ISA
+}  // namespace hifuse

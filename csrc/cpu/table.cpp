@@ -1,0 +1,15 @@
+// The kernels of one instruction set; compiled once per set, like every kernel file.
+#include "cpu/kernels.h"
+#include "cpu/window_attention.h"
+
+namespace hifuse {
+inline namespace HIFUSE_ISA {
+
+extern const KernelTable table;
+const KernelTable table = {
+    .window_attention_forward = &window_attention_forward,
+    .window_attention_backward = &window_attention_backward,
+};
+
+}  // namespace HIFUSE_ISA
+}  // namespace hifuse

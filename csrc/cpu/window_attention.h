@@ -1,0 +1,187 @@
+// Shifted-window attention over an un-partitioned map. What forward and backward share: the sizes, the tokens of a window, and
+// packing one head of it into dense rows.
+//
+// A task is one window of one head: about 49 x 32 elements of q, k and v, which together with the weights fit in L1.
+// Everything between packing and unpacking is dense arithmetic in the type T, whatever the map is stored in.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+#include "cpu/storage.h"
+#include "geometry.h"
+
+namespace hifuse {
+inline namespace HIFUSE_ISA {
+
+void window_attention_forward(const WindowAttentionForward&, const Parallel&);
+void window_attention_backward(const WindowAttentionBackward&, const Parallel&);
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kMask = -100.0;  // additive, as the official code has it
+
+inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+// Scores are kept in units of log2, so that softmax needs no multiplication before its 2^x.
+template <class T>
+struct WindowSizes {
+  explicit WindowSizes(const WindowAttentionShape& shape)
+      : grid(shape.height, shape.width, shape.window_size, shape.shift_size),
+        window(shape.window_size),
+        tokens(grid.tokens()),
+        keys(round_up(tokens, kLanes<T>)),
+        head_dim(shape.head_dim),
+        dim(round_up(shape.head_dim, kLanes<T>)),
+        table_rows((2 * window - 1) * (2 * window - 1)),
+        log2_scale(static_cast<T>(shape.scale * kLog2E)) {}
+
+  WindowGrid grid;
+  int64_t window;
+  int64_t tokens;      // N
+  int64_t keys;        // N, padded to whole vectors: length of a row of scores
+  int64_t head_dim;
+  int64_t dim;         // head_dim, padded: length of a row of q, k, v
+  int64_t table_rows;  // (2M-1)^2
+  T log2_scale;        // of q.k
+};
+
+// One window of one image.
+struct Place {
+  int64_t image;
+  int64_t row;
+  int64_t column;
+};
+
+template <class T>
+inline Place place_of(const WindowSizes<T>& sizes, int64_t window_index) {
+  const int64_t columns = sizes.grid.columns.windows, windows = sizes.grid.windows();
+  return {window_index / windows, window_index % windows / columns, window_index % columns};
+}
+
+constexpr int64_t kPadded = -1;
+
+// offsets[token] = where its first channel lies in the map, in elements, or kPadded.
+template <class T, class Pointer>
+inline void locate(const WindowSizes<T>& sizes, const Place& place, const Map<Pointer>& map, int64_t* offsets) {
+  const Axis& rows = sizes.grid.rows;
+  const Axis& columns = sizes.grid.columns;
+  for (int64_t y = 0; y < sizes.window; ++y) {
+    const int64_t row = rows.source(place.row * sizes.window + y);
+    const int64_t start = place.image * map.batch_stride + row * map.row_stride;
+    for (int64_t x = 0; x < sizes.window; ++x) {
+      const int64_t column = columns.source(place.column * sizes.window + x);
+      const bool inside = row < rows.length && column < columns.length;
+      *offsets++ = inside ? start + column * map.column_stride : kPadded;
+    }
+  }
+}
+
+// regions[token], as numbers that vectors compare.
+template <class T>
+inline void mark_regions(const WindowSizes<T>& sizes, const Place& place, T* regions) {
+  for (int64_t y = 0; y < sizes.window; ++y)
+    for (int64_t x = 0; x < sizes.window; ++x)
+      *regions++ = static_cast<T>(3 * sizes.grid.rows.region(place.row * sizes.window + y) +
+                                  sizes.grid.columns.region(place.column * sizes.window + x));
+}
+
+// rows[i, 0:head_dim] = the channels from `channel` on of the `count` tokens at `offsets`; of `padding` (or 0) for a padded one.
+template <class Stored, class T>
+inline void pack(const WindowSizes<T>& sizes, const void* map, const int64_t* offsets, int64_t count, int64_t channel,
+                 const T* padding, T* rows) {
+  for (int64_t i = 0; i < count; ++i) {
+    T* const row = rows + i * sizes.dim;
+    if (offsets[i] != kPadded)
+      widen_row(static_cast<const Stored*>(map) + offsets[i] + channel, row, sizes.head_dim);
+    else
+      for (int64_t d = 0; d < sizes.head_dim; ++d) row[d] = padding ? padding[channel + d] : T(0);
+  }
+}
+
+// Ask for the lines that `pack` will read.
+template <class Stored, class T>
+inline void prefetch(const WindowSizes<T>& sizes, const void* map, const int64_t* offsets, int64_t count, int64_t channel) {
+  constexpr int64_t kLine = 64 / sizeof(Stored);
+  for (int64_t i = 0; i < count; ++i) {
+    if (offsets[i] == kPadded) continue;
+    const Stored* const row = static_cast<const Stored*>(map) + offsets[i] + channel;
+    for (int64_t d = 0; d < sizes.head_dim; d += kLine) __builtin_prefetch(row + d);
+  }
+}
+
+// columns[d, i] = rows[i, d] for as many rows as a vector is wide; columns are `keys` long.
+template <class T>
+inline void transpose(const WindowSizes<T>& sizes, const T* rows, T* columns) {
+  for (int64_t d = 0; d < sizes.dim; d += kLanes<T>)
+    transpose_square(rows + d, sizes.dim, columns + d * sizes.keys, sizes.keys);
+}
+
+// The position bias of one head, [tokens, keys] in log2 units, expanded from the table when the head changes.
+template <class T>
+class Bias {
+ public:
+  Bias(const WindowSizes<T>& sizes, const T* table, int64_t num_heads)
+      : sizes_(sizes),
+        table_(table),
+        num_heads_(num_heads),
+        turned_(scratch_.template take<T>(sizes.table_rows + kLanes<T>)),
+        bias_(scratch_.template take<T>(sizes.tokens * sizes.keys + kLanes<T>)) {}
+
+  const T* of_head(int64_t head) {
+    if (head != head_) expand(head);
+    head_ = head;
+    return bias_;
+  }
+
+ private:
+  // The rows of the table are turned round first: then the keys of one key row lie side by side. They are copied by whole
+  // vectors, each of which overwrites what the one before it wrote too much.
+  void expand(int64_t head) {
+    for (int64_t r = 0; r < sizes_.table_rows; ++r)
+      turned_[sizes_.table_rows - 1 - r] = static_cast<T>(kLog2E) * table_[r * num_heads_ + head];
+    for (int64_t query = 0; query < sizes_.tokens; ++query) {
+      T* const row = bias_ + query * sizes_.keys;
+      for (int64_t key_row = 0; key_row < sizes_.window; ++key_row) {
+        const T* const from = turned_ + sizes_.table_rows - 1 - bias_row(sizes_.window, query, key_row);
+        T* const to = row + key_row * sizes_.window;
+        for (int64_t x = 0; x < sizes_.window; x += kLanes<T>) store(to + x, load(from + x));
+      }
+    }
+    for (int64_t query = 0; query < sizes_.tokens; ++query)
+      for (int64_t key = sizes_.tokens; key < sizes_.keys; ++key) bias_[query * sizes_.keys + key] = kNoKey;
+  }
+
+  static constexpr T kNoKey = T(-1e30);  // for the keys that only fill the vector
+
+  const WindowSizes<T>& sizes_;
+  const T* table_;
+  int64_t num_heads_;
+  Scratch scratch_;
+  T* turned_;
+  T* bias_;
+  int64_t head_ = -1;
+};
+
+// scores = 2^(x - largest x) with x = scale q.k + bias + mask in log2 units; returns their sum. In: `scores` are q.k.
+// `regions` is null where the window is of one region. The scale comes here, not into k, because here it costs no rounding.
+template <class T>
+inline T softmax_row(const WindowSizes<T>& sizes, T* scores, const T* bias, const T* regions, int64_t query) {
+  const T scale = sizes.log2_scale;
+  Vec<T> top = splat(T(-3e38));
+  for (int64_t j = 0; j < sizes.keys; j += kLanes<T>) {
+    Vec<T> x = load(scores + j) * scale + load(bias + j);
+    if (regions) x += load(regions + j) == regions[query] ? Vec<T>{} : splat(T(kMask * kLog2E));
+    store(scores + j, x);
+    top = larger<T>(x, top);
+  }
+  const T shift = largest<T>(top);
+  Vec<T> total = {};
+  for (int64_t j = 0; j < sizes.keys; j += kLanes<T>) {
+    const Vec<T> weight = exp2_nonpositive(load(scores + j) - shift);
+    store(scores + j, weight);
+    total += weight;
+  }
+  return sum<T>(total);
+}
+
+}  // namespace HIFUSE_ISA
+}  // namespace hifuse

@@ -1,0 +1,139 @@
+// out = softmax(scale q k^T + bias + mask) v for every window and head, in place of the map.
+//
+// Per task: pack v, and k as columns; then a block of queries at a time: pack them, their scores against all keys, softmax,
+// times v, write. So q and the weights exist for seven queries only, and a task's 30 KB stay in L1.
+#include <utility>
+
+#include "cpu/window_attention.h"
+
+namespace hifuse {
+inline namespace HIFUSE_ISA {
+namespace {
+
+constexpr int64_t kGroup = 8;
+
+template <class Stored>
+class Forward {
+  using T = typename Arithmetic<Stored>::Type;
+
+ public:
+  explicit Forward(const WindowAttentionForward& args) : args_(args), sizes_(args.shape) {}
+
+  void run(const Parallel& parallel) const {
+    const int64_t tasks = args_.shape.batch * sizes_.grid.windows() * args_.shape.num_heads;
+    parallel(tasks, 1, [this](int64_t begin, int64_t end) { run_tasks(begin, end); });
+  }
+
+ private:
+  struct Window {
+    int64_t* in;    // offsets of the tokens in qkv
+    int64_t* next;  // and those of the next task, which begin at next_channel
+    int64_t next_channel;
+    int64_t* out;   // offsets of the tokens in out
+    T* regions;    // [keys], or null where the window is of one region
+    T* v;          // [tokens, dim]
+    T* k_columns;  // [dim, keys]
+    T* rows;       // [kBlockRows or kLanes, dim]: of k, of q, then of the output
+    T* scores;     // [kBlockRows, keys]
+  };
+
+  Window allocate(Scratch& scratch) const {
+    const int64_t n = sizes_.tokens, keys = sizes_.keys, dim = sizes_.dim;
+    const auto take = [&](int64_t count) { return scratch.take<T>(count); };
+    const auto offsets = [&] { return scratch.take<int64_t>(n); };
+    return {offsets(), offsets(), 0, offsets(), take(keys), take(n * dim), take(dim * keys),
+            take((kBlockRows > kLanes<T> ? kBlockRows : kLanes<T>) * dim), take(kBlockRows * keys)};
+  }
+
+  struct Task {
+    int64_t window;
+    int64_t head;
+  };
+
+  // Tasks are ordered (group of windows, head, window of the group): a head's bias is expanded once for a group and stays in
+  // the cache, and the heads of a window, which share its pages of memory, come soon after one another.
+  Task task_at(int64_t task) const {
+    const int64_t heads = args_.shape.num_heads, windows = args_.shape.batch * sizes_.grid.windows();
+    const int64_t first = task / (kGroup * heads) * kGroup;
+    const int64_t group = windows - first < kGroup ? windows - first : kGroup;
+    const int64_t within = task - first * heads;
+    return {first + within % group, within / group};
+  }
+
+  void run_tasks(int64_t begin, int64_t end) const {
+    Scratch scratch;
+    const Window all = allocate(scratch);
+    Window w = all;
+    Bias<T> bias(sizes_, static_cast<const T*>(args_.bias_table), args_.shape.num_heads);
+    locate(sizes_, place_of(sizes_, task_at(begin).window), args_.qkv, w.next);
+    for (int64_t i = begin; i < end; ++i) {
+      const Task task = task_at(i), next = task_at(i + 1 < end ? i + 1 : i);
+      const Place place = place_of(sizes_, task.window);
+      std::swap(w.in, w.next);
+      locate(sizes_, place_of(sizes_, next.window), args_.qkv, w.next);
+      locate(sizes_, place, args_.out, w.out);
+      w.next_channel = next.head * sizes_.head_dim;
+      w.regions = nullptr;
+      if (sizes_.grid.mixed(place.row, place.column)) mark_regions(sizes_, place, w.regions = all.regions);
+      attend(task.head, bias.of_head(task.head), w);
+    }
+  }
+
+  void attend(int64_t head, const T* bias, const Window& w) const {
+    const int64_t channels = args_.shape.num_heads * sizes_.head_dim;
+    const int64_t channel = head * sizes_.head_dim;
+    const T* const padding = static_cast<const T*>(args_.qkv_bias);
+    pack_columns(channels + channel, padding, w);
+    pack<Stored>(sizes_, args_.qkv.data, w.in, sizes_.tokens, 2 * channels + channel, padding, w.v);
+    for (int64_t first = 0; first < sizes_.tokens; first += kBlockRows) {
+      const int64_t rows = sizes_.tokens - first < kBlockRows ? sizes_.tokens - first : kBlockRows;
+      pack<Stored>(sizes_, args_.qkv.data, w.in + first, rows, channel, padding, w.rows);
+      for (int64_t part = 0; part < 3; ++part)
+        prefetch<Stored>(sizes_, args_.qkv.data, w.next + first, rows, part * channels + w.next_channel);
+      attend_rows(first, rows, bias, w);
+      for (int64_t r = 0; r < rows; ++r)
+        if (w.out[first + r] != kPadded)
+          narrow_row(w.rows + r * sizes_.dim, T(1), static_cast<Stored*>(args_.out.data) + w.out[first + r] + channel,
+                     sizes_.head_dim);
+    }
+  }
+
+  // k as columns, a vector's width of tokens at a time; tokens that only fill the vector are zeros.
+  void pack_columns(int64_t channel, const T* padding, const Window& w) const {
+    for (int64_t first = 0; first < sizes_.tokens; first += kLanes<T>) {
+      const int64_t count = sizes_.tokens - first < kLanes<T> ? sizes_.tokens - first : kLanes<T>;
+      pack<Stored>(sizes_, args_.qkv.data, w.in + first, count, channel, padding, w.rows);
+      for (int64_t i = count * sizes_.dim; i < kLanes<T> * sizes_.dim; ++i) w.rows[i] = 0;
+      transpose(sizes_, w.rows, w.k_columns + first);
+    }
+  }
+
+  // rows: in, a block of q; out, the same block of the output.
+  void attend_rows(int64_t first, int64_t rows, const T* bias, const Window& w) const {
+    const int64_t keys = sizes_.keys, dim = sizes_.dim;
+    gemm<T>(rows, keys, sizes_.head_dim, {w.rows, dim, 1}, w.k_columns, keys, w.scores, keys);
+    T inverses[kBlockRows];
+    for (int64_t r = 0; r < rows; ++r)
+      inverses[r] = 1 / softmax_row(sizes_, w.scores + r * keys, bias + (first + r) * keys, w.regions, first + r);
+    gemm<T>(rows, dim, sizes_.tokens, {w.scores, keys, 1}, w.v, dim, w.rows, dim);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t d = 0; d < dim; d += kLanes<T>) store(w.rows + r * dim + d, load(w.rows + r * dim + d) * inverses[r]);
+  }
+
+  const WindowAttentionForward& args_;
+  WindowSizes<T> sizes_;
+};
+
+}  // namespace
+
+void window_attention_forward(const WindowAttentionForward& args, const Parallel& parallel) {
+  switch (args.shape.dtype) {
+    case DType::float32: return Forward<float>(args).run(parallel);
+    case DType::bfloat16: return Forward<BFloat16>(args).run(parallel);
+    case DType::float16: return Forward<Float16>(args).run(parallel);
+    case DType::float64: return Forward<double>(args).run(parallel);
+  }
+}
+
+}  // namespace HIFUSE_ISA
+}  // namespace hifuse
