@@ -3,12 +3,20 @@
 from hifuse_fast import ops
 from hifuse_fast.backends import BackendError, Info, info, use_backend
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, InvertedMLP, LocalBlock, PatchMerging, WindowAttention
+from hifuse_fast.checkpoints import (
+    CheckpointError,
+    create_model_from_checkpoint,
+    describe_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from hifuse_fast.model import HiFuse, HiFuseFeatures, StageMaps, create_model, list_models
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "CheckpointError",
     "GlobalBlock",
     "HFFBlock",
     "HiFuse",
@@ -20,8 +28,12 @@ __all__ = [
     "StageMaps",
     "WindowAttention",
     "create_model",
+    "create_model_from_checkpoint",
+    "describe_checkpoint",
     "info",
     "list_models",
+    "load_checkpoint",
     "ops",
+    "save_checkpoint",
     "use_backend",
 ]

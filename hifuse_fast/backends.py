@@ -58,7 +58,8 @@ def use_backend(backend: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace a ContextVar: it keeps the backend it was compiled under
+# torch.compile cannot trace a ContextVar; so compiled code keeps the backend it was compiled under.
+@torch.compiler.assume_constant_result  # type: ignore[misc, untyped-decorator, unused-ignore]
 def current_backend() -> str:
     """The backend that `use_backend` set for this thread, "auto" where none did."""
     return _chosen.get()

@@ -328,7 +328,7 @@ class FeatureInfo(NamedTuple):
         return [each["reduction"] for each in self.info]
 
 
-_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "hifuse_tiny": {"depths": (2, 2, 2, 2)},
     "hifuse_small": {"depths": (2, 2, 6, 2)},
     "hifuse_base": {"depths": (2, 2, 18, 2)},
@@ -337,7 +337,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 def list_models() -> list[str]:
     """The names that `create_model` knows."""
-    return list(_SIZES)
+    return list(SIZES)
 
 
 def create_model(
@@ -373,7 +373,7 @@ def create_model(
     if num_classes is not None:
         options["num_classes"] = num_classes
     with torch.device(device) if device is not None else contextlib.nullcontext():
-        model = network(**{**_SIZES[name], **options})
+        model = network(**{**SIZES[name], **options})
     return model.to(dtype=dtype)
 
 
