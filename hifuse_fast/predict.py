@@ -109,6 +109,8 @@ def predict(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    if not classes:
+        raise ValueError("classes must not be empty: a network without a classifier (num_classes=0) predicts nothing")
     if model.training:
         raise ValueError("model must be in eval mode: call model.eval() first")
     load = partial(_load, preprocess=preprocess, max_pixels=max_pixels)

@@ -136,6 +136,7 @@ def test_pixel_limit_reaches_the_reader(tmp_path):
         ({"workers": 0}, "workers must be at least 1, got 0"),
         ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
         ({"dtype": torch.float64}, "dtype must be one of float32, bfloat16, float16"),
+        ({"classes": []}, "classes must not be empty"),
         ({"model": MeanColour().train()}, "model must be in eval mode"),
     ],
 )

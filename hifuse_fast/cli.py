@@ -1,0 +1,260 @@
+"""The command line: `hifuse-fast predict | bench | info`. A thin layer: options in, one clear line out when they do not fit.
+
+Exit codes: 0 done; 1 done, but some images could not be read or, of `bench`, an output was wrong; 2 wrong usage or input;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import hifuse_fast
+from hifuse_fast import backends, images, predict
+from hifuse_fast.checkpoints import create_model_from_checkpoint, describe_checkpoint
+
+_BAD_IMAGES, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
+_PATH = click.Path(path_type=Path)
+_RGB = (float, float, float)
+_DTYPE = click.Choice(list(predict.DTYPES))
+
+
+class _InputError(click.ClickException):
+    exit_code = _BAD_INPUT
+
+
+class _Commands(click.Group):
+    """Turns the errors that tell of bad input into one line on stderr; any other error is a defect and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted: nothing was written.", err=True)
+            ctx.exit(_INTERRUPTED)
+        except (ValueError, OSError, hifuse_fast.BackendError, torch.OutOfMemoryError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head` is no error
+                raise
+            raise _InputError(_one_line(str(error))) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(hifuse_fast.__version__, prog_name="hifuse-fast")
+def main() -> None:
+    """HiFuse for medical image classification, fast on CPUs and GPUs."""
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def info(as_json: bool) -> None:
+    """Show what this machine has, what was built, and which backend serves what, or why it does not."""
+    found = hifuse_fast.info()
+    click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else str(found))
+
+
+@main.command("predict")
+@click.argument("paths", nargs=-1, required=True, type=_PATH)
+@click.option("--checkpoint", required=True, type=_PATH, help="Weights: .pth of the official code, or .safetensors.")
+@click.option("--classes", type=_PATH, help="Names: the official class_indices.json, or text with a name per line.")
+@click.option("--output", "-o", type=_PATH, help="File to write, .csv or .json.  [default: CSV on stdout]")
+@click.option("--format", "file_format", type=click.Choice(["csv", "json"]), help="[default: by the suffix of --output]")
+@click.option("--model", type=click.Choice(hifuse_fast.list_models()), help="[default: what the checkpoint holds]")
+@click.option("--channel-gate", type=click.Choice(["sigmoid", "double_sigmoid"]), default="sigmoid", show_default=True,
+              help="double_sigmoid for official checkpoints from before 2024-01-16.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--dtype", type=_DTYPE, default="float32", show_default=True)
+@click.option("--backend", type=click.Choice(backends.BACKENDS), default="auto", show_default=True)
+@click.option("--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side of the centre crop.")
+@click.option("--resize", type=click.IntRange(1), help="Shorter side before the crop.  [default: 256 / 224 of --image-size]")
+@click.option("--mean", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1].")
+@click.option("--std", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1].")
+@click.option("--max-pixels", type=click.IntRange(1), default=images.MAX_PIXELS, show_default=True,
+              help="Larger images are not decoded.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode images.")
+@click.pass_context
+def predict_command(
+    ctx: click.Context,
+    *,
+    paths: tuple[Path, ...],
+    checkpoint: Path,
+    classes: Path | None,
+    output: Path | None,
+    file_format: str | None,
+    model: str | None,
+    channel_gate: str,
+    batch_size: int,
+    device: str,
+    dtype: str,
+    backend: str,
+    image_size: int,
+    resize: int | None,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    max_pixels: int,
+    workers: int,
+) -> None:
+    """Classify images: files, and folders with everything below them.
+
+    An image that cannot be read is named on stderr and has its error in the results; the others are not lost, and the exit code
+    is 1.
+    """
+    files = _list(paths)
+    preprocess = images.Preprocess(image_size, resize or round(image_size * 256 / 224), mean, std)
+    as_json = _file_format(output, file_format) == "json"
+    on = _device(device)
+    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, one for the whole process, follows the user's
+    warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
+    failed: list[Path] = []
+    with _writing(output) as file, hifuse_fast.use_backend(backend), _progress(len(files), output) as on_progress:
+        network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=predict.DTYPES[dtype])
+        found = _check_model(model, network, checkpoint)
+        names = predict.load_classes(classes, network.num_classes)
+        rows = predict.predict(
+            files, network, preprocess, names, batch_size=batch_size, device=on, dtype=predict.DTYPES[dtype], workers=workers,
+            max_pixels=max_pixels, on_progress=on_progress,
+        )  # fmt: skip
+        rows = _name_failures(rows, failed)
+        if as_json:
+            header = {
+                "hifuse_fast": hifuse_fast.__version__,
+                "torch": torch.__version__,
+                "checkpoint": str(checkpoint),
+                "model": {**found, "channel_gate": channel_gate},
+                "preprocess": dataclasses.asdict(preprocess),
+                "device": str(on),
+                "dtype": dtype,
+                "backend": backend,
+            }
+            predict.write_json(file, rows, names, header)
+        else:
+            predict.write_csv(file, rows, names)
+    if failed:
+        click.echo(f"{len(failed)} of {len(files)} images could not be used; the results of the others are complete.", err=True)
+        ctx.exit(_BAD_IMAGES)
+
+
+def _check_model(name: str | None, network: hifuse_fast.HiFuse, checkpoint: Path) -> dict[str, Any]:
+    """The options of the network; ValueError where it is not the one that the user named."""
+    found = describe_checkpoint(network.state_dict())
+    if name is not None:
+        named = describe_checkpoint(hifuse_fast.create_model(name, device="meta").state_dict())
+        for option in ("dims", "depths", "conv_depths"):
+            if found[option] != named[option]:
+                raise ValueError(f"checkpoint {checkpoint} is no {name}: its {option} are {found[option]}, not {named[option]}")
+    return found
+
+
+@main.command()
+@click.option("--model", type=click.Choice(hifuse_fast.list_models()), default="hifuse_small", show_default=True)
+@click.option("--images", "folder", type=_PATH, help="Folder of your own images, besides the samples of scikit-image.")
+@click.option("--batch-size", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(list(predict.DTYPES)), multiple=True, default=("float32", "bfloat16"), show_default=True
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), multiple=True, help="[default: every one that is there]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
+@click.option("--seconds", type=click.FloatRange(0), default=150.0, show_default=True, help="Time to measure, in all.")
+@click.option("--results", type=_PATH, default=Path("benchmarks/results"), show_default=True, help="Folder for table and plot.")
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    *,
+    model: str,
+    folder: Path | None,
+    batch_size: tuple[int, ...],
+    dtype: tuple[str, ...],
+    device: tuple[str, ...],
+    threads: int | None,
+    seconds: float,
+    results: Path,
+) -> None:
+    """Measure the fast network against the reference on real images, outputs checked.
+
+    --batch-size, --dtype and --device may be given several times; every combination is measured.
+    """
+    from hifuse_fast.bench import network
+
+    code = network.run(
+        model, results=results, images=folder, batch_sizes=batch_size, dtypes=dtype, devices=device or None, threads=threads,
+        budget_s=seconds,
+    )  # fmt: skip
+    ctx.exit(code)
+
+
+def _list(paths: tuple[Path, ...]) -> list[Path]:
+    files = images.list_images(paths)
+    if not files:
+        raise ValueError(f"no images in {', '.join(map(str, paths))}: looked for {' '.join(sorted(images.SUFFIXES))}")
+    return files
+
+
+def _file_format(output: Path | None, file_format: str | None) -> str:
+    suffix = "csv" if output is None else output.suffix.lower().removeprefix(".")
+    file_format = file_format or suffix
+    if file_format not in ("csv", "json"):
+        raise ValueError(f"output must end in .csv or .json, or --format must say which of the two it is; got {output}")
+    return file_format
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _writing(output: Path | None) -> AbstractContextManager[TextIO]:
+    if output is not None:
+        return predict.replacing(output)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as in `replacing`
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    return nullcontext(sys.stdout)
+
+
+@contextmanager
+def _progress(total: int, output: Path | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where that is a terminal and the results do not go to one too; yields the function that moves it."""
+    console = Console(stderr=True)
+    shown = console.is_terminal and (output is not None or not sys.stdout.isatty())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not shown, redirect_stdout=False) as progress:
+        task = progress.add_task("images", total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _name_failures(rows: Iterator[predict.Row], failed: list[Path]) -> Iterator[predict.Row]:
+    """The rows as they come; one with an error is named on stderr and its file noted in `failed`."""
+    for row in rows:
+        if row.error is not None:
+            failed.append(row.path)
+            click.echo(_one_line(f"{row.path}: {row.error}"), err=True)
+        yield row
+
+
+def _one_line(text: str) -> str:
+    """`text` on one line, with what a terminal would not print, or obey, written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.splitlines()))
+
+
+if __name__ == "__main__":
+    main()
