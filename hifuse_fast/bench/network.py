@@ -44,7 +44,7 @@ def backend_engine(backend: str) -> Engine:
 
 
 #: The engines in the order of the table. The first is what the others are compared with. Each gets the same network.
-ENGINES: dict[str, Engine] = {"reference eager": backend_engine("reference"), "hifuse_fast": backend_engine("auto")}
+ENGINES: dict[str, Engine] = {"reference": backend_engine("reference"), "hifuse_fast": backend_engine("auto")}
 
 
 def run(
@@ -154,27 +154,18 @@ def measure(
         memory = {name: machine.peak_memory(call, device) for name, call in calls.items()}
         bar.step(f"{device.type} {dtype}, batch {batch}: times")
         timings = _time(calls, device, bar)
-        reference = timings.get(next(iter(engines)))
-        least = 2.0 * subject.multiply_adds * batch / peak
+        flop = 2.0 * subject.multiply_adds * batch
+        common: dict[str, Any] = {
+            **asdict(machine.conditions(device)),
+            **{"suite": "network", "case": subject.model, "dtype": dtype, "batch": batch, "mode": "inference", "per": "image"},
+        }
         for name, check in checks.items():
-            mib = memory.get(name)
-            found.append(
-                Row(
-                    **asdict(machine.conditions(device)),
-                    suite="network",
-                    case=subject.model,
-                    engine=name,
-                    dtype=dtype,
-                    batch=batch,
-                    mode="inference",
-                    per="image",
-                    **_figures(timings.get(name), reference, batch=batch, flop=least * peak, least=least),
-                    gb_per_s=None,
-                    peak_mib=None if mib is None else weights_mib + mib,
-                    error=check.error,
-                    note=check.note,
-                )  # fmt: skip
+            figures = rows.figures(
+                timings.get(name), timings.get(next(iter(engines))), batch=batch, calls=batch, flop=flop, floor_s=flop / peak
             )
+            rise = memory.get(name)
+            mib = None if rise is None else weights_mib + rise
+            found.append(Row(**common, **figures, engine=name, peak_mib=mib, error=check.error, note=check.note))
     return found
 
 
@@ -182,18 +173,6 @@ def _time(calls: Mapping[str, Callable[[], Tensor]], device: torch.device, bar: 
     if not calls:  # all of them wrong
         return {}
     return timing.interleave(calls, budget_s=bar.budget_s, synchronize=machine.synchronize(device), on_round=bar.fraction)
-
-
-def _figures(
-    timed: timing.Timing | None, reference: timing.Timing | None, *, batch: int, flop: float, least: float
-) -> dict[str, float | None]:
-    """The columns that follow from the time of a call: all None where there is none."""
-    names = ("ms_p20", "ms_p50", "ms_p80", "images_per_s", "gflop_per_s", "ratio", "floor_share")
-    if timed is None:
-        return dict.fromkeys(names)
-    an_image = [1e3 * seconds / batch for seconds in (timed.p20, timed.p50, timed.p80)]
-    ratio = reference.p50 / timed.p50 if reference else None
-    return dict(zip(names, (*an_image, batch / timed.p50, flop / timed.p50 / 1e9, ratio, least / timed.p50), strict=True))
 
 
 @dataclass(frozen=True)
@@ -227,7 +206,8 @@ def _report(console: Console, new: list[Row], file: Path | None) -> None:
         f"{table.describe(new[0])}. Error: largest of the logits' against float64. Floor: the network's multiply-adds at the "
         "rate of the best matrix product of this run. Peak: weights and what the call adds."
     )
-    console.print(table.terminal(new, table.NETWORK, f"{new[0].case}, inference, 224 x 224", caption))
+    shown = table.terminal(new, table.NETWORK, f"{new[0].case}, inference, 224 x 224", caption)
+    console.print(shown, width=None if console.is_terminal else table.LOG_WIDTH)
     if file is None:
         return
     rows.update(file, new)

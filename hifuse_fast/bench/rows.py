@@ -9,6 +9,9 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from hifuse_fast.bench.timing import Timing
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,38 @@ class Row(Conditions):
     def key(self) -> tuple[str, str, str, str, int, str, int]:
         """What a newer row must share with an older one to replace it (both are of one device)."""
         return (self.suite, self.case, self.engine, self.dtype, self.batch, self.mode, self.threads)
+
+
+def figures(
+    timed: Timing | None,
+    reference: Timing | None,
+    *,
+    batch: int,
+    calls: int,
+    flop: float,
+    floor_s: float,
+    moved: float | None = None,
+) -> dict[str, Any]:
+    """The columns of a Row that follow from the time of a call, all None where there is none.
+
+    Args:
+        timed: of this engine; None where its output was wrong.
+        reference: of the engine that `ratio` is over, or None.
+        batch: images in a call.
+        calls: what a call is divided by for the milliseconds: `batch` where they are per image, 1 where they are per call.
+        flop: floating-point operations of a call.
+        floor_s: the least seconds that a call can take.
+        moved: bytes that a call must move, or None.
+    """
+    names = ("ms_p20", "ms_p50", "ms_p80", "images_per_s", "gflop_per_s", "gb_per_s", "ratio", "floor_share")
+    if timed is None:
+        return dict.fromkeys(names)
+    seconds = timed.p50
+    milliseconds = [1e3 * quantile / calls for quantile in (timed.p20, timed.p50, timed.p80)]
+    gb_per_s = None if moved is None else moved / seconds / 1e9
+    ratio = None if reference is None else reference.p50 / seconds
+    rates = (batch / seconds, flop / seconds / 1e9, gb_per_s, ratio, floor_s / seconds)
+    return dict(zip(names, (*milliseconds, *rates), strict=True))
 
 
 COLUMNS = tuple(field.name for field in fields(Row))

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from hifuse_fast.bench.rows import Conditions, Row
 
+LOG_WIDTH = 128  #: of a table that goes to a file or a pipe, which have no width
 Column = tuple[str, Callable[[Row], str]]
 
 
@@ -36,11 +37,11 @@ NETWORK: Sequence[Column] = (
     ("engine", lambda row: row.engine),
     ("dtype", lambda row: row.dtype),
     ("batch", lambda row: str(row.batch)),
-    ("ms/image p20/p50/p80", times),
+    ("ms/image\np20 / p50 / p80", times),
     ("images/s", lambda row: number(row.images_per_s)),
     ("ratio", lambda row: "-" if row.ratio is None else f"{row.ratio:.2f}x"),
-    ("peak MiB", lambda row: "-" if row.peak_mib is None else f"{row.peak_mib:.0f}"),
-    ("of floor", lambda row: share(row.floor_share)),
+    ("peak\nMiB", lambda row: "-" if row.peak_mib is None else f"{row.peak_mib:.0f}"),
+    ("of\nfloor", lambda row: share(row.floor_share)),
     ("error", lambda row: "-" if row.error is None else f"{row.error:.1e}"),
     ("note", lambda row: row.note),
 )
