@@ -90,7 +90,7 @@ def run(
     files = {name: results / f"{machine.device_slug(torch.device(name))}.csv" for name in devices} if results else {}
     for file in files.values():
         rows.read(file)  # a damaged one is found before the work
-    console = console or Console()
+    console = console or table.console()
     pixels = samples.load(max(batch_sizes), images)[1]
     cases = len(devices) * len(dtypes) * len(batch_sizes)
     with _settings(threads), _Bar(console, cases, budget_s) as bar:
@@ -206,8 +206,7 @@ def _report(console: Console, new: list[Row], file: Path | None) -> None:
         f"{table.describe(new[0])}. Error: largest of the logits' against float64. Floor: the network's multiply-adds at the "
         "rate of the best matrix product of this run. Peak: weights and what the call adds."
     )
-    shown = table.terminal(new, table.NETWORK, f"{new[0].case}, inference, 224 x 224", caption)
-    console.print(shown, width=None if console.is_terminal else table.LOG_WIDTH)
+    console.print(table.terminal(new, table.NETWORK, f"{new[0].case}, inference, 224 x 224", caption))
     if file is None:
         return
     rows.update(file, new)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from hifuse_fast.bench.rows import Conditions, Row
 
-LOG_WIDTH = 128  #: of a table that goes to a file or a pipe, which have no width
+_LOG_WIDTH = 128
 Column = tuple[str, Callable[[Row], str]]
+
+
+def console() -> Console:
+    """The terminal; wide where the output goes to a file or a pipe, which have no width."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=_LOG_WIDTH)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -1,0 +1,1 @@
+"""Benchmarks of single ops against their peers, and the generator of the pages' tables."""

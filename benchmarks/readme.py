@@ -1,0 +1,151 @@
+"""Rewrites the pages' tables from the committed rows: `python -m benchmarks.readme`, or `--check` to see that they are current.
+
+A page marks a block by `<!-- results:NAME -->` and `<!-- /results -->`, each on a line of its own; what is between them is
+replaced. NAME is one of `BLOCKS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+
+import click
+
+from hifuse_fast.bench import rows, table
+from hifuse_fast.bench.rows import Row
+
+PAGES = ("README.md", "docs/performance.md")
+RESULTS = "benchmarks/results"
+_BLOCK = re.compile(r"^(<!-- results:(\S+) -->\n)(.*?)^(<!-- /results -->)$", re.MULTILINE | re.DOTALL)
+
+
+def network(found: Sequence[Row]) -> str:
+    """Every row of the network bench, a table a device, model and run."""
+    return _tables([row for row in found if row.suite == "network"], _network_table)
+
+
+def window_attention(found: Sequence[Row]) -> str:
+    """Every case of the op, a line a case with the engines side by side."""
+    return _tables([row for row in found if row.suite == "window_attention"], _op_table)
+
+
+def window_attention_summary(found: Sequence[Row]) -> str:
+    """For each peer the worst, the median and the best case of the native kernel."""
+    return _tables([row for row in found if row.suite == "window_attention"], _op_summary)
+
+
+BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "network": network,
+    "window_attention": window_attention,
+    "window_attention_summary": window_attention_summary,
+}
+
+
+def _tables(found: Sequence[Row], make: Callable[[Sequence[Row]], str]) -> str:
+    """A table for each set of conditions, which stand under it."""
+    if not found:
+        return "Not measured yet.\n"
+    ordered = sorted(found, key=_run)  # stable: the rows of a run stay in their order
+    parts = []
+    for _, group in groupby(ordered, key=_run):
+        same = list(group)
+        parts.append(f"{make(same)}\n\n{table.describe(same[0])}.\n")
+    return "\n".join(parts)
+
+
+def _run(row: Row) -> tuple[str, str]:
+    """What the rows of one table have in common: the conditions as they are printed, and the model where there is one."""
+    return (table.describe(row), row.case if row.suite == "network" else "")
+
+
+def _network_table(found: Sequence[Row]) -> str:
+    columns = [("model", lambda row: row.case), *table.NETWORK]
+    head = [name.replace("\n", " ") for name, _ in columns]
+    return table.markdown(head, ([cell(row) for _, cell in columns] for row in found))
+
+
+def _cases(found: Sequence[Row]) -> dict[tuple[str, ...], dict[str, Row]]:
+    cases: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in found:
+        cases.setdefault((row.case, str(row.batch), row.dtype, row.mode), {})[row.engine] = row
+    return cases
+
+
+def _op_table(found: Sequence[Row]) -> str:
+    engines = list(dict.fromkeys(row.engine for row in found))
+    peers = [engine for engine in engines if engine != "native"]
+    body = []
+    for case, by_engine in _cases(found).items():
+        milliseconds = [table.number(by_engine[name].ms_p50) if name in by_engine else "-" for name in engines]
+        native = by_engine.get("native")
+        share = table.share(native.floor_share if native else None)
+        body.append([*case, *milliseconds, *(_ratio(by_engine.get(peer), native) for peer in peers), share])
+    head = ["case", "batch", "dtype", "mode", *(f"{name}, ms" for name in engines), *(f"native vs {peer}" for peer in peers)]
+    return table.markdown([*head, "native, of floor"], body)
+
+
+def _op_summary(found: Sequence[Row]) -> str:
+    ratios: dict[tuple[str, str, str], list[float]] = {}
+    for (_, _, dtype, mode), by_engine in _cases(found).items():
+        for peer, row in by_engine.items():
+            mine = by_engine.get("native")
+            if peer != "native" and mine and mine.ms_p50 and row.ms_p50:
+                ratios.setdefault((mode, dtype, peer), []).append(row.ms_p50 / mine.ms_p50)
+    head = ["mode", "dtype", "native against", "worst case", "median", "best case", "cases"]
+    body = [
+        [*key, *(f"{value:.2f}x" for value in (min(group), median(group), max(group))), str(len(group))]
+        for key, group in sorted(ratios.items())
+    ]
+    return table.markdown(head, body)
+
+
+def _ratio(peer: Row | None, native: Row | None) -> str:
+    if not (peer and native and peer.ms_p50 and native.ms_p50):
+        return "-"
+    return f"{peer.ms_p50 / native.ms_p50:.2f}x"
+
+
+def render(page: str, found: Sequence[Row]) -> str:
+    """The page with its blocks filled in.
+
+    Raises:
+        ValueError: a block of an unknown name, or without an end.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        begin, name, _, end = match.groups()
+        if name not in BLOCKS:
+            raise ValueError(f"results:{name} is no block; there are {', '.join(BLOCKS)}")
+        return f"{begin}\n{BLOCKS[name](found)}\n{end}"
+
+    marks = len(re.findall(r"^<!-- (?:results:\S+|/results) -->$", page, re.MULTILINE))
+    filled, count = _BLOCK.subn(fill, page)
+    if marks != 2 * count:
+        raise ValueError("a block needs <!-- results:NAME --> and <!-- /results -->, each on its own line")
+    return filled
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 when a page is stale.")
+@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path(), help="The checkout.")
+def main(*, check: bool, root: Path) -> None:
+    """Rewrite the tables of README.md and docs/performance.md from benchmarks/results/*.csv."""
+    try:
+        found = [row for file in sorted((root / RESULTS).glob("*.csv")) for row in rows.read(file)]
+        pages = {path: path.read_text(encoding="utf-8") for path in (root / name for name in PAGES) if path.exists()}
+        stale = {path: new for path, old in pages.items() if (new := render(old, found)) != old}
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if not check:
+        for path, text in stale.items():
+            path.write_text(text, encoding="utf-8")
+            click.echo(f"rewritten: {path}")
+    elif stale:
+        raise click.ClickException(f"stale: {', '.join(map(str, stale))}; run python -m benchmarks.readme")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""Window attention at HiFuse's four stage shapes against its peers: `python -m benchmarks.window_attention`.
+
+Engines, all from the same qkv [B, H, W, 3C] to the same [B, H, W, C]:
+
+- reference: the package's own definition, eager;
+- sdpa: F.scaled_dot_product_attention between partition and merge, with bias and shift mask added up to one tensor before the
+  timed call. With a backward pass the bias comes from the table inside the call: its gradient is wanted;
+- compile: torch.compile(fullgraph=True) of the reference, compiled for each case alone;
+- native: the compiled library.
+
+In each case they take turns, after their outputs (and gradients) were checked against float64 by the tolerance rule of
+`hifuse_fast.testing`; a wrong one is not timed. The floor is the larger of arithmetic (the two products, and in the backward
+the four that follow from them) over the best matrix product of this run, and bytes (each tensor once) over its copy rate.
+Softmax is not counted; maps that stay in the cache can beat a floor of memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+import hifuse_fast
+from hifuse_fast.bench import machine, rows, table, timing
+from hifuse_fast.bench.rows import Row
+from hifuse_fast.ops import window_attention
+from hifuse_fast.ops.window_attention import reference as definition
+from hifuse_fast.testing import errors, relative_error
+
+SUITE = "window_attention"
+WINDOW = 7
+STAGES = {1: (56, 96, 3), 2: (28, 192, 6), 3: (14, 384, 12), 4: (7, 768, 24)}  # side, channels, heads
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MODES = ("forward", "forward+backward")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape, dtype and mode."""
+
+    stage: int
+    shift: int
+    batch: int
+    dtype: str
+    mode: str
+
+    @property
+    def name(self) -> str:
+        """The shape as the results file names it."""
+        side, channels, heads = STAGES[self.stage]
+        return f"{side}x{side}x{channels} h{heads} shift {self.shift}"
+
+    @property
+    def flop(self) -> float:
+        """Operations: Q K^T and A V; in the backward dV, dA, dQ, dK. Two a multiply-add, no recomputation counted."""
+        side, channels, _ = STAGES[self.stage]
+        product = 2.0 * self.batch * side**2 * WINDOW**2 * channels
+        return product * (2 if self.mode == "forward" else 6)
+
+    @property
+    def moved(self) -> float:
+        """Bytes: qkv and out once; in the backward qkv, the gradients of out and qkv; the table each time."""
+        side, channels, heads = STAGES[self.stage]
+        pixel, entries = self.batch * side**2 * channels, (2 * WINDOW - 1) ** 2 * heads
+        elements = 4 * pixel + entries if self.mode == "forward" else 11 * pixel + 3 * entries
+        return float(elements * DTYPES[self.dtype].itemsize)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """qkv [B, H, W, 3C], table [(2M-1)^2, heads], the gradient of the output [B, H, W, C]."""
+
+    qkv: Tensor
+    table: Tensor
+    grad: Tensor
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """The same values in `dtype`, as leaves that want a gradient."""
+        qkv, bias_table = (x.detach().to(dtype).requires_grad_() for x in (self.qkv, self.table))
+        return Inputs(qkv, bias_table, self.grad.to(dtype))
+
+
+Function = Callable[[Tensor, Tensor], Tensor]
+Builder = Callable[[Case, Inputs], Function]
+
+
+def all_cases(stages: Iterable[int], batches: Iterable[int], shifts: Iterable[int] = (0, 3)) -> list[Case]:
+    """The cases of these stages and batch sizes in the order of the table."""
+    return [Case(*values) for values in itertools.product(stages, shifts, batches, DTYPES, MODES)]
+
+
+def make_inputs(case: Case, device: torch.device) -> Inputs:
+    """Seeded normal values, the table of the size that trained ones have."""
+    side, channels, heads = STAGES[case.stage]
+    generator = torch.Generator().manual_seed(case.stage)
+    qkv = torch.randn(case.batch, side, side, 3 * channels, generator=generator)
+    bias_table = 0.5 * torch.randn((2 * WINDOW - 1) ** 2, heads, generator=generator)
+    grad = torch.randn(case.batch, side, side, channels, generator=generator)
+    return Inputs(*(x.to(device) for x in (qkv, bias_table, grad))).to(DTYPES[case.dtype])
+
+
+def build_backend(backend: str) -> Builder:
+    """The op itself, served by `backend`."""
+
+    def build(case: Case, _: Inputs) -> Function:
+        heads = STAGES[case.stage][2]
+
+        def call(qkv: Tensor, bias_table: Tensor) -> Tensor:
+            return window_attention(
+                qkv, bias_table, num_heads=heads, window_size=WINDOW, shift_size=case.shift, backend=backend
+            )  # fmt: skip
+
+        return call
+
+    return build
+
+
+def build_compile(case: Case, inputs: Inputs) -> Function:
+    """The reference, compiled for this case alone."""
+    torch.compiler.reset()
+    compiled: Function = torch.compile(build_backend("reference")(case, inputs), fullgraph=True, dynamic=False)
+    return compiled
+
+
+def build_sdpa(case: Case, inputs: Inputs) -> Function:
+    """Partition, SDPA with an additive mask, merge."""
+    side, _, heads = STAGES[case.stage]
+    windows = (side // WINDOW) ** 2
+    mask = torch.zeros(1, 1, 1, 1, device=inputs.qkv.device)
+    if case.shift:
+        mask = definition.shift_mask(side, side, WINDOW, case.shift, inputs.qkv.device).repeat(case.batch, 1, 1)[:, None]
+    mask = mask.to(inputs.qkv.dtype)
+
+    def additive(bias_table: Tensor) -> Tensor:  # [1 or B windows, heads, N, N]
+        return definition.position_bias(bias_table, WINDOW) + mask
+
+    made_before = additive(inputs.table.detach()).contiguous() if case.mode == "forward" else None
+
+    def call(qkv: Tensor, bias_table: Tensor) -> Tensor:
+        x = qkv.roll((-case.shift, -case.shift), (1, 2)) if case.shift else qkv
+        q, k, v = (y.flatten(0, 1) for y in definition.partition(x, WINDOW, heads))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=additive(bias_table) if made_before is None else made_before)
+        out = definition.merge(out.unflatten(0, (-1, windows)), side, side, WINDOW)
+        return out.roll((case.shift, case.shift), (1, 2)) if case.shift else out.contiguous()
+
+    return call
+
+
+ENGINES: dict[str, Builder] = {
+    "reference": build_backend("reference"),
+    "sdpa": build_sdpa,
+    "compile": build_compile,
+    "native": build_backend("native"),
+}
+
+
+def run(function: Function, inputs: Inputs, mode: str) -> list[Tensor]:
+    """The call that is timed: the output, and in the backward mode the gradients of qkv and of the table."""
+    if mode == "forward":
+        with torch.inference_mode():
+            return [function(inputs.qkv, inputs.table)]
+    out = function(inputs.qkv, inputs.table)
+    return [out.detach(), *torch.autograd.grad(out, [inputs.qkv, inputs.table], inputs.grad)]
+
+
+def check(case: Case, inputs: Inputs, function: Function) -> tuple[bool, float]:
+    """Whether the output and the gradients obey the tolerance rule, and the largest of their relative errors."""
+    wide = inputs.to(torch.float64)
+    plain = ENGINES["reference"](case, inputs)
+    exact, eager, actual = (run(f, x, case.mode) for f, x in ((plain, wide), (plain, inputs), (function, inputs)))
+    obeys = all(errors(a, p, e).ok for a, p, e in zip(actual, eager, exact, strict=True))
+    return obeys, max(relative_error(a, e) for a, e in zip(actual, exact, strict=True))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine reaches: FLOP/s by dtype, bytes a second of a copy."""
+
+    peak: Mapping[str, float]
+    bandwidth: float
+
+    def floor(self, case: Case) -> float:
+        """The least seconds a call can take."""
+        return max(case.flop / self.peak[case.dtype], case.moved / self.bandwidth)
+
+
+def measure(case: Case, engines: Sequence[str], device: torch.device, *, limits: Limits, budget_s: float) -> list[Row]:
+    """Check, then time in turns; a row an engine."""
+    inputs = make_inputs(case, device)
+    checks, calls, memory, notes = {}, {}, {}, {}
+    for name in engines:
+        function = ENGINES[name](case, inputs)
+        begin = time.perf_counter()
+        run(function, inputs, case.mode)
+        notes[name] = f"first call {time.perf_counter() - begin:.1f} s" if name == "compile" else ""
+        checks[name] = check(case, inputs, function)
+        if checks[name][0]:
+            calls[name] = lambda function=function: run(function, inputs, case.mode)
+            memory[name] = machine.peak_memory(calls[name], device)
+    timings = timing.interleave(calls, budget_s=budget_s, warmup=3, synchronize=machine.synchronize(device)) if calls else {}
+    common = {**asdict(machine.conditions(device)), "suite": SUITE, "case": case.name, "per": "call"}
+    common |= {"dtype": case.dtype, "batch": case.batch, "mode": case.mode}
+    options: dict[str, Any] = {
+        "batch": case.batch,
+        "calls": 1,
+        "flop": case.flop,
+        "moved": case.moved,
+        "floor_s": limits.floor(case),
+    }
+    return [
+        Row(
+            **common, **rows.figures(timings.get(name), timings.get("reference"), **options), engine=name,
+            peak_mib=memory.get(name), error=checks[name][1], note=notes[name] if checks[name][0] else "wrong output",
+        )
+        for name in engines
+    ]  # fmt: skip
+
+
+def show(console: Console, found: Sequence[Row]) -> None:
+    """The table of all rows, then of the native kernel against each peer its worst and its best case."""
+    native = {key(row): row.ms_p50 for row in found if row.engine == "native"}
+
+    def ratio(row: Row) -> str:
+        mine = native.get(key(row))
+        return "-" if row.ms_p50 is None or mine is None else f"{row.ms_p50 / mine:.2f}x"
+
+    columns: list[table.Column] = [
+        ("case", lambda row: f"{row.case} B{row.batch}"),
+        ("mode", lambda row: row.mode.replace("forward", "fwd").replace("backward", "bwd")),
+        ("dtype", lambda row: row.dtype),
+        ("engine", lambda row: row.engine),
+        ("ms p20 / p50 / p80", table.times),
+        ("GFLOP/s", lambda row: table.number(row.gflop_per_s)),
+        ("GB/s", lambda row: table.number(row.gb_per_s)),
+        ("of floor", lambda row: table.share(row.floor_share)),
+        ("native is", ratio),
+        ("error", lambda row: "-" if row.error is None else f"{row.error:.1e}"),
+    ]
+    shown = table.terminal(found, columns, "window attention", table.describe(found[0]))
+    console.print(shown)
+    for line in summary(found):
+        console.print(line)
+
+
+def key(row: Row) -> tuple[str, int, str, str]:
+    """What the engines of one case have in common."""
+    return (row.case, row.batch, row.dtype, row.mode)
+
+
+def summary(found: Sequence[Row]) -> list[str]:
+    """For each dtype, mode and peer: how much faster the native kernel is, in its worst and its best case."""
+    mine = {key(row): row.ms_p50 for row in found if row.engine == "native" and row.ms_p50}
+    lines = []
+    for dtype, mode, peer in itertools.product(DTYPES, MODES, [name for name in ENGINES if name != "native"]):
+        group = [row for row in found if (row.dtype, row.mode, row.engine) == (dtype, mode, peer)]
+        ratios = sorted(
+            (row.ms_p50 / mine[key(row)], f"{row.case} B{row.batch}") for row in group if row.ms_p50 and key(row) in mine
+        )
+        if ratios:
+            (worst, where), (best, _) = ratios[0], ratios[-1]
+            lines.append(f"{dtype} {mode}: native is {worst:.2f}x (worst: {where}) to {best:.2f}x as fast as {peer}")
+    return lines
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/results"), help="Folder of the rows.")
+@click.option("--engines", default=",".join(ENGINES), show_default=True, help="Comma-separated; the reference is always run.")
+@click.option("--stages", default="1,2,3,4", show_default=True)
+@click.option("--batch", default="1,8", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--budget", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds of timing a case.")
+@click.option("--quick", is_flag=True, help="Shifted cases only, a quarter of a second each; nothing is written.")
+def main(*, output: Path, engines: str, stages: str, batch: str, device: str, budget: float, quick: bool) -> None:
+    """Time window attention against its peers."""
+    chosen = _names("--engines", engines, ENGINES)
+    chosen = [name for name in ENGINES if name in chosen or name == "reference"]
+    cases = all_cases(
+        [int(s) for s in _names("--stages", stages, map(str, STAGES))], [_batch(b) for b in batch.split(",")],
+        shifts=(3,) if quick else (0, 3),
+    )  # fmt: skip
+    on, console = torch.device(device), table.console()
+    why_not = (
+        hifuse_fast.info().ops["window_attention"].get(f"native {device}", "no such device") if "native" in chosen else None
+    )
+    if why_not is not None:
+        raise click.ClickException(f"the native kernel cannot serve {device}: {why_not}")
+    limits = Limits({name: machine.arithmetic_peak(on, dtype) for name, dtype in DTYPES.items()}, machine.copy_bandwidth(on))
+    found = []
+    for case in track(cases, "window attention", console=console, transient=True):
+        found += measure(case, chosen, on, limits=limits, budget_s=0.25 if quick else budget)
+    show(console, found)
+    if not quick:
+        file = output / f"{found[0].device}.csv"
+        rows.update(file, found)
+        console.print(f"written: {file}", soft_wrap=True)
+    wrong = [f"{row.engine} {row.case} {row.dtype} {row.mode}" for row in found if row.ms_p50 is None]
+    if wrong:
+        raise click.ClickException("wrong output, not timed: " + "; ".join(wrong))
+
+
+def _names(option: str, text: str, known: Iterable[str]) -> list[str]:
+    names, known = text.split(","), list(known)
+    if not set(names) <= set(known):
+        raise click.UsageError(f"{option} must be of {','.join(known)}, got {text!r}")
+    return names
+
+
+def _batch(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise click.UsageError(f"--batch must be numbers of at least 1, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()
