@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +67,23 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zero-pad [B, H, W, C] at the right and the bottom, so that H and W are multiples of `multiple`."""
     bottom, right = -x.shape[1] % multiple, -x.shape[2] % multiple
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+
+
+@contextlib.contextmanager
+def frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Within the block of code, batch norms in training leave their running statistics as they are.
+
+    For a second computation of the same batch, as gradient checkpointing makes it: the statistics count a batch once.
+    """
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:

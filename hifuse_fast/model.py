@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,6 @@ from hifuse_fast.blocks import (
     check_window_size,
 )
 from hifuse_fast.layers import (
-    BatchNorm2d,
     Conv2d,
     check_choice,
     check_count,
@@ -33,6 +32,7 @@ from hifuse_fast.layers import (
     check_flag,
     check_heads,
     check_rate,
+    frozen_statistics,
     pad_to_multiple,
 )
 
@@ -258,8 +258,9 @@ class HiFuse(nn.Module):
     def _run(self, block: nn.Module, *maps: Tensor | None) -> Tensor:
         """The block's result; under gradient checkpointing, its insides are computed again in the backward pass."""
         if self.grad_checkpointing and torch.is_grad_enabled():
-            context = _recompute_context(block)
-            out: Tensor = checkpoint(block, *maps, use_reentrant=False, context_fn=context)
+            out: Tensor = checkpoint(
+                block, *maps, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(block))
+            )
             return out
         result: Tensor = block(*maps)
         return result
@@ -394,23 +395,6 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.2)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _recompute_context(block: nn.Module) -> Callable[[], tuple[Any, Any]]:
-    """For `checkpoint`: the second computation leaves the running statistics alone, they count a batch once."""
-    return lambda: (contextlib.nullcontext(), _frozen_statistics(block))
-
-
-@contextlib.contextmanager
-def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    norms = [module for module in block.modules() if isinstance(module, BatchNorm2d) and module.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = not norm.training
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 def _check_out_indices(out_indices: Any) -> list[int]:
