@@ -96,22 +96,32 @@ def test_output_that_is_not_finite_is_an_error_of_that_image(tmp_path):
     assert rows[1].label is None
 
 
-def test_reading_ahead_is_bounded_and_stops_with_the_caller(tmp_path, monkeypatch):
-    paths = [tmp_path / str(index) for index in range(100)]
-    loaded = []
-
+def rows_of_slow_files(monkeypatch, seconds, loaded):
     def load(path, **_):
         loaded.append(path)
-        time.sleep(0.02)  # so that threads are at work when the caller stops
+        time.sleep(seconds)
         return torch.zeros(3, 8, 8)
 
     monkeypatch.setattr(module, "_load", load)
-    rows = predict(paths, MeanColour(), PREPROCESS, ["r", "g", "b"], batch_size=4, workers=2)
+    paths = [Path(str(index)) for index in range(100)]
+    return predict(paths, MeanColour(), PREPROCESS, ["r", "g", "b"], batch_size=4, workers=2)
+
+
+def test_reading_ahead_is_bounded(monkeypatch):
+    loaded: list[Path] = []
+    rows = rows_of_slow_files(monkeypatch, 0, loaded)
     for _ in range(5):  # into the second batch
         next(rows)
+    time.sleep(0.05)  # in which all 100 would be read, were it not for the bound
+    assert 8 <= len(loaded) <= 8 + 2 * 4
+    rows.close()
+
+
+def test_reading_stops_with_the_caller(monkeypatch):
+    rows = rows_of_slow_files(monkeypatch, 0.02, [])
+    next(rows)
     rows.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("hifuse_fast-decode")]
-    assert 8 <= len(loaded) <= 8 + 2 * 4
 
 
 def test_a_defect_is_not_taken_for_a_bad_image(tmp_path, monkeypatch):
