@@ -179,13 +179,7 @@ def test_figures():
     [
         (("AuthenticAMD", "AMD EPYC", 25, 17), "amd-epyc-zen4-{}c"),
         (("AuthenticAMD", "AMD EPYC 7763 64-Core Processor", 25, 1), "amd-epyc-7763-zen3-{}c"),
-        (
-            "GenuineIntel",
-            "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
-            6,
-            143,
-            "intel-xeon-platinum-8481c-sapphire-rapids-{}c",
-        ),
+        (("GenuineIntel", "Intel(R) Xeon(R) Gold 6430 CPU @ 2.1GHz", 6, 143), "intel-xeon-gold-6430-sapphire-rapids-{}c"),
         (("GenuineIntel", "Intel(R) New", 6, 999), "intel-new-family6-model999-{}c"),
     ],
 )
