@@ -120,7 +120,6 @@ class Backward {
     T* const d_scores = w.d_scores + query * sizes_.keys;
     T* const chunk_sum = w.sum + query * sizes_.keys;
     const T inverse = 1 / softmax_row(sizes_, weights, bias, w.regions, query);
-    for (int64_t j = sizes_.tokens; j < sizes_.keys; ++j) weights[j] = 0;
     Vec<T> dots = {};
     for (int64_t j = 0; j < sizes_.keys; j += kLanes<T>) {
       const Vec<T> p = load(weights + j) * inverse;

@@ -38,6 +38,7 @@ def window_attention(
 
     with B[i, j] the row of `bias_table` for the offset of query i from key j, and M = -100 where the shift brought tokens of
     different regions of the map into one window (as the official code has it, also where one window covers the whole map).
+    The kernels take weights below 2^-126 for zero, which those of masked keys are.
     The result is put back in place: merged, rolled back, cropped.
 
     Args:

@@ -33,8 +33,8 @@ def window_attention(
     if shift_size:
         mask = shift_mask(padded_height, padded_width, window_size, shift_size, qkv.device)
         scores = scores + mask.to(scores.dtype)[:, None]  # [windows, 1, N, N]
-    weights = F.dropout(scores.softmax(-1), dropout_p, training=dropout_p > 0)
-    out = merge(weights @ v, padded_height, padded_width, window_size)
+    weights = F.dropout(scores.softmax(-1), dropout_p, training=dropout_p > 0)  # float32 where the table is, as in autocast
+    out = merge(weights.to(v.dtype) @ v, padded_height, padded_width, window_size)
 
     if shift_size:
         out = out.roll((shift_size, shift_size), (1, 2))
