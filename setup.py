@@ -64,7 +64,8 @@ def find_pybind11() -> str:
     try:
         import pybind11
     except ImportError:
-        raise SystemExit("hifuse_fast: pybind11 was not found, which builds the compiled library: `pip install pybind11`") from None
+        message = "hifuse_fast: pybind11 was not found, which builds the compiled library: `pip install pybind11`"
+        raise SystemExit(message) from None
     directory: str = pybind11.get_cmake_dir()
     return directory
 
@@ -102,7 +103,7 @@ class CMakeBuild(build_ext):
     def skip(self, reason: str) -> None:
         """Install without the library, and leave the reason where `hifuse_fast.info()` finds it."""
         SKIPPED.write_text(reason + "\n")
-        self.extensions = []
+        self.extensions: list[Extension] = []
         print(f"hifuse_fast: installing pure Python, without the compiled kernels: {reason}", file=sys.stderr, flush=True)
 
     def build_with_cmake(self, compiler: str, torch: dict[str, str]) -> None:

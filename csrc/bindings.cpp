@@ -50,7 +50,8 @@ hifuse::Map<void*> output_map(const Tensor& map) {
   return {map.mutable_data_ptr(), map.stride(0), map.stride(1), map.stride(2)};
 }
 
-// The Python API has checked all this with friendlier words; here it keeps a direct call of the op from touching foreign memory.
+// The Python API has checked all this with friendlier words; here it keeps a direct call of the op from touching foreign
+// memory.
 hifuse::WindowAttentionShape check_window_attention(const Tensor& qkv, const Tensor& bias_table,
                                                     const std::optional<Tensor>& qkv_bias, int64_t num_heads,
                                                     int64_t window_size, int64_t shift_size, double scale) {
@@ -68,8 +69,8 @@ hifuse::WindowAttentionShape check_window_attention(const Tensor& qkv, const Ten
     STD_TORCH_CHECK(qkv_bias->dim() == 1 && qkv_bias->size(0) == qkv.size(3) && qkv_bias->is_cpu() &&
                         qkv_bias->scalar_type() == arithmetic_of(qkv),
                     "window_attention: qkv_bias must be [3C], on the CPU and in the type of the arithmetic");
-  return {dtype_of(qkv), qkv.size(0), qkv.size(1), qkv.size(2), num_heads, qkv.size(3) / (3 * num_heads), window_size, shift_size,
-          scale};
+  return {dtype_of(qkv), qkv.size(0), qkv.size(1), qkv.size(2), num_heads, qkv.size(3) / (3 * num_heads),
+          window_size,   shift_size,  scale};
 }
 
 Tensor window_attention(const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& qkv_bias, int64_t num_heads,
@@ -89,8 +90,9 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
                                                              const std::optional<Tensor>& qkv_bias, int64_t num_heads,
                                                              int64_t window_size, int64_t shift_size, double scale) {
   const auto shape = check_window_attention(qkv, bias_table, qkv_bias, num_heads, window_size, shift_size, scale);
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == shape.batch && grad.size(1) == shape.height && grad.size(2) == shape.width &&
-                      3 * grad.size(3) == qkv.size(3) && grad.is_cpu() && grad.scalar_type() == qkv.scalar_type(),
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == shape.batch && grad.size(1) == shape.height &&
+                      grad.size(2) == shape.width && 3 * grad.size(3) == qkv.size(3) && grad.is_cpu() &&
+                      grad.scalar_type() == qkv.scalar_type(),
                   "window_attention_backward: grad must be [B, H, W, C] like qkv");
   const Tensor grads = with_contiguous_channels(grad);
   const Tensor maps = with_contiguous_channels(qkv);

@@ -1,7 +1,7 @@
 """What tests and benchmarks share: inputs, the golden rule of weights, and the tolerance rule.
 
-The tolerance rule. A kernel is compared with the reference run in float64 on the same values. Its error may be at most twice the
-error that the plain PyTorch reference makes in the kernel's own dtype, plus one rounding of the largest value:
+The tolerance rule. A kernel is compared with the reference run in float64 on the same values. Its error may be at most twice
+the error that the plain PyTorch reference makes in the kernel's own dtype, plus one rounding of the largest value:
 
     max|kernel - exact|  <=  2 max|pytorch - exact| + eps(dtype) max|exact| + tiny
 
@@ -14,11 +14,11 @@ import contextlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -53,7 +53,8 @@ def errors(actual: Tensor, pytorch: Tensor, exact: Tensor) -> Errors:
 def assert_within_rule(actual: Tensor, pytorch: Tensor, exact: Tensor, what: str = "output") -> None:
     """Raise AssertionError unless `actual` obeys the tolerance rule (see the module's docstring)."""
     e = errors(actual, pytorch, exact)
-    assert e.ok, f"{what}: error {e.kernel:.3e}, allowed {e.allowed:.3e} (PyTorch's own {e.pytorch:.3e}, largest {e.largest:.3e})"
+    own = f"PyTorch's own {e.pytorch:.3e}, largest {e.largest:.3e}"
+    assert e.ok, f"{what}: error {e.kernel:.3e}, allowed {e.allowed:.3e} ({own})"
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
@@ -67,15 +68,15 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 @contextlib.contextmanager
 def nan_poisoned_empty() -> Iterator[None]:
     """Within the block, memory that torch.empty and its like hand out is filled with NaN: a forgotten element cannot hide."""
-    mode = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic  # a module whose attribute is a property
+    mode, fill = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    deterministic.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        deterministic.fill_uninitialized_memory = fill
 
 
 def golden_uniform(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -111,4 +112,4 @@ def golden_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     if name.endswith(".bias"):
         return 0.1 * c
     fan_in = int(np.prod(shape[1:], dtype=np.int64))
-    return c * (3 / fan_in) ** 0.5
+    return c * float((3 / fan_in) ** 0.5)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hifuse_fast"
 
-# What a module of the package may import of the package, at any depth of the file. A name stands for itself and what is below it.
+# What a module of the package may import of the package, anywhere in the file. A name stands for what is below it too.
 LAW = {
     "ops/*/reference.py": [],
     "ops/*/native.py": ["_native"],

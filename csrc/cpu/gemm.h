@@ -25,7 +25,8 @@ constexpr int kBlockVectors = kRegisters == 32 ? 4 : 2;
 constexpr int64_t kDepth = 32;
 
 template <int kRows, int kVectors, class T>
-[[gnu::always_inline]] inline void gemm_block(int64_t depth, const Strided<T>& a, const T* b, int64_t b_row, T* c, int64_t c_row) {
+[[gnu::always_inline]] inline void gemm_block(int64_t depth, const Strided<T>& a, const T* b, int64_t b_row, T* c,
+                                              int64_t c_row) {
   const T* const at = a.at;
   const int64_t a_row = a.row, a_column = a.column;
   for (int64_t start = 0; start < depth; start += kDepth) {
@@ -57,7 +58,8 @@ inline void gemm_rows(int64_t rows, int64_t depth, const Strided<T>& a, const T*
 }
 
 template <int kVectors, class T>
-inline void gemm_columns(int64_t rows, int64_t vectors, int64_t depth, const Strided<T>& a, const T* b, int64_t b_row, T* c, int64_t c_row) {
+inline void gemm_columns(int64_t rows, int64_t vectors, int64_t depth, const Strided<T>& a, const T* b, int64_t b_row, T* c,
+                         int64_t c_row) {
   if constexpr (kVectors > 1) {
     if (vectors < kVectors) return gemm_columns<kVectors - 1>(rows, vectors, depth, a, b, b_row, c, c_row);
   }
@@ -66,7 +68,8 @@ inline void gemm_columns(int64_t rows, int64_t vectors, int64_t depth, const Str
 
 // `columns` is a multiple of kLanes<T>; rows of b and c are as long.
 template <class T>
-inline void gemm(int64_t rows, int64_t columns, int64_t depth, const Strided<T>& a, const T* b, int64_t b_row, T* c, int64_t c_row) {
+inline void gemm(int64_t rows, int64_t columns, int64_t depth, const Strided<T>& a, const T* b, int64_t b_row, T* c,
+                 int64_t c_row) {
   constexpr int64_t kWidth = kBlockVectors * kLanes<T>;
   for (int64_t i = 0; i < rows; i += kBlockRows) {
     const Strided<T> block{a.at + i * a.row, a.row, a.column};

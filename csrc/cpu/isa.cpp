@@ -9,8 +9,8 @@
 namespace hifuse {
 
 // Defined by table.cpp, once per instruction set.
-#define DECLARE(name)            \
-  namespace name {               \
+#define DECLARE(name)             \
+  namespace name {                \
   extern const KernelTable table; \
   }
 HIFUSE_FOR_EACH_ISA(DECLARE)

@@ -41,21 +41,21 @@ struct WindowAttentionShape {
 
 struct WindowAttentionForward {
   WindowAttentionShape shape;
-  Map<const void*> qkv;      // [B, H, W, 3C]
-  const void* bias_table;    // [(2M-1)^2, heads]
-  const void* qkv_bias;      // [3C] or null
-  Map<void*> out;            // [B, H, W, C]
+  Map<const void*> qkv;    // [B, H, W, 3C]
+  const void* bias_table;  // [(2M-1)^2, heads]
+  const void* qkv_bias;    // [3C] or null
+  Map<void*> out;          // [B, H, W, C]
 };
 
 struct WindowAttentionBackward {
   WindowAttentionShape shape;
-  Map<const void*> grad;     // [B, H, W, C]
+  Map<const void*> grad;  // [B, H, W, C]
   Map<const void*> qkv;
   const void* bias_table;
   const void* qkv_bias;
-  Map<void*> grad_qkv;       // [B, H, W, 3C]
-  void* grad_bias_table;     // [(2M-1)^2, heads]
-  void* grad_qkv_bias;       // [3C]: what the padded tokens contribute
+  Map<void*> grad_qkv;    // [B, H, W, 3C]
+  void* grad_bias_table;  // [(2M-1)^2, heads]
+  void* grad_qkv_bias;    // [3C]: what the padded tokens contribute
 };
 
 struct KernelTable {

@@ -81,14 +81,18 @@ inline Vec<T> exchange(Vec<T> v) {
 
 template <class T, int kDistance = kLanes<T> / 2>
 inline T sum(Vec<T> v) {
-  if constexpr (kDistance == 0) return v[0];
-  else return sum<T, kDistance / 2>(v + exchange<kDistance, T>(v));
+  if constexpr (kDistance == 0)
+    return v[0];
+  else
+    return sum<T, kDistance / 2>(v + exchange<kDistance, T>(v));
 }
 
 template <class T, int kDistance = kLanes<T> / 2>
 inline T largest(Vec<T> v) {
-  if constexpr (kDistance == 0) return v[0];
-  else return largest<T, kDistance / 2>(larger<T>(v, exchange<kDistance, T>(v)));
+  if constexpr (kDistance == 0)
+    return v[0];
+  else
+    return largest<T, kDistance / 2>(larger<T>(v, exchange<kDistance, T>(v)));
 }
 
 // One round of a transposition: for each pair of rows i and i + kHalf, the lanes with bit kHalf set change sides.

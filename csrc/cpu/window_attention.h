@@ -36,8 +36,8 @@ struct WindowSizes {
 
   WindowGrid grid;
   int64_t window;
-  int64_t tokens;      // N
-  int64_t keys;        // N, padded to whole vectors: length of a row of scores
+  int64_t tokens;  // N
+  int64_t keys;    // N, padded to whole vectors: length of a row of scores
   int64_t head_dim;
   int64_t dim;         // head_dim, padded: length of a row of q, k, v
   int64_t table_rows;  // (2M-1)^2
@@ -84,7 +84,8 @@ inline void mark_regions(const WindowSizes<T>& sizes, const Place& place, T* reg
                                   sizes.grid.columns.region(place.column * sizes.window + x));
 }
 
-// rows[i, 0:head_dim] = the channels from `channel` on of the `count` tokens at `offsets`; of `padding` (or 0) for a padded one.
+// rows[i, 0:head_dim] = the channels from `channel` on of the `count` tokens at `offsets`; of `padding` (or 0) for a padded
+// one.
 template <class Stored, class T>
 inline void pack(const WindowSizes<T>& sizes, const void* map, const int64_t* offsets, int64_t count, int64_t channel,
                  const T* padding, T* rows) {

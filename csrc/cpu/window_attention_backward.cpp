@@ -2,8 +2,8 @@
 //
 //     dS = P * (dO v^T - D),   dq = scale dS k,   dk = scale dS^T q,   dv = P^T dO,   dbias = sum over windows of dS
 //
-// P is computed again from q and k. A task is one head and a fixed share ("chunk") of all windows; each keeps its own sums of dS
-// and of the padded tokens' gradients, and the chunks are added in order at the end: no result depends on the threads. Those
+// P is computed again from q and k. A task is one head and a fixed share ("chunk") of all windows; each keeps its own sums of
+// dS and of the padded tokens' gradients, and the chunks are added in order at the end: no result depends on the threads. Those
 // sums are long and may cancel, and there are few of them, so they are float64.
 #include "cpu/window_attention.h"
 
@@ -58,9 +58,15 @@ class Backward {
     const int64_t n = sizes_.tokens, keys = sizes_.keys, dim = sizes_.dim;
     const auto take = [&](int64_t count) { return scratch.take<T>(count); };
     const auto offsets = [&] { return scratch.take<int64_t>(n); };
-    return {offsets(), offsets(), offsets(), take(keys),
+    return {offsets(),
+            offsets(),
+            offsets(),
+            take(keys),
             {take(keys * dim), take(keys * dim), take(keys * dim), take(keys * dim)},
-            take(dim * keys), take(n * keys), take(n * keys), take(n * keys),
+            take(dim * keys),
+            take(n * keys),
+            take(n * keys),
+            take(n * keys),
             {take(n * dim), take(n * dim), take(n * dim)}};
   }
 
@@ -110,8 +116,7 @@ class Backward {
     gemm<T>(n, dim, n, {w.d_scores, 1, keys}, q, dim, w.grads[1], dim);
     gemm<T>(n, dim, n, {w.weights, 1, keys}, d_out, dim, w.grads[2], dim);
     for (int64_t part = 0; part < 3; ++part)
-      unpack(w.to, part * channels + head * head_dim, w.grads[part], part < 2 ? scale : T(1),
-             padding_sums + part * head_dim);
+      unpack(w.to, part * channels + head * head_dim, w.grads[part], part < 2 ? scale : T(1), padding_sums + part * head_dim);
   }
 
   // In: scores in `weights`, dO v^T in `d_scores`. Out: P, and dS, which is also added to the chunk's sum.

@@ -29,7 +29,7 @@ class Forward {
     int64_t* in;    // offsets of the tokens in qkv
     int64_t* next;  // and those of the next task, which begin at next_channel
     int64_t next_channel;
-    int64_t* out;   // offsets of the tokens in out
+    int64_t* out;  // offsets of the tokens in out
     T* regions;    // [keys], or null where the window is of one region
     T* v;          // [tokens, dim]
     T* k_columns;  // [dim, keys]
@@ -41,8 +41,15 @@ class Forward {
     const int64_t n = sizes_.tokens, keys = sizes_.keys, dim = sizes_.dim;
     const auto take = [&](int64_t count) { return scratch.take<T>(count); };
     const auto offsets = [&] { return scratch.take<int64_t>(n); };
-    return {offsets(), offsets(), 0, offsets(), take(keys), take(n * dim), take(dim * keys),
-            take((kBlockRows > kLanes<T> ? kBlockRows : kLanes<T>) * dim), take(kBlockRows * keys)};
+    return {offsets(),
+            offsets(),
+            0,
+            offsets(),
+            take(keys),
+            take(n * dim),
+            take(dim * keys),
+            take((kBlockRows > kLanes<T> ? kBlockRows : kLanes<T>)*dim),
+            take(kBlockRows * keys)};
   }
 
   struct Task {

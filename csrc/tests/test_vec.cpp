@@ -73,7 +73,8 @@ void test_gemm(int64_t rows, int64_t vectors, int64_t depth, bool turned) {
         expected += left.at[i * left.row + k * left.column] * b[static_cast<size_t>(k * columns + j)];
       CHECK(c[static_cast<size_t>(i * columns + j)] == expected);
     }
-  for (int64_t j = 0; j < columns; ++j) CHECK(c[static_cast<size_t>(rows * columns + j)] == T(-7));  // nothing written past the end
+  for (int64_t j = 0; j < columns; ++j)
+    CHECK(c[static_cast<size_t>(rows * columns + j)] == T(-7));  // nothing written past the end
 }
 
 // All 65536 bit patterns through widen, and back through narrow; then rounding at and next to the midpoints.

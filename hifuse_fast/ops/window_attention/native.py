@@ -12,9 +12,7 @@ from hifuse_fast import _native
 HEAD_DIMS = range(8, 129)
 
 
-def why_not(
-    *, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dropout_p: float = 0.0, **_: Any
-) -> str | None:
+def why_not(*, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dropout_p: float = 0.0, **_: Any) -> str | None:
     """The reason the compiled kernel cannot serve this call, or None."""
     if device.type not in ("cpu", "meta"):
         return f"there is no native kernel for {device.type} tensors yet"

@@ -42,7 +42,7 @@ def window_attention(
 
 
 def pad_map(qkv: Tensor, qkv_bias: Tensor | None, window_size: int) -> Tensor:
-    """Pad right and bottom to a multiple of the window. A padded token is a zero before the qkv linear, so after it the bias."""
+    """Pad right and bottom to a multiple of the window. Padding comes before the qkv linear: a padded token is its bias."""
     batch, height, width, channels = qkv.shape
     right, bottom = -width % window_size, -height % window_size
     if not (right or bottom):
@@ -83,7 +83,7 @@ def relative_position_index(window_size: int, device: torch.device | None = None
 def position_bias(bias_table: Tensor, window_size: int) -> Tensor:
     """[(2M-1)^2, heads] -> [heads, N, N]."""
     index = relative_position_index(window_size, bias_table.device)
-    return bias_table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
+    return bias_table[index.flatten()].reshape(*index.shape, -1).permute(2, 0, 1)
 
 
 def shift_mask(height: int, width: int, window_size: int, shift_size: int, device: torch.device) -> Tensor:

@@ -1,0 +1,75 @@
+# Every target sets up what it needs: its own virtual environment, pinned development versions, the compiled library.
+# A second run skips what is done.
+#
+#   make bench      the main job: real medical images through the reference and the fast network   IMAGES=folder  MODEL=name
+#   make bench-ops  each op against its peers
+#   make test       the test suite (C++ and Python)             make test-all   with the slow sweeps
+#   make lint       ruff, mypy, clang-format                    make format     let them rewrite
+#   make docs       README and docs tables from benchmarks/results
+#   make clean      remove the environment and the builds
+#
+# Variables: PYTHON (default python3), VENV (.venv), TORCH (torch==2.13.0; for instance a CPU build's wheel or version),
+# PIP_ARGS (for instance --index-url of the CPU builds of torch).
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+IMAGES ?=
+MODEL ?= hifuse_small
+RESULTS ?= benchmarks/results
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+.PHONY: help setup bench bench-ops test test-all test-cpp lint format docs clean
+help:
+	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
+
+$(VENV)/.dependencies: requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $(PIP_ARGS) "$(TORCH)"
+	$(PIP) install -q $(PIP_ARGS) -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q $(PIP_ARGS) --no-build-isolation -e .
+	touch $@
+
+setup: $(VENV)/.installed
+
+bench: setup
+	$(BIN)/hifuse-fast bench --model $(MODEL) --results $(RESULTS) $(if $(IMAGES),--images "$(IMAGES)")
+
+bench-ops: setup
+	$(BIN)/python -m benchmarks.window_attention --output $(RESULTS)
+
+test: setup test-cpp
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: setup test-cpp
+	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+
+test-cpp: $(VENV)/.dependencies
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp -G Ninja > /dev/null
+	$(BIN)/cmake --build build/cpp
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure --no-tests=error
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+docs: setup
+	$(BIN)/python -m benchmarks.readme
+
+clean:
+	rm -rf $(VENV) build hifuse_fast/_C*.so hifuse_fast/_native_skipped.txt
