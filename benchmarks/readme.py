@@ -52,7 +52,7 @@ def _tables(found: Sequence[Row], make: Callable[[Sequence[Row]], str]) -> str:
     parts = []
     for _, group in groupby(ordered, key=_run):
         same = list(group)
-        parts.append(f"{make(same)}\n\n{table.describe(same[0])}.\n")
+        parts.append(f"{make(same)}\n\n{table.describe(same[0])}. {table.busy(same)}".rstrip() + "\n")
     return "\n".join(parts)
 
 

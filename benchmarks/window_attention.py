@@ -202,12 +202,14 @@ def measure(case: Case, engines: Sequence[str], device: torch.device, *, limits:
         function = ENGINES[name](case, inputs)
         begin = time.perf_counter()
         run(function, inputs, case.mode)
-        notes[name] = f"first call {time.perf_counter() - begin:.1f} s" if name == "compile" else ""
+        seconds = time.perf_counter() - begin
+        notes[name] = [f"first call {seconds:.1f} s"] if name == "compile" else []
         checks[name] = check(case, inputs, function)
         if checks[name][0]:
             calls[name] = lambda function=function: run(function, inputs, case.mode)
             memory[name] = machine.peak_memory(calls[name], device)
-    timings = timing.interleave(calls, budget_s=budget_s, warmup=3, synchronize=machine.synchronize(device)) if calls else {}
+    with machine.Neighbours() as neighbours:
+        timings = _time(calls, device, budget_s)
     common = {**asdict(machine.conditions(device)), "suite": SUITE, "case": case.name, "per": "call"}
     common |= {"dtype": case.dtype, "batch": case.batch, "mode": case.mode}
     options: dict[str, Any] = {
@@ -217,13 +219,19 @@ def measure(case: Case, engines: Sequence[str], device: torch.device, *, limits:
         "moved": case.moved,
         "floor_s": limits.floor(case),
     }
-    return [
-        Row(
-            **common, **rows.figures(timings.get(name), timings.get("reference"), **options), engine=name,
-            peak_mib=memory.get(name), error=checks[name][1], note=notes[name] if checks[name][0] else "wrong output",
-        )
-        for name in engines
-    ]  # fmt: skip
+    found = []
+    for name in engines:
+        ok, error = checks[name]
+        figures = rows.figures(timings.get(name), timings.get("reference"), **options)
+        note = ", ".join(filter(None, [*notes[name], "" if ok else "wrong output", neighbours.note]))
+        found.append(Row(**common, **figures, engine=name, peak_mib=memory.get(name), error=error, note=note))
+    return found
+
+
+def _time(calls: Mapping[str, timing.Call], device: torch.device, budget_s: float) -> dict[str, timing.Timing]:
+    if not calls:  # all of them wrong
+        return {}
+    return timing.interleave(calls, budget_s=budget_s, warmup=3, synchronize=machine.synchronize(device))
 
 
 def show(console: Console, found: Sequence[Row]) -> None:
@@ -250,6 +258,8 @@ def show(console: Console, found: Sequence[Row]) -> None:
     console.print(shown)
     for line in summary(found):
         console.print(line)
+    if warning := table.busy(found):
+        console.print(warning, style="yellow")
 
 
 def key(row: Row) -> tuple[str, int, str, str]:

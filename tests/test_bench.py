@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -209,6 +212,41 @@ def test_peak_memory_sees_what_a_call_allocates_and_frees():
     assert found == pytest.approx([128.0, 128.0], abs=16.0)
 
 
+def cpu_seconds(monkeypatch: pytest.MonkeyPatch, *values: tuple[float, float, float] | None) -> machine.Neighbours:
+    told = iter(values)
+    monkeypatch.setattr(machine, "_cpu_seconds", lambda: next(told))
+    with machine.Neighbours() as neighbours:
+        pass
+    return neighbours
+
+
+def test_neighbours_are_noted_and_told(monkeypatch: pytest.MonkeyPatch, row: Row):
+    found = cpu_seconds(monkeypatch, (100.0, 50.0, 10.0), (120.0, 68.0, 22.0))  # of 20 s we used 12, others 6
+    assert found.share == pytest.approx(0.3)
+    assert found.note == "others took 30 % of the CPU"
+    assert cpu_seconds(monkeypatch, (100.0, 50.0, 10.0), (120.0, 62.0, 22.0)).note == ""
+    assert cpu_seconds(monkeypatch, None, None).note == ""
+    assert table.busy([row, dataclasses.replace(row, note=found.note)]).startswith("1 of 2 rows")
+    assert table.busy([row]) == ""
+
+
+def test_a_busy_neighbour_is_seen():
+    if machine._cpu_seconds() is None:
+        pytest.skip("this system does not tell")
+    code = "while True: pass"
+    spinning = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(machine.usable_cores())]
+    try:
+        time.sleep(0.3)  # until the interpreters run
+        with machine.Neighbours() as neighbours:
+            time.sleep(0.5)
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+    assert neighbours.share is not None
+    assert neighbours.share > 0.5
+
+
 def test_the_machine_has_limits():
     assert machine.arithmetic_peak(CPU, torch.float32, budget_s=0.0) > 1e8
     assert machine.copy_bandwidth(CPU, budget_s=0.0) > 1e7
@@ -357,7 +395,7 @@ def test_the_op_bench_does_not_time_a_wrong_engine(monkeypatch: pytest.MonkeyPat
     reference, broken = op_bench.measure(case, ["reference", "broken"], CPU, limits=limits, budget_s=0.0)
     assert reference.ms_p50 is not None
     assert broken.ms_p50 is None
-    assert broken.note == "wrong output"
+    assert broken.note.startswith("wrong output")
 
 
 def test_flop_and_bytes_of_the_op():

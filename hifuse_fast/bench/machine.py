@@ -145,6 +145,49 @@ def _fastest(call: Callable[[], object], device: torch.device, budget_s: float) 
     return fastest
 
 
+BUSY = "others took"  #: how the note of a row begins that was timed beside other processes
+
+
+class Neighbours:
+    """In a `with` block: the share of this process's cores that others (hypervisor included) took meanwhile.
+
+    Taking turns does not make ratios fair on a busy machine: where one thread of a parallel region has to wait for a core, all
+    wait, and so an engine of many short regions loses far more than one of few.
+    """
+
+    share: float | None = None  #: 0 to 1; None where the system does not tell
+
+    def __enter__(self) -> Neighbours:
+        self._before = _cpu_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        after = _cpu_seconds()
+        if self._before is None or after is None:
+            return
+        total, busy, own = (late - early for late, early in zip(after, self._before, strict=True))
+        self.share = max(0.0, busy - own) / total if total > 0 else None
+
+    @property
+    def note(self) -> str:
+        """What a row has to say of it: nothing below 5 %, the noise of an idle system and of the clock."""
+        return "" if self.share is None or self.share < 0.05 else f"{BUSY} {100 * self.share:.0f} % of the CPU"
+
+
+def _cpu_seconds() -> tuple[float, float, float] | None:
+    """Of this process's cores since boot: all seconds, the busy ones, those of this process; None without /proc/stat."""
+    stat = Path("/proc/stat")
+    if not (stat.exists() and hasattr(os, "sched_getaffinity")):
+        return None
+    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = [line.split() for line in stat.read_text().splitlines()]
+    ticks = [[int(field) for field in fields[1:9]] for fields in lines if fields[0] in mine]  # user .. steal; idle, iowait 3, 4
+    total, idle = sum(map(sum, ticks)), sum(core[3] + core[4] for core in ticks)
+    used = os.times()
+    tick = os.sysconf("SC_CLK_TCK")
+    return total / tick, (total - idle) / tick, used.user + used.system
+
+
 def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
     """MiB by which one `call` raises memory above what was held before it, at its highest; None where not measurable.
 

@@ -153,7 +153,8 @@ def measure(
         calls = {name: partial(forwards[name], pixels) for name, check in checks.items() if check.ok}
         memory = {name: machine.peak_memory(call, device) for name, call in calls.items()}
         bar.step(f"{device.type} {dtype}, batch {batch}: times")
-        timings = _time(calls, device, bar)
+        with machine.Neighbours() as neighbours:
+            timings = _time(calls, device, bar)
         flop = 2.0 * subject.multiply_adds * batch
         common: dict[str, Any] = {
             **asdict(machine.conditions(device)),
@@ -165,7 +166,8 @@ def measure(
             )
             rise = memory.get(name)
             mib = None if rise is None else weights_mib + rise
-            found.append(Row(**common, **figures, engine=name, peak_mib=mib, error=check.error, note=check.note))
+            note = ", ".join(filter(None, (check.note, neighbours.note)))
+            found.append(Row(**common, **figures, engine=name, peak_mib=mib, error=check.error, note=note))
     return found
 
 
@@ -207,6 +209,8 @@ def _report(console: Console, new: list[Row], file: Path | None) -> None:
         "rate of the best matrix product of this run. Peak: weights and what the call adds."
     )
     console.print(table.terminal(new, table.NETWORK, f"{new[0].case}, inference, 224 x 224", caption))
+    if warning := table.busy(new):
+        console.print(warning, style="yellow")
     if file is None:
         return
     rows.update(file, new)

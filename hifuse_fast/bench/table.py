@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from hifuse_fast.bench.machine import BUSY
 from hifuse_fast.bench.rows import Conditions, Row
 
 _LOG_WIDTH = 128
@@ -66,6 +67,14 @@ def terminal(rows: Iterable[Row], columns: Sequence[Column], title: str, caption
         case = (row.case, row.dtype, row.batch, row.mode)
         table.add_row(*(cell(row) for _, cell in columns), style="bold red" if row.ms_p50 is None else "")
     return table
+
+
+def busy(found: Sequence[Row]) -> str:
+    """What to tell of rows that were timed beside other processes, "" where none was."""
+    count = sum(BUSY in row.note for row in found)
+    if not count:
+        return ""
+    return f"{count} of {len(found)} rows were timed while other processes took cores: their ratios are not reliable."
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
