@@ -36,11 +36,6 @@ hifuse::DType dtype_of(const Tensor& tensor) {
   }
 }
 
-// The type of the arithmetic, which tables and biases are given in.
-ScalarType arithmetic_of(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 Tensor with_contiguous_channels(const Tensor& map) { return map.stride(3) == 1 ? map : torch::stable::contiguous(map); }
 
 hifuse::Map<const void*> input_map(const Tensor& map) {
@@ -49,6 +44,15 @@ hifuse::Map<const void*> input_map(const Tensor& map) {
 hifuse::Map<void*> output_map(const Tensor& map) {
   return {map.mutable_data_ptr(), map.stride(0), map.stride(1), map.stride(2)};
 }
+
+// Tables and biases come in the type of the arithmetic, contiguous.
+void check_parameter(const char* name, const Tensor& parameter, const Tensor& qkv) {
+  const auto type = qkv.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(parameter.is_cpu() && parameter.is_contiguous() && parameter.scalar_type() == type,
+                  "window_attention: ", name, " must be contiguous, on the CPU, and float32 (float64 with a float64 map)");
+}
+
+const void* data_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
 // The Python API has checked all this with friendlier words; here it keeps a direct call of the op from touching foreign
 // memory.
@@ -63,12 +67,11 @@ hifuse::WindowAttentionShape check_window_attention(const Tensor& qkv, const Ten
   const int64_t table_rows = (2 * window_size - 1) * (2 * window_size - 1);
   STD_TORCH_CHECK(bias_table.dim() == 2 && bias_table.size(0) == table_rows && bias_table.size(1) == num_heads,
                   "window_attention: bias_table must be [(2 * window_size - 1)^2, num_heads]");
-  STD_TORCH_CHECK(bias_table.is_cpu() && bias_table.scalar_type() == arithmetic_of(qkv),
-                  "window_attention: bias_table must be on the CPU and in the type of the arithmetic");
-  if (qkv_bias)
-    STD_TORCH_CHECK(qkv_bias->dim() == 1 && qkv_bias->size(0) == qkv.size(3) && qkv_bias->is_cpu() &&
-                        qkv_bias->scalar_type() == arithmetic_of(qkv),
-                    "window_attention: qkv_bias must be [3C], on the CPU and in the type of the arithmetic");
+  check_parameter("bias_table", bias_table, qkv);
+  if (qkv_bias) {
+    STD_TORCH_CHECK(qkv_bias->dim() == 1 && qkv_bias->size(0) == qkv.size(3), "window_attention: qkv_bias must be [3C]");
+    check_parameter("qkv_bias", *qkv_bias, qkv);
+  }
   return {dtype_of(qkv), qkv.size(0), qkv.size(1), qkv.size(2), num_heads, qkv.size(3) / (3 * num_heads),
           window_size,   shift_size,  scale};
 }
@@ -77,12 +80,9 @@ Tensor window_attention(const Tensor& qkv, const Tensor& bias_table, const std::
                         int64_t window_size, int64_t shift_size, double scale) {
   const auto shape = check_window_attention(qkv, bias_table, qkv_bias, num_heads, window_size, shift_size, scale);
   const Tensor maps = with_contiguous_channels(qkv);
-  const Tensor table = torch::stable::contiguous(bias_table);
-  const std::optional<Tensor> padding = qkv_bias ? std::optional(torch::stable::contiguous(*qkv_bias)) : std::nullopt;
   Tensor out = torch::stable::new_empty(qkv, {shape.batch, shape.height, shape.width, qkv.size(3) / 3});
   hifuse::isa::kernels().window_attention_forward(
-      {shape, input_map(maps), table.const_data_ptr(), padding ? padding->const_data_ptr() : nullptr, output_map(out)},
-      kTorchThreads);
+      {shape, input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias), output_map(out)}, kTorchThreads);
   return out;
 }
 
@@ -96,14 +96,12 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
                   "window_attention_backward: grad must be [B, H, W, C] like qkv");
   const Tensor grads = with_contiguous_channels(grad);
   const Tensor maps = with_contiguous_channels(qkv);
-  const Tensor table = torch::stable::contiguous(bias_table);
-  const std::optional<Tensor> padding = qkv_bias ? std::optional(torch::stable::contiguous(*qkv_bias)) : std::nullopt;
   Tensor grad_qkv = torch::stable::new_empty(qkv, {shape.batch, shape.height, shape.width, qkv.size(3)});
-  Tensor grad_table = torch::stable::new_empty(table, {table.size(0), table.size(1)});
-  Tensor grad_bias = torch::stable::new_empty(table, {qkv.size(3)});
+  Tensor grad_table = torch::stable::new_empty(bias_table, {bias_table.size(0), bias_table.size(1)});
+  Tensor grad_bias = torch::stable::new_empty(bias_table, {qkv.size(3)});
   hifuse::isa::kernels().window_attention_backward(
-      {shape, input_map(grads), input_map(maps), table.const_data_ptr(), padding ? padding->const_data_ptr() : nullptr,
-       output_map(grad_qkv), grad_table.mutable_data_ptr(), grad_bias.mutable_data_ptr()},
+      {shape, input_map(grads), input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias), output_map(grad_qkv),
+       grad_table.mutable_data_ptr(), grad_bias.mutable_data_ptr()},
       kTorchThreads);
   return {grad_qkv, grad_table, grad_bias};
 }

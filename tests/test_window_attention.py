@@ -399,6 +399,7 @@ def test_the_dispatcher_op_refuses_what_would_touch_foreign_memory(kernel: str) 
         ((qkv, table, bias, 2, 7, 7, 1.0), "shift_size"),
         ((qkv, table[:9], bias, 2, 7, 0, 1.0), "bias_table"),
         ((qkv, table.double(), bias, 2, 7, 0, 1.0), "bias_table"),
+        ((qkv, table.T.contiguous().T, bias, 2, 7, 0, 1.0), "bias_table must be contiguous"),
         ((qkv, table, bias[:9], 2, 7, 0, 1.0), "qkv_bias"),
     ]:
         with pytest.raises(RuntimeError, match=message):
