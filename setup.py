@@ -21,7 +21,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-SKIPPED = ROOT / "hifuse_fast" / "_native_skipped.txt"
 
 # Run without the variables by which pip hides the environment's own packages from an isolated build.
 FIND_TORCH = """
@@ -87,7 +86,9 @@ class CMakeBuild(build_ext):
     """`build_ext` that lets CMake build the one extension."""
 
     def run(self) -> None:
-        SKIPPED.unlink(missing_ok=True)
+        self.target = Path(self.get_ext_fullpath("hifuse_fast._C")).resolve()  # in the checkout for an editable install
+        self.skipped = self.target.with_name("_native_skipped.txt")
+        self.skipped.unlink(missing_ok=True)
         wanted = os.environ.get("HIFUSE_NATIVE", "auto")
         try:
             if wanted == "0":
@@ -102,13 +103,13 @@ class CMakeBuild(build_ext):
 
     def skip(self, reason: str) -> None:
         """Install without the library, and leave the reason where `hifuse_fast.info()` finds it."""
-        SKIPPED.write_text(reason + "\n")
+        self.skipped.parent.mkdir(parents=True, exist_ok=True)
+        self.skipped.write_text(reason + "\n")
         self.extensions: list[Extension] = []
         print(f"hifuse_fast: installing pure Python, without the compiled kernels: {reason}", file=sys.stderr, flush=True)
 
     def build_with_cmake(self, compiler: str, torch: dict[str, str]) -> None:
         cmake = find_tool("cmake")
-        target = Path(self.get_ext_fullpath("hifuse_fast._C")).resolve()
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch['version']}"
         options = {
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
@@ -128,9 +129,9 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(build), "--target", "_C"], check=True)
         built = next(build.glob("_C.*"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(built, target.with_suffix(".tmp"))
-        target.with_suffix(".tmp").replace(target)  # a running process keeps the library it has loaded
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(built, self.target.with_suffix(".tmp"))
+        self.target.with_suffix(".tmp").replace(self.target)  # a running process keeps the library it has loaded
 
 
 setup(ext_modules=[Extension("hifuse_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
