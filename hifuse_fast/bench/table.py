@@ -74,7 +74,7 @@ def busy(found: Sequence[Row]) -> str:
     count = sum(BUSY in row.note for row in found)
     if not count:
         return ""
-    return f"{count} of {len(found)} rows were timed while other processes took cores: their ratios and shares are not reliable."
+    return f"{count} of {len(found)} rows were timed beside other processes: their ratios and shares are not reliable."
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
