@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 import hifuse_fast
 from hifuse_fast import GlobalBlock, HFFBlock, InvertedMLP, LocalBlock, PatchMerging, WindowAttention
-from hifuse_fast.layers import DropPath
-from hifuse_fast.testing import golden_uniform, golden_weights
+from hifuse_fast.layers import BatchNorm2d, DropPath
+from hifuse_fast.testing import assert_within_rule, golden_uniform, golden_weights
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,14 @@ def test_hff_block_by_itself_takes_half_its_width_from_the_stage_before() -> Non
     block = HFFBlock(8)
     assert block.Updim.conv.in_channels == 4
     assert block.se[0].out_channels == 1  # never none
+
+
+def test_batch_norm_in_training_is_as_exact_as_pytorch_channels_first() -> None:
+    x = a_map(8, 56, 56, 24).float() * 0.3 + 1
+    norm = BatchNorm2d(24)
+    exact = copy.deepcopy(norm).double()(x.double())
+    plain = nn.BatchNorm2d(24)(x.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1)
+    assert_within_rule(norm(x), plain, exact)
 
 
 def test_drop_path_keeps_or_drops_whole_images_and_their_mean() -> None:
