@@ -54,11 +54,10 @@ struct WindowGrid {
   HIFUSE_HD bool mixed(int64_t row, int64_t column) const { return rows.mixed(row) || columns.mixed(column); }
 };
 
-// Row of the bias table for the first key of key row `key_row`; the keys to its right have the rows before it.
-HIFUSE_HD inline int64_t bias_row(int64_t window, int64_t query, int64_t key_row) {
-  const int64_t dy = query / window - key_row;
-  const int64_t dx = query % window;
-  return (dy + window - 1) * (2 * window - 1) + dx + window - 1;
+// Row of the bias table for the query at (y, x) of the window and the first key of key row `key_row`; the keys to the right of
+// that one have the rows before it.
+HIFUSE_HD inline int64_t bias_row(int64_t window, int64_t y, int64_t x, int64_t key_row) {
+  return (y - key_row + window - 1) * (2 * window - 1) + x + window - 1;
 }
 
 }  // namespace HIFUSE_ISA

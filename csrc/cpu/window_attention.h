@@ -105,7 +105,7 @@ inline void prefetch(const WindowSizes<T>& sizes, const void* map, const int64_t
   for (int64_t i = 0; i < count; ++i) {
     if (offsets[i] == kPadded) continue;
     const Stored* const row = static_cast<const Stored*>(map) + offsets[i] + channel;
-    for (int64_t d = 0; d < sizes.head_dim; d += kLine) __builtin_prefetch(row + d);
+    for (int64_t d = 0; d < sizes.head_dim; d += kLine) __builtin_prefetch(row + d, 0, 2);  // into L2: L1 is full of the task at hand
   }
 }
 
@@ -135,20 +135,22 @@ class Bias {
 
  private:
   // The rows of the table are turned round first: then the keys of one key row lie side by side. They are copied by whole
-  // vectors, each of which overwrites what the one before it wrote too much.
+  // vectors, each of which overwrites what the one before it wrote too much; the last ones write just their own.
   void expand(int64_t head) {
+    const int64_t window = sizes_.window;
     for (int64_t r = 0; r < sizes_.table_rows; ++r)
       turned_[sizes_.table_rows - 1 - r] = static_cast<T>(kLog2E) * table_[r * num_heads_ + head];
-    for (int64_t query = 0; query < sizes_.tokens; ++query) {
-      T* const row = bias_ + query * sizes_.keys;
-      for (int64_t key_row = 0; key_row < sizes_.window; ++key_row) {
-        const T* const from = turned_ + sizes_.table_rows - 1 - bias_row(sizes_.window, query, key_row);
-        T* const to = row + key_row * sizes_.window;
-        for (int64_t x = 0; x < sizes_.window; x += kLanes<T>) store(to + x, load(from + x));
+    T* to = bias_;
+    for (int64_t y = 0; y < window; ++y)
+      for (int64_t x = 0; x < window; ++x, to += sizes_.keys) {
+        const T* const first = turned_ + sizes_.table_rows - 1 - bias_row(window, y, x, 0);
+        for (int64_t key_row = 0; key_row + 1 < window; ++key_row)
+          for (int64_t i = 0; i < window; i += kLanes<T>)
+            store(to + key_row * window + i, load(first + key_row * (2 * window - 1) + i));
+        for (int64_t i = 0; i < window; ++i)
+          to[(window - 1) * window + i] = first[(window - 1) * (2 * window - 1) + i];
+        for (int64_t key = sizes_.tokens; key < sizes_.keys; ++key) to[key] = kNoKey;
       }
-    }
-    for (int64_t query = 0; query < sizes_.tokens; ++query)
-      for (int64_t key = sizes_.tokens; key < sizes_.keys; ++key) bias_[query * sizes_.keys + key] = kNoKey;
   }
 
   static constexpr T kNoKey = T(-1e30);  // for the keys that only fill the vector

@@ -152,12 +152,13 @@ class Backward {
 
   // partial[row of the table] = sum of the chunk's dS over the pairs that share the row.
   void fold(const T* chunk_sum, double* partial) const {
-    for (int64_t query = 0; query < sizes_.tokens; ++query)
-      for (int64_t key_row = 0; key_row < sizes_.window; ++key_row) {
-        double* const to = partial + bias_row(sizes_.window, query, key_row);
-        const T* const from = chunk_sum + query * sizes_.keys + key_row * sizes_.window;
-        for (int64_t x = 0; x < sizes_.window; ++x) to[-x] += from[x];
-      }
+    const int64_t window = sizes_.window;
+    for (int64_t y = 0; y < window; ++y)
+      for (int64_t x = 0; x < window; ++x, chunk_sum += sizes_.keys)
+        for (int64_t key_row = 0; key_row < window; ++key_row) {
+          double* const to = partial + bias_row(window, y, x, key_row);
+          for (int64_t i = 0; i < window; ++i) to[-i] += chunk_sum[key_row * window + i];
+        }
   }
 
   void reduce(int64_t head, const double* partials) const {

@@ -51,7 +51,7 @@ void test_bias_rows(int64_t window) {
     for (int64_t key = 0; key < window * window; ++key) {
       const int64_t dy = query / window - key / window, dx = query % window - key % window;
       const int64_t expected = (dy + window - 1) * (2 * window - 1) + dx + window - 1;
-      CHECK(bias_row(window, query, key / window) - key % window == expected);
+      CHECK(bias_row(window, query / window, query % window, key / window) - key % window == expected);
     }
 }
 

@@ -43,7 +43,8 @@ def _in_arithmetic(qkv: Tensor, tensor: Tensor | None) -> Tensor | None:
     """Tables and biases go to the kernel contiguous and in the type of its arithmetic."""
     if tensor is None:
         return None
-    return tensor.to(torch.float64 if qkv.dtype == torch.float64 else torch.float32).contiguous()
+    dtype = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    return (tensor if tensor.dtype == dtype else tensor.to(dtype)).contiguous()
 
 
 def _register_fakes() -> None:
