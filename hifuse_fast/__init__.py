@@ -1,6 +1,7 @@
 """hifuse_fast: HiFuse for medical image classification, fast on CPUs and GPUs, proven equal to the official network."""
 
 from hifuse_fast import ops
+from hifuse_fast._version import __version__
 from hifuse_fast.backends import BackendError, Info, info, use_backend
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, InvertedMLP, LocalBlock, PatchMerging, WindowAttention
 from hifuse_fast.checkpoints import (
@@ -11,8 +12,6 @@ from hifuse_fast.checkpoints import (
     save_checkpoint,
 )
 from hifuse_fast.model import HiFuse, HiFuseFeatures, StageMaps, create_model, list_models
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
@@ -27,6 +26,7 @@ __all__ = [
     "PatchMerging",
     "StageMaps",
     "WindowAttention",
+    "__version__",
     "create_model",
     "create_model_from_checkpoint",
     "describe_checkpoint",

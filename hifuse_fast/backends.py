@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from hifuse_fast import _native
+from hifuse_fast._version import __version__
 
 BACKENDS = ("auto", "reference", "native", "triton")
 
@@ -147,8 +148,6 @@ class Info:
 
 def info() -> Info:
     """What this machine has, what was built, and which backend serves what, with reasons where one does not."""
-    from hifuse_fast import __version__
-
     return Info(__version__, _machine(), _build(), {op: _served(op) for op in _OPS})
 
 

@@ -20,7 +20,7 @@ LAW = {
     "ops/*/triton.py": [],
     "ops/*/api.py": ["backends", "ops.*.reference"],
     "_native.py": ["_C"],
-    "backends.py": ["_native", "__version__"],
+    "backends.py": ["_native", "_version"],
     "layers.py": [],
     "blocks.py": ["ops", "layers"],
     "model.py": ["blocks", "layers"],
