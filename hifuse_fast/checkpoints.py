@@ -102,7 +102,6 @@ def create_model_from_checkpoint(
     model = create_model(**options, **overrides, channel_gate=channel_gate, device="meta")
     model.load_state_dict(state_dict, assign=True)
     model.to(device=device, dtype=dtype)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as at construction: the file's is not
     if num_classes is not None and num_classes != options["num_classes"]:
         model.reset_classifier(num_classes)
     return model.eval()

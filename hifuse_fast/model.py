@@ -196,8 +196,6 @@ class HiFuse(nn.Module):
             self.add_module(f"fu{i + 1}", HFFBlock(dims[i], in_dims[i], channel_gate, mixer, hff_rate))
 
         self.grad_checkpointing = False
-        # Of the weights' memory too: PyTorch would otherwise copy each at every call with a channels-last map.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes] of images [B, in_chans, H, W]; with num_classes=0 the features [B, C4].
@@ -222,7 +220,7 @@ class HiFuse(nn.Module):
     def forward_stages(self, images: Tensor) -> StageMaps:
         """The outputs of all stages of all three branches."""
         self._check_images(images)
-        x = pad_to_multiple(images.permute(0, 2, 3, 1), STRIDE).contiguous()
+        x = pad_to_multiple(images.permute(0, 2, 3, 1), STRIDE)
         global_maps = self._global_branch(x)
         local_maps = self._local_branch(x)
         fused_maps = self._fusion(local_maps, global_maps)

@@ -62,7 +62,6 @@ def test_a_safetensors_round_trip(tmp_path: Path, model: hifuse_fast.HiFuse) -> 
     assert load_checkpoint(path).keys() == model.state_dict().keys()
     loaded = create_model_from_checkpoint(path, dtype=torch.float64)
     torch.testing.assert_close(loaded(torch.zeros(1, 1, 32, 32).double()).float(), model(torch.zeros(1, 1, 32, 32)))
-    assert loaded.fu1.residual.conv2.conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 

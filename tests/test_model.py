@@ -121,6 +121,15 @@ def test_images_that_do_not_fit(model: HiFuse, images: Any, error: type[Exceptio
         model(images)
 
 
+def test_the_layout_of_the_weights_does_not_matter(model: HiFuse) -> None:
+    image = golden_image(2, 64, 64)
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    assert not other.fu1.residual.conv1.conv.weight.is_contiguous()
+    with torch.no_grad():
+        assert relative_error(other(image), model(image)) < 1e-12
+    assert list(other.state_dict()) == list(model.state_dict())
+
+
 # --- options
 
 
