@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cpu/kernels.h"
 #include "cpu/vec.h"
 
 namespace hifuse {
@@ -117,6 +118,17 @@ inline void narrow_row(const T* from, T factor, Stored* to, int64_t count) {
     }
 #endif
   for (; i < count; ++i) narrow(from[i] * factor, to[i]);
+}
+
+// Kernel<Stored>(args).run(parallel) for maps of the element type `dtype`.
+template <template <class> class Kernel, class Args>
+inline void run_stored(DType dtype, const Args& args, const Parallel& parallel) {
+  switch (dtype) {
+    case DType::float32: return Kernel<float>(args).run(parallel);
+    case DType::bfloat16: return Kernel<BFloat16>(args).run(parallel);
+    case DType::float16: return Kernel<Float16>(args).run(parallel);
+    case DType::float64: return Kernel<double>(args).run(parallel);
+  }
 }
 
 }  // namespace HIFUSE_ISA

@@ -105,7 +105,8 @@ inline void prefetch(const WindowSizes<T>& sizes, const void* map, const int64_t
   for (int64_t i = 0; i < count; ++i) {
     if (offsets[i] == kPadded) continue;
     const Stored* const row = static_cast<const Stored*>(map) + offsets[i] + channel;
-    for (int64_t d = 0; d < sizes.head_dim; d += kLine) __builtin_prefetch(row + d, 0, 2);  // into L2: L1 is full of the task at hand
+    for (int64_t d = 0; d < sizes.head_dim; d += kLine)
+      __builtin_prefetch(row + d, 0, 2);  // into L2: L1 is full of the task at hand
   }
 }
 
@@ -147,8 +148,7 @@ class Bias {
         for (int64_t key_row = 0; key_row + 1 < window; ++key_row)
           for (int64_t i = 0; i < window; i += kLanes<T>)
             store(to + key_row * window + i, load(first + key_row * (2 * window - 1) + i));
-        for (int64_t i = 0; i < window; ++i)
-          to[(window - 1) * window + i] = first[(window - 1) * (2 * window - 1) + i];
+        for (int64_t i = 0; i < window; ++i) to[(window - 1) * window + i] = first[(window - 1) * (2 * window - 1) + i];
         for (int64_t key = sizes_.tokens; key < sizes_.keys; ++key) to[key] = kNoKey;
       }
   }

@@ -186,12 +186,7 @@ class Backward {
 }  // namespace
 
 void window_attention_backward(const WindowAttentionBackward& args, const Parallel& parallel) {
-  switch (args.shape.dtype) {
-    case DType::float32: return Backward<float>(args).run(parallel);
-    case DType::bfloat16: return Backward<BFloat16>(args).run(parallel);
-    case DType::float16: return Backward<Float16>(args).run(parallel);
-    case DType::float64: return Backward<double>(args).run(parallel);
-  }
+  run_stored<Backward>(args.shape.dtype, args, parallel);
 }
 
 }  // namespace HIFUSE_ISA

@@ -134,12 +134,7 @@ class Forward {
 }  // namespace
 
 void window_attention_forward(const WindowAttentionForward& args, const Parallel& parallel) {
-  switch (args.shape.dtype) {
-    case DType::float32: return Forward<float>(args).run(parallel);
-    case DType::bfloat16: return Forward<BFloat16>(args).run(parallel);
-    case DType::float16: return Forward<Float16>(args).run(parallel);
-    case DType::float64: return Forward<double>(args).run(parallel);
-  }
+  run_stored<Forward>(args.shape.dtype, args, parallel);
 }
 
 }  // namespace HIFUSE_ISA
