@@ -164,26 +164,37 @@ class Bias {
   int64_t head_ = -1;
 };
 
-// scores = 2^(x - largest x) with x = scale q.k + bias + mask in log2 units; returns their sum. In: `scores` are q.k.
-// `regions` is null where the window is of one region. The scale comes here, not into k, because here it costs no rounding.
+// A block of at most kBlockRows queries from `first` on. In: `scores` are q.k. Out: 2^(x - largest x of the row) with
+// x = scale q.k + bias + mask in log2 units, and in `inverses` one over the row's sum. `regions` is null where the window is of
+// one region. The scale comes here, not into k, because here it costs no rounding; the rows go through each step together,
+// because one row alone would wait for its own reductions.
 template <class T>
-inline T softmax_row(const WindowSizes<T>& sizes, T* scores, const T* bias, const T* regions, int64_t query) {
+inline void softmax_rows(const WindowSizes<T>& sizes, int64_t first, int64_t rows, T* scores, const T* bias, const T* regions,
+                         T* inverses) {
   const T scale = sizes.log2_scale;
-  Vec<T> top = splat(T(-3e38));
-  for (int64_t j = 0; j < sizes.keys; j += kLanes<T>) {
-    Vec<T> x = load(scores + j) * scale + load(bias + j);
-    if (regions) x += load(regions + j) == regions[query] ? Vec<T>{} : splat(T(kMask * kLog2E));
-    store(scores + j, x);
-    top = larger<T>(x, top);
+  T tops[kBlockRows];
+  for (int64_t r = 0; r < rows; ++r) {
+    T* const row = scores + r * sizes.keys;
+    const T* const bias_of_row = bias + (first + r) * sizes.keys;
+    Vec<T> top = splat(T(-3e38));
+    for (int64_t j = 0; j < sizes.keys; j += kLanes<T>) {
+      Vec<T> x = load(row + j) * scale + load(bias_of_row + j);
+      if (regions) x += load(regions + j) == regions[first + r] ? Vec<T>{} : splat(T(kMask * kLog2E));
+      store(row + j, x);
+      top = larger<T>(x, top);
+    }
+    tops[r] = largest<T>(top);
   }
-  const T shift = largest<T>(top);
-  Vec<T> total = {};
-  for (int64_t j = 0; j < sizes.keys; j += kLanes<T>) {
-    const Vec<T> weight = exp2_nonpositive(load(scores + j) - shift);
-    store(scores + j, weight);
-    total += weight;
+  for (int64_t r = 0; r < rows; ++r) {
+    T* const row = scores + r * sizes.keys;
+    Vec<T> total = {};
+    for (int64_t j = 0; j < sizes.keys; j += kLanes<T>) {
+      const Vec<T> weight = exp2_nonpositive(load(row + j) - tops[r]);
+      store(row + j, weight);
+      total += weight;
+    }
+    inverses[r] = 1 / sum<T>(total);
   }
-  return sum<T>(total);
 }
 
 }  // namespace HIFUSE_ISA

@@ -110,7 +110,12 @@ class Backward {
     gemm<T>(n, keys, head_dim, {q, dim, 1}, w.columns, keys, w.weights, keys);
     for (int64_t i = 0; i < keys; i += kLanes<T>) transpose(sizes_, v + i * dim, w.columns + i);
     gemm<T>(n, keys, head_dim, {d_out, dim, 1}, w.columns, keys, w.d_scores, keys);
-    for (int64_t i = 0; i < n; ++i) softmax_backward_row(w, bias + i * keys, i);
+    for (int64_t first = 0; first < n; first += kBlockRows) {
+      const int64_t rows = n - first < kBlockRows ? n - first : kBlockRows;
+      T inverses[kBlockRows];
+      softmax_rows(sizes_, first, rows, w.weights + first * keys, bias, w.regions, inverses);
+      for (int64_t r = 0; r < rows; ++r) softmax_backward_row(w, first + r, inverses[r]);
+    }
 
     gemm<T>(n, dim, n, {w.d_scores, keys, 1}, k, dim, w.grads[0], dim);
     gemm<T>(n, dim, n, {w.d_scores, 1, keys}, q, dim, w.grads[1], dim);
@@ -119,12 +124,11 @@ class Backward {
       unpack(w.to, part * channels + head * head_dim, w.grads[part], part < 2 ? scale : T(1), padding_sums + part * head_dim);
   }
 
-  // In: scores in `weights`, dO v^T in `d_scores`. Out: P, and dS, which is also added to the chunk's sum.
-  void softmax_backward_row(const Window& w, const T* bias, int64_t query) const {
+  // In: weights before the division by their sum, dO v^T in `d_scores`. Out: P, and dS, which is also added to the chunk's sum.
+  void softmax_backward_row(const Window& w, int64_t query, T inverse) const {
     T* const weights = w.weights + query * sizes_.keys;
     T* const d_scores = w.d_scores + query * sizes_.keys;
     T* const chunk_sum = w.sum + query * sizes_.keys;
-    const T inverse = 1 / softmax_row(sizes_, weights, bias, w.regions, query);
     Vec<T> dots = {};
     for (int64_t j = 0; j < sizes_.keys; j += kLanes<T>) {
       const Vec<T> p = load(weights + j) * inverse;

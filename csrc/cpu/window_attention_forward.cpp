@@ -120,8 +120,7 @@ class Forward {
     const int64_t keys = sizes_.keys, dim = sizes_.dim;
     gemm<T>(rows, keys, sizes_.head_dim, {w.rows, dim, 1}, w.k_columns, keys, w.scores, keys);
     T inverses[kBlockRows];
-    for (int64_t r = 0; r < rows; ++r)
-      inverses[r] = 1 / softmax_row(sizes_, w.scores + r * keys, bias + (first + r) * keys, w.regions, first + r);
+    softmax_rows(sizes_, first, rows, w.scores, bias, w.regions, inverses);
     gemm<T>(rows, dim, sizes_.tokens, {w.scores, keys, 1}, w.v, dim, w.rows, dim);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t d = 0; d < dim; d += kLanes<T>) store(w.rows + r * dim + d, load(w.rows + r * dim + d) * inverses[r]);
