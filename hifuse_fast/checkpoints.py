@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hifuse_fast.model import SIZES, HiFuse, create_model
 
-_WRAPPERS = ("model", "model_state_dict", "state_dict")  # keys under which training scripts put the state_dict
+_WRAPPERS = ("model", "model_state_dict", "net", "state_dict")  # where training scripts put it; the official one in "net"
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
 _SHOWN = 4  # names in a message
 

@@ -45,7 +45,14 @@ def logits(model: nn.Module) -> torch.Tensor:
         return model(torch.randn(1, 1, 32, 64))
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
+OFFICIAL = {"optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}, "epoch": 3, "lr_schedule": {"last_epoch": 3}}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}, lambda s: {"net": s, **OFFICIAL}],
+    ids=["plain", "model", "state_dict", "the official training script's"],
+)
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
 def test_a_torch_file_round_trip(tmp_path: Path, model: hifuse_fast.HiFuse, wrap: Any, prefix: str) -> None:
     path = tmp_path / "weights.pth"
