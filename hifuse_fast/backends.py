@@ -142,7 +142,7 @@ class Info:
         lines.append("\nbackends")
         for op, served in self.ops.items():
             for backend, reason in served.items():
-                lines.append(f"  {op:<24}{backend:<11}{'yes' if reason is None else 'no: ' + reason}")
+                lines.append(f"  {op:<24}{backend:<16}{'yes' if reason is None else 'no: ' + reason}")
         return "\n".join(lines)
 
 
