@@ -21,6 +21,7 @@ import torch
 
 from hifuse_fast import _native
 from hifuse_fast._version import __version__
+from hifuse_fast.checks import check_choice
 
 BACKENDS = ("auto", "reference", "native", "triton")
 
@@ -36,23 +37,17 @@ class BackendError(RuntimeError):
     """A backend asked for by name cannot serve the call; the message has its reasons."""
 
 
-def check_backend(backend: str) -> str:
-    """Return `backend`, or raise ValueError naming the ones there are."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    return backend
-
-
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
     """Within the `with` block (or the decorated function), ops called with backend="auto" use `backend`.
 
-    Local to the thread and the async task, may be nested, and yields to an explicit `backend=` on a call.
+    Local to the thread and the async task, may be nested, and yields to an explicit `backend=` on a call. What torch.compile
+    has compiled keeps the backend that it was compiled under.
 
     Raises:
         ValueError: `backend` is none of "auto", "reference", "native", "triton".
     """
-    token = _chosen.set(check_backend(backend))
+    token = _chosen.set(check_choice("backend", backend, BACKENDS))
     try:
         yield
     finally:
@@ -78,7 +73,7 @@ def select(op: str, backend: str, **call: Any) -> ModuleType | None:
         ValueError: an unknown backend.
         BackendError: a backend asked for by name cannot serve the call.
     """
-    backend = check_backend(backend)
+    backend = check_choice("backend", backend, BACKENDS)
     if backend == "auto":
         backend = current_backend()
     if backend == "reference":

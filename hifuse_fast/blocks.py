@@ -11,19 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifuse_fast import ops
-from hifuse_fast.layers import (
-    BatchNorm2d,
-    Conv2d,
-    ConvNorm,
-    DropPath,
-    check_choice,
-    check_count,
-    check_flag,
-    check_heads,
-    check_map,
-    check_rate,
-    pad_to_multiple,
-)
+from hifuse_fast.checks import check_choice, check_count, check_flag, check_heads, check_map, check_rate
+from hifuse_fast.layers import BatchNorm2d, Conv2d, ConvNorm, DropPath, pad_to_multiple
 from hifuse_fast.ops.window_attention.api import MAX_WINDOW_SIZE
 from hifuse_fast.ops.window_attention.reference import relative_position_index
 

@@ -30,7 +30,8 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     """The state_dict in a file, for any network: names without wrappers and prefixes, every value a finite tensor.
 
     A file named *.safetensors is read as such, any other by torch.load with weights_only=True, so that no code in it runs.
-    {"model": ...}, {"state_dict": ...}, {"model_state_dict": ...} are unwrapped; the prefixes "module." and "_orig_mod." go.
+    {"model": ...}, {"net": ...}, {"state_dict": ...}, {"model_state_dict": ...} are unwrapped; the prefixes "module." and
+    "_orig_mod." go.
 
     Raises:
         FileNotFoundError: there is no such file.

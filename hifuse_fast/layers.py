@@ -1,16 +1,15 @@
-"""The small modules that blocks are made of, and the checks of their arguments. Maps are channels last: [B, H, W, C]."""
+"""The small modules that blocks are made of. Maps are channels last: [B, H, W, C]."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import operator
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hifuse_fast.checks import check_rate
 
 
 class Conv2d(nn.Conv2d):
@@ -97,62 +96,3 @@ def frozen_statistics(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-def check_count(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int of at least `least`; TypeError or ValueError naming the argument otherwise."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}, got {count}")
-    return count
-
-
-def check_counts(name: str, values: Any, length: int, least: int = 1) -> tuple[int, ...]:
-    """`values` as a tuple of `length` ints of at least `least`."""
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != length:
-        raise ValueError(f"{name} must be {length} integers, got {values!r}")
-    return tuple(check_count(f"{name}[{i}]", value, least) for i, value in enumerate(values))
-
-
-def check_rate(name: str, value: Any) -> float:
-    """`value` as a probability in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and 0.0 <= value < 1.0):
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
-    return float(value)
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """`value` if it is one of `choices`."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """`value` if it is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
-
-
-def check_heads(name: str, num_heads: int, dim: int) -> None:
-    """Raise ValueError unless `num_heads` divides `dim`."""
-    if dim % num_heads:
-        raise ValueError(f"{name} must divide the width {dim}, got {num_heads}")
-
-
-def check_map(name: str, x: Any, dim: int) -> None:
-    """Raise unless `x` is a floating tensor [B, H, W, dim] with at least one token."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.dim() != 4 or x.shape[-1] != dim or 0 in x.shape[1:3]:
-        raise ValueError(f"{name} must be [B, H, W, {dim}] with H and W at least 1, got {list(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")

@@ -24,17 +24,8 @@ from hifuse_fast.blocks import (
     PatchMerging,
     check_window_size,
 )
-from hifuse_fast.layers import (
-    Conv2d,
-    check_choice,
-    check_count,
-    check_counts,
-    check_flag,
-    check_heads,
-    check_rate,
-    frozen_statistics,
-    pad_to_multiple,
-)
+from hifuse_fast.checks import check_choice, check_count, check_counts, check_flag, check_heads, check_rate
+from hifuse_fast.layers import Conv2d, frozen_statistics, pad_to_multiple
 
 STAGES = 4
 STRIDE = 32  # of the last stage; images are padded to a multiple of it

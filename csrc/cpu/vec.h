@@ -125,7 +125,7 @@ inline void transpose_square(const T* from, int64_t from_row, T* to, int64_t to_
 }
 
 // 2^x for x <= 0, as softmax needs it: relative error 2e-7; NaN stays NaN. Below 2^-126 it gives 0: the weight of a masked key
-// would be subnormal, and some CPUs take a hundred times as long to multiply such numbers.
+// would be subnormal, and many CPUs multiply such numbers far more slowly.
 // x = n + r with r in [-1/2, 1/2]: 2^r by a minimax polynomial, 2^n by writing n into the exponent.
 inline Vec<float> exp2_nonpositive(Vec<float> x) {
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));

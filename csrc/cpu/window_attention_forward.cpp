@@ -10,7 +10,7 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
 
-constexpr int64_t kGroup = 8;
+constexpr int64_t kGroup = 8;  // windows, see task_at
 
 template <class Stored>
 class Forward {
@@ -97,11 +97,7 @@ class Forward {
       pack<Stored>(sizes_, args_.qkv.data, w.in + first, rows, channel, padding, w.rows);
       for (int64_t part = 0; part < 3; ++part)
         prefetch<Stored>(sizes_, args_.qkv.data, w.next + first, rows, part * channels + w.next_channel);
-      attend_rows(first, rows, bias, w);
-      for (int64_t r = 0; r < rows; ++r)
-        if (w.out[first + r] != kPadded)
-          narrow_row(w.rows + r * sizes_.dim, T(1), static_cast<Stored*>(args_.out.data) + w.out[first + r] + channel,
-                     sizes_.head_dim);
+      attend_rows(first, rows, channel, bias, w);
     }
   }
 
@@ -115,15 +111,17 @@ class Forward {
     }
   }
 
-  // rows: in, a block of q; out, the same block of the output.
-  void attend_rows(int64_t first, int64_t rows, const T* bias, const Window& w) const {
+  // A block of q in w.rows -> the same block of the output, in the map.
+  void attend_rows(int64_t first, int64_t rows, int64_t channel, const T* bias, const Window& w) const {
     const int64_t keys = sizes_.keys, dim = sizes_.dim;
     gemm<T>(rows, keys, sizes_.head_dim, {w.rows, dim, 1}, w.k_columns, keys, w.scores, keys);
     T inverses[kBlockRows];
     softmax_rows(sizes_, first, rows, w.scores, bias, w.regions, inverses);
     gemm<T>(rows, dim, sizes_.tokens, {w.scores, keys, 1}, w.v, dim, w.rows, dim);
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t d = 0; d < dim; d += kLanes<T>) store(w.rows + r * dim + d, load(w.rows + r * dim + d) * inverses[r]);
+      if (w.out[first + r] != kPadded)
+        narrow_row(w.rows + r * dim, inverses[r], static_cast<Stored*>(args_.out.data) + w.out[first + r] + channel,
+                   sizes_.head_dim);
   }
 
   const WindowAttentionForward& args_;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast import backends
+from hifuse_fast.checks import check_count, check_integer
 from hifuse_fast.ops.window_attention import reference
 
 MAX_WINDOW_SIZE = 16
@@ -108,11 +108,9 @@ class _WindowAttention(torch.autograd.Function):
 
 
 def _check_sizes(num_heads: int, window_size: int, shift_size: int) -> tuple[int, int, int]:
-    num_heads = _integer("num_heads", num_heads)
-    window_size = _integer("window_size", window_size)
-    shift_size = _integer("shift_size", shift_size)
-    if num_heads < 1:
-        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
+    num_heads = check_count("num_heads", num_heads)
+    window_size = check_integer("window_size", window_size)
+    shift_size = check_integer("shift_size", shift_size)
     if not 1 <= window_size <= MAX_WINDOW_SIZE:
         raise ValueError(f"window_size must be from 1 to {MAX_WINDOW_SIZE}, got {window_size}")
     if not 0 <= shift_size < window_size:
@@ -166,13 +164,3 @@ def _check_dropout(dropout_p: float) -> float:
     if not isinstance(dropout_p, (int, float)) or not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p must be from 0 to 1, got {dropout_p!r}")
     return float(dropout_p)
-
-
-def _integer(name: str, value: Any) -> int:
-    """The int that `value` is, also of numpy's or a symbolic kind; a float or a bool is refused."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
