@@ -11,6 +11,7 @@ from hifuse_fast.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from hifuse_fast.inference import OptimizedHiFuse, load_optimized, optimize_for_inference
 from hifuse_fast.model import HiFuse, HiFuseFeatures, StageMaps, create_model, list_models
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Info",
     "InvertedMLP",
     "LocalBlock",
+    "OptimizedHiFuse",
     "PatchMerging",
     "StageMaps",
     "WindowAttention",
@@ -33,7 +35,9 @@ __all__ = [
     "info",
     "list_models",
     "load_checkpoint",
+    "load_optimized",
     "ops",
+    "optimize_for_inference",
     "save_checkpoint",
     "use_backend",
 ]

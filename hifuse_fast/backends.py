@@ -1,8 +1,8 @@
 """Which backends there are, which one serves a call, and why another one cannot.
 
-An op is a row in `_OPS`: its kernels, module by module. A kernel module has `forward`, `backward` and
-`why_not(**call) -> str | None`: the reason it cannot serve this call, or None. Nothing falls back silently: a backend asked for
-by name that cannot serve raises `BackendError`; only "auto" chooses.
+An op is a row in `_OPS`: its kernels, module by module. A kernel module has `forward` and `backward`, or for a prepared op a
+class, and `why_not(**call) -> str | None`: the reason it cannot serve this call, or None. Nothing falls back silently: a
+backend asked for by name that cannot serve raises `BackendError`; only "auto" chooses.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ BACKENDS = ("auto", "reference", "native", "triton")
 # Per op, the kernel modules in the order in which "auto" tries them on any device; the reference serves what they cannot.
 _OPS: dict[str, dict[str, str]] = {
     "window_attention": {"native": "hifuse_fast.ops.window_attention.native"},
+    "linear": {"native": "hifuse_fast.ops.linear.native"},
+    "stem": {"native": "hifuse_fast.ops.stem.native"},
+    "local_block": {"native": "hifuse_fast.ops.local_block.native"},
+    "gated_concat": {"native": "hifuse_fast.ops.gated_concat.native"},
+    "mixer": {"native": "hifuse_fast.ops.mixer.native"},
+    "mlp": {"native": "hifuse_fast.ops.mlp.native"},
 }
 
 _chosen: ContextVar[str] = ContextVar("hifuse_fast_backend", default="auto")
@@ -87,6 +93,16 @@ def select(op: str, backend: str, **call: Any) -> ModuleType | None:
     if reason is not None:
         raise BackendError(f"backend {backend!r} cannot serve {op}: {reason}")
     return _kernels(op, backend)
+
+
+def prepared_class(op: str, backend: str, **call: Any) -> type[Any]:
+    """The class of the prepared op `op` that serves this call, the reference's where no kernel does; raises as `select` does.
+
+    It has the op's name: `GatedConcat` of `hifuse_fast.ops.gated_concat.native` or `.reference`.
+    """
+    module = select(op, backend, **call) or importlib.import_module(f"hifuse_fast.ops.{op}.reference")
+    found: type[Any] = getattr(module, "".join(word.capitalize() for word in op.split("_")))
+    return found
 
 
 def why_not(op: str, backend: str, **call: Any) -> str | None:

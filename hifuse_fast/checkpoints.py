@@ -117,18 +117,32 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         TypeError: `model` is no module.
         ValueError: `path` does not end in .safetensors.
     """
-    path = Path(path)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    write_safetensors(strip_prefixes(model.state_dict()), path, {"format": "pt"})
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
+    """Write tensors and metadata as safetensors. The file appears whole or not at all; see `save_checkpoint`."""
+    path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
-    tensors = {name: tensor.contiguous() for name, tensor in _strip_prefixes(model.state_dict()).items()}
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+        safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state_dict without the prefixes that DistributedDataParallel and torch.compile put before every name."""
+    names = list(state_dict)
+    while True:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in names)), None)
+        if prefix is None or not names:
+            return dict(zip(names, state_dict.values(), strict=True))
+        names = [name.removeprefix(prefix) for name in names]
 
 
 def _read(path: Path, device: torch.device | str) -> Any:
@@ -152,16 +166,7 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"checkpoint {path} must hold tensors by name, got {type(value).__name__} for {name!r}")
-    return _strip_prefixes(content)
-
-
-def _strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = list(state_dict)
-    while True:
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in names)), None)
-        if prefix is None or not names:
-            return dict(zip(names, state_dict.values(), strict=True))
-        names = [name.removeprefix(prefix) for name in names]
+    return strip_prefixes(content)
 
 
 def _deduce(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

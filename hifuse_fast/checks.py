@@ -7,6 +7,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -72,3 +73,51 @@ def check_map(name: str, x: Any, dim: int) -> None:
         raise ValueError(f"{name} must be [B, H, W, {dim}] with H and W at least 1, got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
+
+
+def check_dtype(name: str, dtype: Any, choices: Sequence[torch.dtype]) -> torch.dtype:
+    """`dtype` if it is one of `choices`."""
+    if not isinstance(dtype, torch.dtype) or dtype not in choices:
+        raise TypeError(
+            f"{name} must be one of {', '.join(str(choice).removeprefix('torch.') for choice in choices)}, got {dtype}"
+        )
+    return dtype
+
+
+def check_weights(**weights: tuple[Any, str]) -> dict[str, int]:
+    """Raise unless each is a floating tensor of its shape, all on one device; return what the letters stand for.
+
+    A shape is words: a number, a letter for a size of at least 1, or a multiple of a letter seen before, as in "2 C 3C".
+    """
+    sizes: dict[str, int] = {}
+    device = None
+    for name, (weight, shape) in weights.items():
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
+        words = shape.split()
+        if weight.dim() == len(words):
+            sizes |= {word: n for word, n in zip(words, weight.shape, strict=True) if word.isalpha() and word not in sizes}
+        expected = [_size_of(word, sizes) for word in words]
+        if list(weight.shape) != expected or 0 in expected:
+            known = "" if None in expected else f" = {expected}"
+            raise ValueError(f"{name} must be [{', '.join(words)}]{known}, got {list(weight.shape)}")
+        if not weight.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {weight.dtype}")
+        if device is not None and weight.device != device:
+            raise ValueError(f"{name} must be on the device of the other weights, {device}, got {weight.device}")
+        device = weight.device
+    return sizes
+
+
+def check_eps(name: str, value: Any) -> float:
+    """`value` as a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return float(value)
+
+
+def _size_of(word: str, sizes: dict[str, int]) -> int | None:
+    number, letter = word.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), word.lstrip("0123456789")
+    if letter and letter not in sizes:
+        return None
+    return int(number or 1) * (sizes[letter] if letter else 1)

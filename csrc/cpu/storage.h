@@ -120,6 +120,30 @@ inline void narrow_row(const T* from, T factor, Stored* to, int64_t count) {
   for (; i < count; ++i) narrow(from[i] * factor, to[i]);
 }
 
+// A vector of elements, widened; and narrowed.
+inline Vec<float> load_wide(const float* from) { return load(from); }
+inline Vec<float> load_wide(const BFloat16* from) {
+  typedef uint16_t Bits __attribute__((vector_size(kVectorBytes / 2)));
+  Bits bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return (Vec<float>)(__builtin_convertvector(bits, Vec<int32_t>) << 16);
+}
+
+inline void store_narrow(float* to, Vec<float> v) { store(to, v); }
+inline void store_narrow(BFloat16* to, Vec<float> v) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  typedef uint16_t Bits __attribute__((vector_size(kVectorBytes / 2)));
+  const Wide bits = (Wide)v;
+  const Wide rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Wide finite = (Wide)((bits & 0x7fffffff) <= 0x7f800000);
+  const Bits narrowed = __builtin_convertvector((rounded & finite) | (0x7fc0 & ~finite), Bits);
+  __builtin_memcpy(to, &narrowed, sizeof narrowed);
+#endif
+}
+
 // Kernel<Stored>(args).run(parallel) for maps of the element type `dtype`.
 template <template <class> class Kernel, class Args>
 inline void run_stored(DType dtype, const Args& args, const Parallel& parallel) {
@@ -129,6 +153,13 @@ inline void run_stored(DType dtype, const Args& args, const Parallel& parallel) 
     case DType::float16: return Kernel<Float16>(args).run(parallel);
     case DType::float64: return Kernel<double>(args).run(parallel);
   }
+}
+
+// The same for the prepared ops, which serve float32 and bfloat16.
+template <template <class> class Kernel, class Args>
+inline void run_prepared(DType dtype, const Args& args, const Parallel& parallel) {
+  if (dtype == DType::bfloat16) return Kernel<BFloat16>(args).run(parallel);
+  Kernel<float>(args).run(parallel);
 }
 
 }  // namespace HIFUSE_ISA

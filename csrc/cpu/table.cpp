@@ -1,5 +1,6 @@
 // The kernels of one instruction set; compiled once per set, like every kernel file.
 #include "cpu/kernels.h"
+#include "cpu/prepared.h"
 #include "cpu/window_attention.h"
 
 namespace hifuse {
@@ -9,6 +10,13 @@ extern const KernelTable table;
 const KernelTable table = {
     .window_attention_forward = &window_attention_forward,
     .window_attention_backward = &window_attention_backward,
+    .pack_linear = &pack_linear,
+    .pack_winograd = &pack_winograd,
+    .linear = &linear,
+    .stem = &stem,
+    .gated_concat = &gated_concat,
+    .mixer = &mixer,
+    .mlp = &mlp,
 };
 
 }  // namespace HIFUSE_ISA

@@ -55,10 +55,20 @@ inline Vec<T> splat(T value) {
   return value - Vec<T>{};
 }
 
-// The larger of each lane; a NaN in `a` gives b, so NaN is left to the sums that follow.
+// The larger and the smaller of each lane; a NaN in `a` gives b. (The masked form, with all lanes, spares GCC 12 a false warning.)
 template <class T>
 inline Vec<T> larger(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#endif
   return a > b ? a : b;
+}
+template <class T>
+inline Vec<T> smaller(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#endif
+  return a < b ? a : b;
 }
 
 // Integers as wide as T, and the vector 0, 1, 2, ... of them.
@@ -149,7 +159,7 @@ inline Vec<double> exp2_nonpositive(Vec<double> x) {
   return x;
 }
 
-// Scratch memory: aligned to a cache line, zeroed. It belongs to the thread, which keeps it for its next call: memory that
+// Scratch memory: aligned to a cache line; `take` zeroes it, `take_dirty` does not. It belongs to the thread, which keeps it for its next call: memory that
 // is given back to the system costs a page fault per 4 KB when it returns. What a scope took is free again at its end.
 class Scratch {
  public:
@@ -160,11 +170,17 @@ class Scratch {
 
   template <class T>
   T* take(int64_t count) {
+    T* const taken = take_dirty<T>(count);
+    __builtin_memset(static_cast<void*>(taken), 0, static_cast<size_t>(count) * sizeof(T));
+    return taken;
+  }
+
+  template <class T>
+  T* take_dirty(int64_t count) {
     Blocks& mine = blocks();
     if (mine.taken == kMost) throw std::bad_alloc();
     Block& block = mine.block[mine.taken++];
     block.grow((static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64);
-    __builtin_memset(block.at, 0, static_cast<size_t>(count) * sizeof(T));
     return static_cast<T*>(block.at);
   }
 

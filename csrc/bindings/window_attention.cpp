@@ -1,47 +1,27 @@
-// The only file that knows torch and Python: unwrap, check, allocate, call.
-//
-// Ops go through the dispatcher with the LibTorch stable ABI, so one build serves every torch from 2.11 on. What is not an op
-// (build information, the choice of instruction set) is a small pybind11 module in the same library.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <map>
-#include <optional>
-#include <string>
+// Window attention, forward and backward.
 #include <tuple>
 
-#include "build_info.h"  // written by CMake
-#include "cpu/isa.h"
+#include "bindings/common.h"
 
+namespace hifuse {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-const hifuse::Parallel kTorchThreads{[](int64_t count, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t)) {
-  torch::stable::parallel_for(0, count, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
-}};
-
-hifuse::DType dtype_of(const Tensor& tensor) {
+DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return hifuse::DType::float32;
-    case ScalarType::BFloat16: return hifuse::DType::bfloat16;
-    case ScalarType::Half: return hifuse::DType::float16;
-    case ScalarType::Double: return hifuse::DType::float64;
+    case ScalarType::Float: return DType::float32;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    case ScalarType::Half: return DType::float16;
+    case ScalarType::Double: return DType::float64;
     default: STD_TORCH_CHECK(false, "window_attention: qkv must be float32, bfloat16, float16 or float64");
   }
 }
 
 Tensor with_contiguous_channels(const Tensor& map) { return map.stride(3) == 1 ? map : torch::stable::contiguous(map); }
 
-hifuse::Map<const void*> input_map(const Tensor& map) {
+Map<const void*> input_map(const Tensor& map) {
   return {map.const_data_ptr(), map.stride(0), map.stride(1), map.stride(2)};
 }
-hifuse::Map<void*> output_map(const Tensor& map) {
+Map<void*> output_map(const Tensor& map) {
   return {map.mutable_data_ptr(), map.stride(0), map.stride(1), map.stride(2)};
 }
 
@@ -52,11 +32,9 @@ void check_parameter(const char* name, const Tensor& parameter, const Tensor& qk
                   "window_attention: ", name, " must be contiguous, on the CPU, and float32 (float64 with a float64 map)");
 }
 
-const void* data_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
-
 // The Python API has checked all this with friendlier words; here it keeps a direct call of the op from touching foreign
 // memory.
-hifuse::WindowAttentionShape check_window_attention(const Tensor& qkv, const Tensor& bias_table,
+WindowAttentionShape check_window_attention(const Tensor& qkv, const Tensor& bias_table,
                                                     const std::optional<Tensor>& qkv_bias, int64_t num_heads,
                                                     int64_t window_size, int64_t shift_size, double scale) {
   STD_TORCH_CHECK(qkv.dim() == 4, "window_attention: qkv must be [B, H, W, 3C]");
@@ -81,7 +59,7 @@ Tensor window_attention(const Tensor& qkv, const Tensor& bias_table, const std::
   const auto shape = check_window_attention(qkv, bias_table, qkv_bias, num_heads, window_size, shift_size, scale);
   const Tensor maps = with_contiguous_channels(qkv);
   Tensor out = torch::stable::new_empty(qkv, {shape.batch, shape.height, shape.width, qkv.size(3) / 3});
-  hifuse::isa::kernels().window_attention_forward(
+  isa::kernels().window_attention_forward(
       {shape, input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias), output_map(out)}, kTorchThreads);
   return out;
 }
@@ -99,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
   Tensor grad_qkv = torch::stable::new_empty(qkv, {shape.batch, shape.height, shape.width, qkv.size(3)});
   Tensor grad_table = torch::stable::new_empty(bias_table, {bias_table.size(0), bias_table.size(1)});
   Tensor grad_bias = torch::stable::new_empty(bias_table, {qkv.size(3)});
-  hifuse::isa::kernels().window_attention_backward(
+  isa::kernels().window_attention_backward(
       {shape, input_map(grads), input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias), output_map(grad_qkv),
        grad_table.mutable_data_ptr(), grad_bias.mutable_data_ptr()},
       kTorchThreads);
@@ -107,8 +85,9 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
 }
 
 }  // namespace
+}  // namespace hifuse
 
-STABLE_TORCH_LIBRARY(hifuse_fast, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
   m.def(
       "window_attention(Tensor qkv, Tensor bias_table, Tensor? qkv_bias, int num_heads, int window_size, int shift_size, "
       "float scale) -> Tensor");
@@ -118,16 +97,6 @@ STABLE_TORCH_LIBRARY(hifuse_fast, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
-  m.impl("window_attention", TORCH_BOX(&window_attention));
-  m.impl("window_attention_backward", TORCH_BOX(&window_attention_backward));
-}
-
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build information and the choice of instruction set; importing it registers the ops of hifuse_fast.";
-  m.def("build_info", [] { return std::map<std::string, std::string>{HIFUSE_BUILD_INFO}; });
-  m.def("compiled_isas", &hifuse::isa::compiled, "Instruction sets in this library, slowest first.");
-  m.def("usable_isas", &hifuse::isa::usable, "Those of them that this CPU and operating system run.");
-  m.def("isa", &hifuse::isa::current, "The instruction set in use.");
-  m.def("select_isa", &hifuse::isa::select, pybind11::arg("name"),
-        "Use another usable instruction set from now on, in tests and benchmarks; ValueError for one that is not usable.");
+  m.impl("window_attention", TORCH_BOX(&hifuse::window_attention));
+  m.impl("window_attention_backward", TORCH_BOX(&hifuse::window_attention_backward));
 }

@@ -1,0 +1,105 @@
+// Weights into the layout of panel.h, once.
+#include "cpu/prepared.h"
+
+#include "cpu/panel.h"
+#include "cpu/winograd.h"
+
+namespace hifuse {
+inline namespace HIFUSE_ISA {
+namespace {
+
+// Where element (k, column) of a panel lies.
+template <class S>
+inline int64_t place(int64_t k, int64_t column) {
+  return (k / kStep<S> * kPanel + column) * kStep<S> + k % kStep<S>;
+}
+
+template <class S>
+class Linearly {
+ public:
+  explicit Linearly(const PackLinear& args) : args_(args) {}
+
+  void run(const Parallel& parallel) const {
+    const int64_t panels = divide_up(args_.columns, kPanel);
+    parallel.each(panels, [this](int64_t panel) {
+      for (int64_t start = 0; start < args_.depth; start += args_.block) pack(panel, start);
+    });
+  }
+
+ private:
+  void pack(int64_t panel, int64_t start) const {
+    const int64_t depth = args_.depth - start < args_.block ? args_.depth - start : args_.block;
+    const int64_t padded = divide_up(depth, kChunk) * kChunk;
+    S* const to = static_cast<S*>(args_.packed) + packed_size(args_.columns, start) + panel * kPanel * padded;
+    for (int64_t column = 0; column < kPanel; ++column) {
+      const int64_t n = panel * kPanel + column;
+      const S* const from = static_cast<const S*>(args_.weight) + n * args_.depth + start;
+      for (int64_t k = 0; k < padded; ++k) to[place<S>(k, column)] = n < args_.columns && k < depth ? from[k] : S{};
+    }
+  }
+
+  const PackLinear& args_;
+};
+
+// U = G g G^T of every filter g, [panel][position][depth][32], rounded once.
+template <class S, int kOutputs>
+class Winograd {
+  static constexpr int kInputs = kOutputs + 2;
+
+ public:
+  explicit Winograd(const PackWinograd& args) : args_(args), depth_(divide_up(args.depth, kChunk) * kChunk) {}
+
+  void run(const Parallel& parallel) const {
+    const int64_t chunks = depth_ / kChunk;
+    parallel.each(divide_up(args_.columns, kPanel) * chunks, [&](int64_t task) {
+      for (int64_t k = 0; k < kChunk; ++k) pack(task / chunks, task % chunks * kChunk + k);
+    });
+  }
+
+ private:
+  void pack(int64_t panel, int64_t k) const {
+    double filters[3][3][kPanel] = {};
+    if (k < args_.depth)
+      for (int64_t column = 0; column < kPanel && panel * kPanel + column < args_.columns; ++column) {
+        const float* const from = args_.weight + ((panel * kPanel + column) * args_.depth + k) * 9;
+        for (int i = 0; i < 9; ++i) filters[i / 3][i % 3][column] = from[i];
+      }
+    double half[kInputs][3][kPanel];
+    for (int i = 0; i < kInputs; ++i)
+      for (int x = 0; x < 3; ++x) combine(i, filters[0][x], filters[1][x], filters[2][x], half[i][x]);
+    S* const to = static_cast<S*>(args_.packed) + panel * kInputs * kInputs * depth_ * kPanel;
+    for (int i = 0; i < kInputs; ++i)
+      for (int j = 0; j < kInputs; ++j) {
+        double values[kPanel];
+        combine(j, half[i][0], half[i][1], half[i][2], values);
+        S* const at = to + (i * kInputs + j) * depth_ * kPanel;
+        for (int64_t column = 0; column < kPanel; ++column) narrow(static_cast<float>(values[column]), at[place<S>(k, column)]);
+      }
+  }
+
+  static void combine(int row, const double* a, const double* b, const double* c, double* to) {
+    const auto& g = WinogradPoints<kOutputs>::kFilter[row];
+    for (int64_t i = 0; i < kPanel; ++i) to[i] = g[0] * a[i] + g[1] * b[i] + g[2] * c[i];
+  }
+
+  const PackWinograd& args_;
+  int64_t depth_;
+};
+
+template <int kOutputs>
+void pack_tiles(const PackWinograd& args, const Parallel& parallel) {
+  if (args.dtype == DType::bfloat16) return Winograd<BFloat16, kOutputs>(args).run(parallel);
+  Winograd<float, kOutputs>(args).run(parallel);
+}
+
+}  // namespace
+
+void pack_linear(const PackLinear& args, const Parallel& parallel) { run_prepared<Linearly>(args.dtype, args, parallel); }
+
+void pack_winograd(const PackWinograd& args, const Parallel& parallel) {
+  if (args.tile == 2) return pack_tiles<2>(args, parallel);
+  pack_tiles<4>(args, parallel);
+}
+
+}  // namespace HIFUSE_ISA
+}  // namespace hifuse

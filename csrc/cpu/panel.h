@@ -1,0 +1,155 @@
+// Products with weights that were packed once: c[rows, 32] = a[rows, depth] x panel[depth, 32].
+//
+// Weights lie in panels of 32 columns, [columns / 32][depth][32], so that a product reads one stream from end to end; depth and
+// columns are filled up with zeros to multiples of 32. bfloat16 pairs neighbours of the depth, [depth / 2][32][2], as the
+// instruction for pairs wants it. The layout is the same for every instruction set.
+//
+// The other operand lies in chunks of 32 of the depth, [depth / 32][rows][32]: the distance between rows is then a constant
+// inside the kernel, and a row is written by whole vectors.
+#pragma once
+
+#include "cpu/storage.h"
+#include "cpu/vec.h"
+
+namespace hifuse {
+inline namespace HIFUSE_ISA {
+
+constexpr int64_t kPanel = 32;  // columns
+constexpr int64_t kChunk = 32;  // depth
+
+inline int64_t divide_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
+
+// Elements of a packed weight [columns, depth].
+inline int64_t packed_size(int64_t columns, int64_t depth) {
+  return divide_up(columns, kPanel) * kPanel * divide_up(depth, kChunk) * kChunk;
+}
+
+// Element (row, k) of the other operand is at[k / 32 * chunk + row * 32 + k % 32].
+template <class S>
+struct Operand {
+  S* at;
+  int64_t chunk;
+
+  Operand rows_from(int64_t row) const { return {at + row * kChunk, chunk}; }
+};
+
+// The block of sums that leaves registers for two vectors of the panel and one broadcast element.
+constexpr int kTileRows = kRegisters == 32 ? 14 : 6;
+constexpr int kTileVectors = 2;
+constexpr int64_t kTileColumns = kTileVectors * kLanes<float>;
+
+// One step of the depth: one element in float32, a pair in bfloat16.
+template <class S>
+constexpr int64_t kStep = sizeof(float) / sizeof(S);
+
+#if defined(__AVX512BF16__)
+using Pairs = __m512bh;
+inline Pairs load_pairs(const BFloat16* from) { return (Pairs)_mm512_loadu_si512(from); }
+inline Pairs splat_pair(const BFloat16* from) {
+  int32_t bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return (Pairs)_mm512_set1_epi32(bits);
+}
+inline void add_product(Vec<float>& sum, const Pairs& a, const Pairs& b) {
+  sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, a, b);
+}
+#else
+struct Pairs {
+  Vec<float> first, second;
+};
+inline Pairs widen_pairs(Vec<int32_t> bits) { return {(Vec<float>)(bits << 16), (Vec<float>)(bits & -65536)}; }
+inline Pairs load_pairs(const BFloat16* from) {
+  Vec<int32_t> bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return widen_pairs(bits);
+}
+inline Pairs splat_pair(const BFloat16* from) {
+  return {splat(widen(from[0])), splat(widen(from[1]))};
+}
+inline void add_product(Vec<float>& sum, const Pairs& a, const Pairs& b) {
+  sum += a.first * b.first;
+  sum += a.second * b.second;
+}
+#endif
+inline Vec<float> load_pairs(const float* from) { return load(from); }
+inline Vec<float> splat_pair(const float* from) { return splat(*from); }
+inline void add_product(Vec<float>& sum, Vec<float> a, Vec<float> b) { sum += a * b; }
+
+// Lines that are wanted soon, `stride` bytes further with every step.
+struct Prefetch {
+  const char* from;
+  int64_t stride;
+
+  void step(int64_t step) const {
+    __builtin_prefetch(from + step * stride, 0, 2);
+    __builtin_prefetch(from + step * stride + stride / 2, 0, 2);
+  }
+};
+
+template <int kRows, class S>
+[[gnu::noinline]] void tile(int64_t chunks, Operand<const S> a, const S* b, float* c, int64_t c_row, bool accumulate,
+                            Prefetch prefetch) {
+  // Every loop over the sums is unrolled, or they would not all be registers.
+  Vec<float> sums[kRows][kTileVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<float>{};
+  if (accumulate) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      sums[r][0] = load(c + r * c_row);
+      sums[r][1] = load(c + r * c_row + kLanes<float>);
+    }
+  }
+  constexpr int64_t kSteps = kChunk / kStep<S>;
+  const S* at = a.at;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, at += a.chunk) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < kSteps; ++k, b += kPanel * kStep<S>) {
+      const auto left = load_pairs(b);
+      const auto right = load_pairs(b + kLanes<float> * kStep<S>);
+      prefetch.step(chunk * kSteps + k);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const auto element = splat_pair(at + r * kChunk + k * kStep<S>);
+        add_product(sums[r][0], element, left);
+        add_product(sums[r][1], element, right);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    store(c + r * c_row, sums[r][0]);
+    store(c + r * c_row + kLanes<float>, sums[r][1]);
+  }
+}
+
+// `rows` <= kRows: the row count becomes a constant.
+template <int kRows, class S>
+inline void tile_of(int64_t rows, int64_t chunks, Operand<const S> a, const S* b, float* c, int64_t c_row, bool accumulate,
+                    Prefetch prefetch) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return tile_of<kRows - 1, S>(rows, chunks, a, b, c, c_row, accumulate, prefetch);
+  }
+  tile<kRows, S>(chunks, a, b, c, c_row, accumulate, prefetch);
+}
+
+// c[rows, 32] = a x panel, or += with `accumulate`. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12). While the tiles
+// read this panel, they ask for the `chunks` chunks at `next`, each for its part of them: a weight that comes from memory arrives at
+// an even pace.
+template <class S>
+inline void product(int64_t rows, int64_t chunks, Operand<const S> a, const S* panel, float* c, int64_t c_row, bool accumulate,
+                    const S* next) {
+  const int64_t tiles = divide_up(rows, kTileRows);
+  constexpr int64_t kLine = kPanel * kStep<S> * sizeof(S);  // bytes of the panel in a step
+  const Prefetch prefetch{reinterpret_cast<const char*>(next), kLine / tiles};
+  const int64_t bytes = chunks * (kChunk / kStep<S>)*prefetch.stride;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = rows * i / tiles, count = rows * (i + 1) / tiles - first;
+    for (int64_t column = 0; column < kPanel; column += kTileColumns)
+      tile_of<kTileRows, S>(count, chunks, a.rows_from(first), panel + column * kStep<S>, c + first * c_row + column, c_row,
+                            accumulate, {prefetch.from + i * bytes, prefetch.stride});
+  }
+}
+
+}  // namespace HIFUSE_ISA
+}  // namespace hifuse

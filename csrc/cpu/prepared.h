@@ -1,0 +1,20 @@
+// The entry points of the prepared ops; see kernels.h for what they are given.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "geometry.h"  // HIFUSE_ISA
+
+namespace hifuse {
+inline namespace HIFUSE_ISA {
+
+void pack_linear(const PackLinear&, const Parallel&);
+void pack_winograd(const PackWinograd&, const Parallel&);
+void linear(const Linear&, const Parallel&);
+void stem(const Stem&, const Parallel&);
+void gated_concat(const GatedConcat&, const Parallel&);
+void mixer(const Mixer&, const Parallel&);
+void mix_depthwise(const Mixer&, const Parallel&);
+void mlp(const Mlp&, const Parallel&);
+
+}  // namespace HIFUSE_ISA
+}  // namespace hifuse

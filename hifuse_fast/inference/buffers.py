@@ -1,0 +1,63 @@
+"""Maps that are reused from call to call: after the first call of a shape, the network allocates none.
+
+A fresh map costs page faults, which at these sizes take as long as the arithmetic of a small op.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Maps:
+    """The maps of one call at a time: `take` hands one out, `give` takes it back for the next `take` of its size."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._free: dict[int, list[Tensor]] = {}  # by number of elements, so that a call takes what the one before it took
+
+    def take(self, *shape: int) -> Tensor:
+        """A contiguous map of this shape and of any content."""
+        size = math.prod(shape)
+        free = self._free.setdefault(size, [])
+        if free:
+            return free.pop().view(shape)
+        with torch.inference_mode(False):  # a tensor of inference mode could not be written to outside of it
+            return torch.empty(shape, dtype=self._dtype, device=self._device)
+
+    def give(self, *maps: Tensor) -> None:
+        """Take back maps that nobody reads any more."""
+        for each in maps:
+            self._free[each.numel()].append(each)
+
+
+class MapPool:
+    """Lends each call a `Maps` that knows its shape; keeps as many per shape as ran at once, of the last few shapes."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, most_shapes: int = 4) -> None:
+        self._arguments = dtype, device, most_shapes
+        self._most_shapes = most_shapes
+        self._idle: dict[tuple[int, ...], list[Maps]] = {}  # the shape that was used last comes last
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def lend(self, *shape: int) -> Iterator[Maps]:
+        """The maps for a call with images of this shape. Should the call fail, they are dropped."""
+        with self._lock:
+            idle = self._idle[shape] = self._idle.pop(shape, [])
+            while len(self._idle) > self._most_shapes:
+                del self._idle[next(iter(self._idle))]
+            maps = idle.pop() if idle else Maps(*self._arguments[:2])
+        yield maps
+        with self._lock:
+            if shape in self._idle:
+                self._idle[shape].append(maps)
+
+    def __reduce__(self) -> Any:
+        return MapPool, self._arguments  # a copy of a network starts without maps, and with a lock of its own

@@ -1,0 +1,244 @@
+"""The two ways to an `OptimizedHiFuse`: of a model's weights, folded and packed, or of a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from hifuse_fast import backends, ops
+from hifuse_fast.blocks import CHANNEL_GATES
+from hifuse_fast.checkpoints import CheckpointError, describe_checkpoint, strip_prefixes
+from hifuse_fast.checks import check_choice, check_dtype
+from hifuse_fast.inference import fold
+from hifuse_fast.inference.network import (
+    DTYPES,
+    FORMAT,
+    MEMORY_FORMATS,
+    VERSION,
+    Configuration,
+    OptimizedHiFuse,
+    WindowAttention,
+)
+from hifuse_fast.model import HiFuse, HiFuseFeatures
+from hifuse_fast.ops.prepared import PreparedOp
+
+WINOGRAD = ("auto", "off")
+_SHOWN = 4  # names in a message
+
+Folding = Callable[[fold.Weights, str], fold.Folded]
+
+
+def optimize_for_inference(
+    model: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    *,
+    backend: str = "auto",
+    winograd: str = "auto",
+    channel_gate: str | None = None,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> OptimizedHiFuse:
+    """The network of `model` frozen for inference: weights folded in float64, packed once for the kernels, forward only.
+
+    Batch norms go into the convolutions next to them, the scales and shifts of layer norms into the linears after them, and
+    the two linears after the attention into one; what is left runs in the prepared ops of `hifuse_fast.ops`. The result
+    shares no memory with `model`, which stays as it is.
+
+    Args:
+        model: a `HiFuse` or `HiFuseFeatures` of any options, or an instance of the official class, which is recognised by its
+            state_dict; in eval mode, on one device.
+        dtype: float32 or bfloat16, of maps and weights (sums are float32). float64 with backend="reference" alone.
+        backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" or "triton".
+        winograd: "auto", or "off" for the direct 3x3 convolution, which takes longer and rounds less.
+        channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
+            official instance.
+        memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are
+            read as they lie, whatever their strides.
+
+    Raises:
+        TypeError: `model` is no module or was optimised already; a dtype or memory format that is not served.
+        ValueError: an unknown option; a model in training mode, on the meta device or on several, with weights that are not
+            finite, or that is not HiFuse (the message names tensors that are missing or of another shape).
+        BackendError: the backend asked for by name cannot serve.
+    """
+    weights, options = _check_model(model)
+    check_dtype("dtype", dtype, tuple(DTYPES.values()))
+    resolved = backends.current_backend() if check_choice("backend", backend, backends.BACKENDS) == "auto" else backend
+    if dtype == torch.float64 and resolved != "reference":
+        raise TypeError(
+            f"dtype must be float32 or bfloat16, got float64, which backend='reference' alone serves, not {resolved!r}"
+        )
+    if memory_format not in MEMORY_FORMATS.values():
+        raise TypeError(f"memory_format must be torch.channels_last or torch.contiguous_format, got {memory_format!r}")
+    own = next((module for module in model.modules() if isinstance(module, HiFuse)), None)
+    gate = channel_gate or (own.fu1.channel_gate if own is not None else "sigmoid")
+    configuration = Configuration(
+        **options,
+        channel_gate=check_choice("channel_gate", gate, CHANNEL_GATES),
+        winograd=check_choice("winograd", winograd, WINOGRAD),
+        dtype=_key(DTYPES, dtype),
+        memory_format=_key(MEMORY_FORMATS, memory_format),
+        out_indices=tuple(each["index"] for each in own.feature_info.info) if isinstance(own, HiFuseFeatures) else None,
+    )
+    return OptimizedHiFuse(configuration, Packer(weights, dtype, backend))
+
+
+def load_optimized(path: str | os.PathLike[str]) -> OptimizedHiFuse:
+    """The network that `OptimizedHiFuse.save` wrote, on the CPU. No code in the file runs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is truncated, no such file, of another version, or its tensors do not fit.
+        BackendError: a backend that the file was packed for cannot serve here.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"optimised network {path}: no such file")
+    metadata, tensors = _read(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"optimised network {path}: not written by OptimizedHiFuse.save; for a checkpoint use create_model_from_checkpoint"
+        )
+    if metadata.get("version") != VERSION:
+        found = metadata.get("version")
+        raise CheckpointError(f"optimised network {path}: version must be {VERSION}, got {found}: optimise the model again")
+    try:
+        configuration = Configuration(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(metadata["configuration"]).items()}
+        )
+        maker = Unpacker(tensors, json.loads(metadata["ops"]), DTYPES[configuration.dtype])
+        network = OptimizedHiFuse(configuration, maker)
+    except backends.BackendError as error:
+        raise backends.BackendError(f"optimised network {path}: {error}; optimise the model again on this machine") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"optimised network {path}: {error}") from None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"optimised network {path}: its configuration does not fit ({error!r})") from None
+    if len(maker.made) != len(maker.ops):
+        raise CheckpointError(
+            f"optimised network {path}: it has ops of another network: {_few(set(maker.ops) - set(maker.made))}"
+        )
+    return network
+
+
+class Packer:
+    """Makes ops of official weights."""
+
+    def __init__(self, weights: fold.Weights, dtype: torch.dtype, backend: str) -> None:
+        self.made: dict[str, PreparedOp] = {}
+        self._weights, self._dtype, self._backend = weights, dtype, backend
+
+    def __call__(self, op: str, folding: Folding, module: str = "", **options: Any) -> PreparedOp:
+        name = _name(folding, module)
+        prepare = _prepare_window_attention if op == "window_attention" else getattr(ops, f"prepare_{op}")
+        made: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype, backend=self._backend)
+        for key, tensor in made.packed().items():
+            if not _is_finite(tensor):
+                raise ValueError(f"model has weights that are not finite once folded and in {self._dtype}: {key} of {name}")
+        self.made[name] = made
+        return made
+
+
+class Unpacker:
+    """Makes ops of packed tensors by name."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], ops: dict[str, dict[str, Any]], dtype: torch.dtype) -> None:
+        self.made: dict[str, PreparedOp] = {}
+        self.ops = ops
+        self._tensors, self._dtype = tensors, dtype
+        expected = {f"{name}.{key}" for name, each in ops.items() for key in each["tensors"]}
+        for kind, names in (("missing", expected - set(tensors)), ("unexpected", set(tensors) - expected)):
+            if names:
+                raise CheckpointError(f"{len(names)} tensors are {kind}: {_few(names)}")
+
+    def __call__(self, op: str, folding: Folding, module: str = "", **_: Any) -> PreparedOp:
+        name = _name(folding, module)
+        if name not in self.ops:
+            raise CheckpointError(f"the op {name} is missing")
+        backend, options = self.ops[name]["backend"], self.ops[name]["options"]
+        call = {"device": torch.device("cpu"), "dtype": self._dtype, **options, "backend": backend}
+        if op == "window_attention":
+            backends.select(op, **call)
+            cls: type[PreparedOp] = WindowAttention
+        else:
+            cls = backends.prepared_class(op, **call)
+        made = cls({key: self._tensors[f"{name}.{key}"] for key in self.ops[name]["tensors"]}, **options)
+        self.made[name] = made
+        return made
+
+
+def _prepare_window_attention(
+    bias_table: Tensor, qkv_bias: Tensor | None = None, *, dtype: torch.dtype, backend: str, **options: Any
+) -> WindowAttention:
+    """The op with its backend resolved. Table and bias stay float32 with bfloat16 maps, which the op can take."""
+    kernels = backends.select("window_attention", backend, device=bias_table.device, dtype=dtype, **options)
+    options["backend"] = "reference" if kernels is None else kernels.__name__.rpartition(".")[2]
+    tensors = {"bias_table": bias_table} | ({} if qkv_bias is None else {"qkv_bias": qkv_bias})
+    return WindowAttention(WindowAttention.pack(tensors, torch.promote_types(dtype, torch.float32)), **options)
+
+
+def _check_model(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a model by their official names, and the options of its network."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, OptimizedHiFuse):
+        raise TypeError("model must be a network with its official weights, got an OptimizedHiFuse: it is optimised already")
+    training = next((name for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        where = f"its {training} is" if training else "it is"
+        raise ValueError(f"model must be in eval mode, {where} in training mode: call model.eval() first")
+    weights = strip_prefixes(model.state_dict())
+    try:
+        options = describe_checkpoint(weights)
+    except CheckpointError as error:
+        raise ValueError(f"model must be HiFuse with the official state_dict: {error}") from None
+    _check_weights(weights)
+    for name in ("name", "qkv_bias", "mixer"):  # the tensors tell
+        del options[name]
+    return weights, options
+
+
+def _check_weights(weights: Mapping[str, Tensor]) -> None:
+    devices = {str(tensor.device) for tensor in weights.values()}
+    if len(devices) != 1 or "meta" in devices:
+        raise ValueError(f"model must have its weights on one device, and not on meta, got {', '.join(sorted(devices))}")
+    for name, tensor in weights.items():
+        if name.endswith(("num_batches_tracked", "relative_position_index")):
+            continue
+        if not tensor.is_floating_point():
+            raise TypeError(f"model must have floating-point weights, got {tensor.dtype} for {name}")
+        if not _is_finite(tensor):
+            raise ValueError(f"model has weights that are not finite: {name}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as opened:
+            # Cloned into memory of its own: in the file's mapping tensors lie unaligned, and would change with the file.
+            return opened.metadata() or {}, {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    raise CheckpointError(f"optimised network {path} cannot be read: it is damaged or no safetensors file ({reason})")
+
+
+def _name(folding: Folding, module: str) -> str:
+    """An op's name in a file: what was folded of which module."""
+    return f"{module}.{folding.__name__}".lstrip(".")
+
+
+def _key(known: Mapping[str, Any], value: Any) -> str:
+    return next(key for key, each in known.items() if each == value)
+
+
+def _few(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

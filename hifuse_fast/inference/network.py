@@ -1,0 +1,266 @@
+"""OptimizedHiFuse: the network over prepared ops, described once, over a maker.
+
+A maker is called with an op, the function of `fold` that gives its tensors, and the name of the official module that they come from.
+One folds and packs the weights of a model, another takes packed tensors out of a file (make.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hifuse_fast import ops
+from hifuse_fast.checkpoints import write_safetensors
+from hifuse_fast.inference import fold
+from hifuse_fast.inference.buffers import MapPool, Maps
+from hifuse_fast.layers import pad_to_multiple
+from hifuse_fast.model import STAGES, STRIDE
+from hifuse_fast.ops.prepared import PreparedOp
+
+FORMAT, VERSION = "hifuse_fast.optimized", "1"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a frozen network is, but for its weights; in a file, JSON."""
+
+    num_classes: int
+    in_chans: int
+    dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    conv_depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    window_size: int
+    channel_gate: str
+    winograd: str
+    dtype: str
+    memory_format: str
+    out_indices: tuple[int, ...] | None  # of a network that returns maps
+
+
+class Maker(Protocol):
+    """Makes the ops of a network, and keeps them by name."""
+
+    made: dict[str, PreparedOp]
+
+    def __call__(
+        self, op: str, folding: Callable[[fold.Weights, str], fold.Folded], module: str = "", **options: Any
+    ) -> PreparedOp: ...
+
+
+class OptimizedHiFuse(nn.Module):
+    """HiFuse frozen for inference: `optimize_for_inference` makes it, `load_optimized` reads it from a file.
+
+    The forward takes images [B, in_chans, H, W] of any H, W >= 1, of float32 or the network's dtype (to which they are cast once)
+    and of any strides. It returns logits [B, num_classes], or without classifier the features [B, C4], or made of a
+    `HiFuseFeatures` the list of its maps; all in the network's dtype. A size that is no multiple of 32 is zero-padded at the
+    right and the bottom to the next one. There is no autograd. Calls from several threads at once are safe; a result never
+    shares memory with the maps that are reused from call to call.
+
+    The state_dict is empty: `save` writes the network. Neither its dtype nor its device can be changed.
+    """
+
+    def __init__(self, configuration: Configuration, make: Maker) -> None:
+        super().__init__()
+        c = self.configuration = configuration
+        self.num_classes = c.num_classes
+        self.stem = make("stem", fold.stem, eps=(fold.EPS, fold.GLOBAL_EPS))
+        self.stages = nn.ModuleList(Stage(c, make, i) for i in range(STAGES))
+        self.head: PreparedOp | None = None
+        if c.out_indices is None:
+            self.head = make("linear", fold.head if c.num_classes else fold.head_norm, norm="row", eps=fold.EPS)
+        self.dtype, self.device = DTYPES[c.dtype], next(self.buffers()).device
+        self._made = make.made
+        self._pool = MapPool(self.dtype, self.device)
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        """Logits, features or maps of images; see the class.
+
+        Raises:
+            TypeError, ValueError: images that do not fit, said in the message.
+        """
+        self._check_images(images)
+        images = pad_to_multiple(images.to(self.dtype).permute(0, 2, 3, 1), STRIDE).permute(0, 3, 1, 2)
+        batch, _, height, width = images.shape
+        with torch.autocast(self.device.type, enabled=False), self._pool.lend(batch, height, width) as maps:
+            return self._run(images, maps)
+
+    def _run(self, images: Tensor, maps: Maps) -> Tensor | list[Tensor]:
+        batch, _, height, width = images.shape
+        shape = (batch, height // 4, width // 4, self.configuration.dims[0])
+        local_map, global_map = self.stem(images, out=(maps.take(*shape), maps.take(*shape)))
+        fused_map, kept = None, []
+        for stage in self.stages:
+            local_map, global_map, fused_map = stage(local_map, global_map, fused_map, maps)
+            if self.head is None:
+                memory_format = MEMORY_FORMATS[self.configuration.memory_format]
+                kept.append(fused_map.permute(0, 3, 1, 2).clone(memory_format=memory_format))
+        logits = None if self.head is None else self.head(fused_map.mean((1, 2), keepdim=True)).flatten(1)
+        maps.give(local_map, global_map, fused_map)
+        return [kept[i] for i in self.configuration.out_indices or ()] if logits is None else logits
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network as it is, packed, as safetensors; `load_optimized` reads it without folding or packing.
+
+        The file appears whole or not at all. It serves every instruction set, by the backends that this network runs on.
+
+        Raises:
+            ValueError: `path` does not end in .safetensors.
+        """
+        tensors = {f"{name}.{key}": tensor for name, op in self._made.items() for key, tensor in op.packed().items()}
+        each = {
+            name: {"backend": op.backend, "options": op.options, "tensors": list(op.packed())}
+            for name, op in self._made.items()
+        }
+        metadata = {"configuration": json.dumps(asdict(self.configuration)), "ops": json.dumps(each)}
+        write_safetensors(tensors, path, {"format": FORMAT, "version": VERSION, **metadata})
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in asdict(self.configuration).items())
+
+    def _check_images(self, images: Tensor) -> None:
+        in_chans = self.configuration.in_chans
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+        if images.dim() != 4 or images.shape[1] != in_chans or 0 in images.shape[2:]:
+            shape = list(images.shape)
+            raise ValueError(f"images must be [B, {in_chans}, H, W] with H and W at least 1, got {shape}")
+        if images.dtype not in (torch.float32, self.dtype):
+            raise TypeError(f"images must be torch.float32 or the network's {self.dtype}, got {images.dtype}")
+        if images.device != self.device:
+            raise ValueError(f"images must be on the network's device, {self.device}, got {images.device}")
+
+
+class Stage(nn.Module):
+    """One stage of all three branches: it takes over the maps of the stage before, and returns its own."""
+
+    def __init__(self, c: Configuration, make: Maker, i: int) -> None:
+        super().__init__()
+        self.dim = c.dims[i]
+        self.downsample: PreparedOp | None = None
+        self.merge: PreparedOp | None = None
+        if i:
+            patches = {"op": "linear", "rows": "patches"}
+            self.downsample = make(
+                folding=fold.downsample, module=f"downsample_layers.{i}", norm="pixel", eps=fold.EPS, **patches
+            )
+            self.merge = make(
+                folding=fold.merge, module=f"layers{i + 1}.downsample", norm="row", eps=fold.GLOBAL_EPS, **patches
+            )
+        self.local_blocks = nn.ModuleList(
+            make("local_block", fold.local_block, f"stages.{i}.{j}", eps=fold.EPS) for j in range(c.conv_depths[i])
+        )
+        self.global_blocks = nn.ModuleList(
+            GlobalBlock(
+                make,
+                f"layers{i + 1}.blocks.{j}",
+                num_heads=c.num_heads[i],
+                window_size=c.window_size,
+                shift_size=(j % 2) * (c.window_size // 2),
+            )
+            for j in range(c.depths[i])
+        )
+        self.fusion = Fusion(c, make, f"fu{i + 1}", first=i == 0)
+
+    def forward(
+        self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        local_map = self._halve(self.downsample, local_map, maps)
+        for block in self.local_blocks:
+            local_map = _replace(block, local_map, maps)
+        global_map = self._halve(self.merge, global_map, maps)
+        for block in self.global_blocks:
+            global_map = block(global_map, maps)
+        return local_map, global_map, self.fusion(local_map, global_map, fused_map, maps)
+
+    def _halve(self, op: PreparedOp | None, x: Tensor, maps: Maps) -> Tensor:
+        if op is None:
+            return x
+        out: Tensor = op(x, out=maps.take(x.shape[0], x.shape[1] // 2, x.shape[2] // 2, self.dim))
+        maps.give(x)
+        return out
+
+
+class GlobalBlock(nn.Module):
+    """See `hifuse_fast.blocks.GlobalBlock`."""
+
+    def __init__(self, make: Maker, module: str, **attention: Any) -> None:
+        super().__init__()
+        self.qkv = make("linear", fold.qkv, module, norm="row", eps=fold.GLOBAL_EPS)
+        self.attention = make("window_attention", fold.attention, module, **attention)
+        self.output = make("linear", fold.output, module, activation="gelu")
+
+    def forward(self, x: Tensor, maps: Maps) -> Tensor:
+        qkv = self.qkv(x, out=maps.take(*x.shape[:3], 3 * x.shape[3]))
+        attended = self.attention(qkv)
+        maps.give(qkv)
+        out: Tensor = self.output(attended, residual=x, out=maps.take(*x.shape))
+        maps.give(x)
+        return out
+
+
+class Fusion(nn.Module):
+    """See `hifuse_fast.blocks.HFFBlock`. Takes over the fused map, and only reads the others."""
+
+    def __init__(self, c: Configuration, make: Maker, module: str, first: bool) -> None:
+        super().__init__()
+        self.local_linear = make("linear", fold.conv_norm, f"{module}.W_l")
+        self.global_linear = make("linear", fold.conv_norm, f"{module}.W_g")
+        self.up = None if first else make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True)
+        folding = fold.first_fusion if first else fold.fusion
+        self.fuse = make("linear", folding, module, norm="row", eps=fold.EPS, activation="gelu")
+        self.gated_concat = make(
+            "gated_concat", fold.gated_concat, module, double_sigmoid=c.channel_gate == "double_sigmoid", eps=fold.EPS
+        )
+        self.mixer = make("mixer", fold.mixer, module, algorithm="auto" if c.winograd == "auto" else "direct")
+        self.mlp = make("mlp", fold.mlp, module)
+
+    def forward(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps) -> Tensor:
+        shape = local_map.shape
+        inputs = [
+            self.local_linear(local_map, out=maps.take(*shape)),
+            self.global_linear(global_map, out=maps.take(*shape)),
+        ]
+        w_f = None
+        if self.up is not None and fused_map is not None:
+            w_f = self.up(fused_map, out=maps.take(*shape))
+            maps.give(fused_map)
+            inputs.insert(0, w_f)
+        x = self.fuse(*inputs, out=maps.take(*shape))
+        maps.give(*inputs[-2:])
+        z = self.gated_concat(local_map, global_map, x, out=maps.take(*shape[:3], 3 * shape[3]))
+        maps.give(x)
+        u = _replace(self.mixer, z, maps)
+        out: Tensor = self.mlp(u, residual=w_f, out=maps.take(*shape))
+        maps.give(u, *inputs[:-2])
+        return out
+
+
+def _replace(op: nn.Module, x: Tensor, maps: Maps) -> Tensor:
+    """op(x) in a map of the same shape; x goes back."""
+    out: Tensor = op(x, out=maps.take(*x.shape))
+    maps.give(x)
+    return out
+
+
+class WindowAttention(PreparedOp):
+    """`hifuse_fast.ops.window_attention` over its table and bias, on the backend that was chosen when it was prepared."""
+
+    bias_table: Tensor
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        return ops.window_attention(qkv, self.bias_table, qkv_bias=getattr(self, "qkv_bias", None), **self.options)
+
+    @property
+    def backend(self) -> str:
+        return str(self.options["backend"])

@@ -1,0 +1,41 @@
+"""The linear over maps in the compiled library: C++ on CPU tensors (csrc/cpu/linear.cpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.ops.packing import pack_floats, pack_matrix, why_not_native
+from hifuse_fast.ops.prepared import PreparedOp
+
+why_not = why_not_native
+
+_ROWS = {"pixels": 0, "patches": 1}  # the enumerations of csrc/cpu/kernels.h
+_NORMS = {None: 0, "row": 1, "pixel": 2}
+_ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
+
+
+class Linear(PreparedOp):
+    """See `prepare_linear`."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @staticmethod
+    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        return {"weight": pack_matrix(tensors["weight"], dtype), "bias": pack_floats(tensors["bias"])}
+
+    def forward(self, *maps: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        o = self.options
+        if out is None:
+            batch, height, width, _ = maps[0].shape
+            half = 2 if o["rows"] == "patches" or o["pool"] else 1
+            out = maps[0].new_empty(batch, height // half, width // half, len(self.bias))
+        written: Tensor = torch.ops.hifuse_fast.linear(
+            maps, self.weight, self.bias, residual, out, _ROWS[o["rows"]], _NORMS[o["norm"]], o["eps"],
+            _ACTIVATIONS[o["activation"]], o["pool"],
+        )  # fmt: skip
+        return written

@@ -1,0 +1,48 @@
+"""The contract of the mixer: docstring, validation, choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hifuse_fast import backends
+from hifuse_fast.checks import check_choice, check_dtype, check_weights
+from hifuse_fast.ops.prepared import DTYPES, PreparedOp
+
+ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
+
+
+def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype, backend: str = "auto") -> PreparedOp:
+    r"""The 3x3 convolution of the inverted MLP in its residual, packed once, in one pass.
+
+    .. math:: u = z + \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(z))
+
+    with zero padding, no bias and the exact GELU. The result is called as `op(z, out=None)`: [B, H, W, C] -> [B, H, W, C].
+
+    The algorithms are those of a dense convolution in kernels; the reference and a depthwise weight have one each. Winograd's
+    F(2x2, 3x3) takes 4/9 of the multiplications of the direct one and F(4x4, 3x3) takes 1/4; their rounding errors are larger,
+    and `testing.MIXER_BOUNDS` says by how much.
+
+    Args:
+        weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
+        algorithm: "auto" (the fastest within the bounds for this dtype), "direct", "winograd2" or "winograd4".
+        dtype: of the maps, float32 or bfloat16 (float64 in the reference).
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        The op. `z` and `out` are contiguous, of `dtype`, and do not overlap. It writes to `out` and returns it, a fresh map
+        where that is None. No autograd.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
+        BackendError: the backend asked for by name cannot serve this.
+
+    Source: the official HiFuse `IRMLP`; Lavin and Gray 2016 (Winograd's algorithm for convolutions).
+    """
+    depthwise = isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[1] == 1
+    check_weights(weight=(weight, "C 1 3 3" if depthwise else "C C 3 3"))
+    check_dtype("dtype", dtype, DTYPES)
+    options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
+    cls = backends.prepared_class("mixer", backend, device=weight.device, dtype=dtype, **options)
+    op: PreparedOp = cls(cls.pack({"weight": weight}, dtype, **options), **options)
+    return op

@@ -1,0 +1,52 @@
+"""The mixer in the compiled library: C++ on CPU tensors (csrc/cpu/mixer*.cpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.ops.packing import pack_floats, pack_matrix, why_not_native
+from hifuse_fast.ops.prepared import PreparedOp
+
+why_not = why_not_native
+
+DEPTHWISE, DIRECT = 0, 1  # in place of the outputs of a Winograd tile along an axis, 2 or 4
+WIDE = 2048  # channels from which F(4x4)'s weights, four times as many as the direct ones, take longer to read than to multiply
+
+
+class Mixer(PreparedOp):
+    """See `prepare_mixer`."""
+
+    weight: Tensor
+    kind: Tensor  # (channels, tile)
+
+    @staticmethod
+    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        weight = tensors["weight"]
+        channels, depth = weight.shape[:2]
+        tile = DEPTHWISE if depth < channels else _tile(options["algorithm"], channels, dtype)
+        if tile == DEPTHWISE:
+            packed = pack_floats(weight.flatten(1).T)
+        elif tile == DIRECT:
+            packed = torch.cat([pack_matrix(weight[:, :, i // 3, i % 3], dtype) for i in range(9)])
+        else:
+            packed = torch.ops.hifuse_fast.pack_winograd(pack_floats(weight), tile, dtype == torch.bfloat16)
+        return {"weight": packed, "kind": torch.tensor([channels, tile])}
+
+    def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
+        super().__init__(tensors, **options)
+        self.channels, self.tile = self.kind.tolist()
+
+    def forward(self, z: Tensor, out: Tensor | None = None) -> Tensor:
+        out = torch.empty_like(z) if out is None else out
+        written: Tensor = torch.ops.hifuse_fast.mixer(z, self.weight, out, self.channels, self.tile)
+        return written
+
+
+def _tile(algorithm: str, channels: int, dtype: torch.dtype) -> int:
+    if algorithm == "auto":  # F(4x4) loses too many digits in bfloat16
+        return 2 if dtype == torch.bfloat16 or channels >= WIDE else 4
+    return {"direct": DIRECT, "winograd2": 2, "winograd4": 4}[algorithm]

@@ -1,0 +1,53 @@
+"""The contract of the MLP: docstring, validation, choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hifuse_fast import backends
+from hifuse_fast.checks import check_dtype, check_weights
+from hifuse_fast.ops.prepared import DTYPES, PreparedOp
+
+
+def prepare_mlp(
+    expand: Tensor,
+    expand_bias: Tensor,
+    project: Tensor,
+    project_bias: Tensor,
+    *,
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> PreparedOp:
+    r"""The two linears of the inverted MLP, packed once, without the hidden map in memory.
+
+    .. math:: y = residual + W_3 \, \mathrm{GELU}(W_2 u + b_2) + b_3
+
+    with the exact GELU. The result is called as `op(u, residual=None, out=None)`: [B, H, W, K] -> [B, H, W, N].
+
+    Args:
+        expand: W_2, [H, K], the batch norm before it folded in.
+        expand_bias: b_2, [H].
+        project: W_3, [N, H], the batch norm after it folded in.
+        project_bias: b_3, [N].
+        dtype: of the maps, float32 or bfloat16 (float64 in the reference).
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        The op. `u`, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. It writes to `out` and
+        returns it, a fresh map where that is None. No autograd.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
+        BackendError: the backend asked for by name cannot serve this.
+
+    Source: the official HiFuse `IRMLP`.
+    """
+    check_weights(
+        expand=(expand, "H K"), expand_bias=(expand_bias, "H"), project=(project, "N H"), project_bias=(project_bias, "N")
+    )
+    check_dtype("dtype", dtype, DTYPES)
+    tensors = {"expand": expand, "expand_bias": expand_bias, "project": project, "project_bias": project_bias}
+    cls = backends.prepared_class("mlp", backend, device=expand.device, dtype=dtype)
+    op: PreparedOp = cls(cls.pack(tensors, dtype))
+    return op

@@ -1,0 +1,30 @@
+"""How native prepared ops pack their tensors for the compiled library, and when it serves them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast import _native
+
+
+def why_not_native(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str | None:
+    """The reason the compiled library cannot serve a prepared op, or None."""
+    if device.type != "cpu":
+        return f"there is no native kernel for {device.type} tensors yet"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"the kernels serve float32 and bfloat16, not {dtype}"
+    return None if _native.lib is not None else _native.why_missing
+
+
+def pack_matrix(weight: Tensor, dtype: torch.dtype, block: int | None = None) -> Tensor:
+    """[N, K] in panels of 32 columns (csrc/cpu/panel.h), with `block` the panels of so many of the depth after one another."""
+    packed: Tensor = torch.ops.hifuse_fast.pack_linear(weight.to(dtype).contiguous(), block or 32 * -(-weight.shape[1] // 32))
+    return packed
+
+
+def pack_floats(tensor: Tensor) -> Tensor:
+    """What is no matrix of a product stays as it is, in the type of the arithmetic; in new memory."""
+    return tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)

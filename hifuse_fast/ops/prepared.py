@@ -1,0 +1,85 @@
+"""What the ops of the frozen network have in common: packed tensors, options, and the checks of a call.
+
+A prepared op is a module over tensors that were packed once for its kernel. It runs forward only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+ANY_SIZE = (None, None, None)  # of batch, height and width
+
+
+class PreparedOp(nn.Module):
+    """An op over packed tensors: `Class(Class.pack(tensors, dtype, **options), **options)`.
+
+    The tensors are buffers that no state_dict shows. A class lies in `ops/<op>/<backend>.py`; the references pack by `pack`
+    as it is here, the kernels by their own.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.options = options
+        self.eval()
+
+    @staticmethod
+    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        """The packed tensors of plain ones: new memory, also where nothing changes."""
+        # Cast in one step: to the layout first would copy a weight twice.
+        return {
+            name: tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+
+    def packed(self) -> dict[str, Tensor]:
+        """The tensors that the op was made of."""
+        return dict(self.named_buffers())
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that packed the tensors and runs them."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def extra_repr(self) -> str:
+        return ", ".join([f"backend={self.backend}", *(f"{name}={value}" for name, value in self.options.items())])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreparedOp:
+        for name, tensor in self.named_buffers():
+            moved = fn(tensor)
+            if (moved.dtype, moved.device, moved.stride()) != (tensor.dtype, tensor.device, tensor.stride()):
+                raise TypeError(
+                    f"a prepared op keeps its dtype, device and layout, which its {name} was packed for: prepare it again"
+                )
+        super()._apply(fn, recurse)
+        return self
+
+
+def check_call(name: str, x: Any, shape: Sequence[int | None], like: Tensor) -> None:
+    """Raise unless `x` is a contiguous map of this shape, None standing for any size, and of the dtype and device of `like`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    fits = x.dim() == 4 and all(size in (None, actual) for size, actual in zip(shape, x.shape, strict=True))
+    if not fits or 0 in x.shape[1:]:
+        words = [letter if size is None else str(size) for letter, size in zip("BHWC", shape, strict=True)]
+        raise ValueError(f"{name} must be [{', '.join(words)}] with H and W at least 1, got {list(x.shape)}")
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype} as the op was prepared for, got {x.dtype}")
+    if x.device != like.device:
+        raise ValueError(f"{name} must be on the op's device, {like.device}, got {x.device}")
+    if not x.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {list(x.stride())} for {list(x.shape)}")
+
+
+def write(result: Tensor, out: Tensor | None) -> Tensor:
+    """`result`, contiguous: in `out` where that is given."""
+    if out is None:
+        return result.contiguous()
+    check_call("out", out, result.shape, result)
+    return out.copy_(result)

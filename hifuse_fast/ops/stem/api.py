@@ -1,0 +1,55 @@
+"""The contract of the stem: docstring, validation, choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hifuse_fast import backends
+from hifuse_fast.checks import check_dtype, check_eps, check_weights
+from hifuse_fast.ops.prepared import DTYPES, PreparedOp
+
+
+def prepare_stem(
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    eps: tuple[float, float],
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> PreparedOp:
+    r"""The first maps of the local and the global branch, from one pass over the image.
+
+    .. math:: y_i = \mathrm{norm}_i(\mathrm{conv}_{4 \times 4 / 4}(images; W_i) + b_i) \cdot scale_i + shift_i, \quad i = 0, 1
+
+    with norm_i(x) = (x - mean) / sqrt(var + eps_i) over the channels. The result is called as `op(images, out=None)`, with
+    images [B, in_chans, 4H, 4W], and returns the pair (local_map, global_map) = (y_0, y_1), each [B, H, W, C].
+
+    Args:
+        weight: [2, C, in_chans, 4, 4], of the local and of the global branch.
+        bias, scale, shift: [2, C].
+        eps: of the two norms.
+        dtype: of images and maps, float32 or bfloat16 (float64 in the reference).
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        The op. Images are of `dtype` and of any strides; `out` is a pair of contiguous maps to write to, or None for fresh ones.
+        No autograd.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
+        BackendError: the backend asked for by name cannot serve this.
+
+    Source: the official HiFuse `PatchEmbed` and the first of its `downsample_layers`.
+    """
+    check_weights(weight=(weight, "2 C I 4 4"), bias=(bias, "2 C"), scale=(scale, "2 C"), shift=(shift, "2 C"))
+    check_dtype("dtype", dtype, DTYPES)
+    if not isinstance(eps, (tuple, list)) or len(eps) != 2:
+        raise ValueError(f"eps must be a pair of numbers, got {eps!r}")
+    options = {"eps": (check_eps("eps[0]", eps[0]), check_eps("eps[1]", eps[1]))}
+    tensors = {"weight": weight, "bias": bias, "scale": scale, "shift": shift}
+    cls = backends.prepared_class("stem", backend, device=weight.device, dtype=dtype, **options)
+    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    return op
