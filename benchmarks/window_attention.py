@@ -31,6 +31,7 @@ from rich.progress import track
 from torch import Tensor
 
 import hifuse_fast
+from benchmarks import options
 from hifuse_fast.bench import machine, rows, table, timing
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.ops import window_attention
@@ -212,7 +213,7 @@ def measure(case: Case, engines: Sequence[str], device: torch.device, *, limits:
         timings = _time(calls, device, budget_s)
     common = {**asdict(machine.conditions(device)), "suite": SUITE, "case": case.name, "per": "call"}
     common |= {"dtype": case.dtype, "batch": case.batch, "mode": case.mode}
-    options: dict[str, Any] = {
+    work: dict[str, Any] = {
         "batch": case.batch,
         "calls": 1,
         "flop": case.flop,
@@ -222,7 +223,7 @@ def measure(case: Case, engines: Sequence[str], device: torch.device, *, limits:
     found = []
     for name in engines:
         ok, error = checks[name]
-        figures = rows.figures(timings.get(name), timings.get("reference"), **options)
+        figures = rows.figures(timings.get(name), timings.get("reference"), **work)
         note = ", ".join(filter(None, [*notes[name], "" if ok else "wrong output", neighbours.note]))
         found.append(Row(**common, **figures, engine=name, peak_mib=memory.get(name), error=error, note=note))
     return found
@@ -292,10 +293,9 @@ def summary(found: Sequence[Row]) -> list[str]:
 @click.option("--quick", is_flag=True, help="Shifted cases only, a quarter of a second each; nothing is written.")
 def main(*, output: Path, engines: str, stages: str, batch: str, device: str, budget: float, quick: bool) -> None:
     """Time window attention against its peers."""
-    chosen = _names("--engines", engines, ENGINES)
-    chosen = [name for name in ENGINES if name in chosen or name == "reference"]
+    chosen = options.names("--engines", f"reference,{engines}", ENGINES)
     cases = all_cases(
-        [int(s) for s in _names("--stages", stages, map(str, STAGES))], [_batch(b) for b in batch.split(",")],
+        [int(stage) for stage in options.names("--stages", stages, map(str, STAGES))], options.batch_sizes(batch),
         shifts=(3,) if quick else (0, 3),
     )  # fmt: skip
     on, console = torch.device(device), table.console()
@@ -316,19 +316,6 @@ def main(*, output: Path, engines: str, stages: str, batch: str, device: str, bu
     wrong = [f"{row.engine} {row.case} {row.dtype} {row.mode}" for row in found if row.ms_p50 is None]
     if wrong:
         raise click.ClickException("wrong output, not timed: " + "; ".join(wrong))
-
-
-def _names(option: str, text: str, known: Iterable[str]) -> list[str]:
-    names, known = text.split(","), list(known)
-    if not set(names) <= set(known):
-        raise click.UsageError(f"{option} must be of {','.join(known)}, got {text!r}")
-    return names
-
-
-def _batch(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise click.UsageError(f"--batch must be numbers of at least 1, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

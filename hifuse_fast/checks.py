@@ -78,9 +78,7 @@ def check_map(name: str, x: Any, dim: int) -> None:
 def check_dtype(name: str, dtype: Any, choices: Sequence[torch.dtype]) -> torch.dtype:
     """`dtype` if it is one of `choices`."""
     if not isinstance(dtype, torch.dtype) or dtype not in choices:
-        raise TypeError(
-            f"{name} must be one of {', '.join(str(choice).removeprefix('torch.') for choice in choices)}, got {dtype}"
-        )
+        raise TypeError(f"{name} must be one of {', '.join(map(str, choices))}, got {dtype!r}")
     return dtype
 
 

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kMostRows = 8 * 14;
 constexpr int64_t kOperandBytes = 256 * 1024;  // a quarter of a usual L2
-constexpr int64_t kTasksPerThread = 4;
 
 template <class S>
 class LinearKernel {
@@ -27,16 +26,16 @@ class LinearKernel {
 
   void run(const Parallel& parallel) const {
     if (rows_ == 0) return;
-    int64_t most = kOperandBytes / static_cast<int64_t>(sizeof(S)) / padded_ / 4 * 4;
-    most = most < 28 ? 28 : most > kMostRows ? kMostRows : most;
-    const int64_t blocks = divide_up(rows_ / group(), most / group());
-    int64_t ranges = divide_up(kTasksPerThread * parallel.threads(), blocks);
-    if (ranges > panels_) ranges = panels_;
-    parallel.each(blocks * ranges, [&](int64_t task) {
-      const int64_t range = task / blocks, block = task % blocks;  // neighbours in time read the same weights
+    const int64_t fitting = kOperandBytes / static_cast<int64_t>(sizeof(S)) / padded_;
+    const int64_t most = fitting < 28 ? 28 : fitting > kMostRows ? kMostRows : fitting;
+    // A convolution is too dear to be made again for another range of panels.
+    const int64_t least = args_.rows == Rows::depthwise ? 12 : 24;
+    const Split split(rows_, panels_, least, most, parallel.threads());
+    parallel.each(split.blocks * split.ranges, [&](int64_t task) {
+      const int64_t range = task / split.blocks, block = task % split.blocks;  // neighbours in time read the same weights
       const int64_t units = rows_ / group();
-      run_block(units * block / blocks * group(), units * (block + 1) / blocks * group(), panels_ * range / ranges,
-                panels_ * (range + 1) / ranges);
+      run_block(units * block / split.blocks * group(), units * (block + 1) / split.blocks * group(),
+                panels_ * range / split.ranges, panels_ * (range + 1) / split.ranges);
     });
   }
 
@@ -44,20 +43,18 @@ class LinearKernel {
   int64_t group() const { return args_.pool ? 4 : 1; }  // rows that belong together
 
   void run_block(int64_t first, int64_t last, int64_t panel, int64_t end) const {
-    Scratch scratch;
     const int64_t rows = last - first;
+    if (rows == 0) return;
+    Scratch scratch;
     const Operand<S> operand{scratch.take_dirty<S>(rows * padded_), rows * kChunk};
     float* const row = scratch.take<float>(padded_);
     float* const sums = scratch.take_dirty<float>(rows * kPanel);
-    for (int64_t i = 0; i < rows; ++i) {
-      read(first + i, row);
-      write_row(row, depth_, operand.rows_from(i));
-    }
+    for (int64_t i = 0; i < rows; ++i) make_row(first + i, row, operand.rows_from(i));
     const S* const weight = static_cast<const S*>(args_.weight);
-    const Operand<const S> a{operand.at, operand.chunk};
     for (; panel < end; ++panel) {
       const S* const at = weight + panel * padded_ * kPanel;
-      product<S>(rows, padded_ / kChunk, a, at, sums, kPanel, false, panel + 1 < end ? at + padded_ * kPanel : at);
+      product<S>(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, sums, kPanel, false,
+                 panel + 1 < end ? at + padded_ * kPanel : at);
       finish(first, rows, panel * kPanel, sums);
     }
   }
@@ -69,13 +66,25 @@ class LinearKernel {
     return (patch / columns * 2 + row % 4 / 2) * args_.width + patch % columns * 2 + row % 2;
   }
 
-  void read(int64_t row, float* to) const {
+  void make_row(int64_t row, float* wide, Operand<S> to) const {
+    if (args_.rows == Rows::pixels && args_.norm == Norm::none && copies()) return copy_pixel(pixel_of(row), to);
     switch (args_.rows) {
-      case Rows::pixels: read_pixel(pixel_of(row), to); break;
-      case Rows::patches: read_patch(row, to); break;
-      case Rows::depthwise: convolve(row, to); break;
+      case Rows::pixels: read_pixel(pixel_of(row), wide); break;
+      case Rows::patches: read_patch(row, wide); break;
+      case Rows::depthwise: convolve(row, wide); break;
     }
-    if (args_.norm == Norm::row) normalise(to, depth_, args_.eps);
+    if (args_.norm == Norm::row) normalise(wide, depth_, args_.eps);
+    write_row(wide, depth_, to);
+  }
+
+  bool copies() const { return (args_.channels[0] | args_.channels[1] | args_.channels[2]) % kChunk == 0; }
+
+  void copy_pixel(int64_t pixel, Operand<S> to) const {
+    for (int i = 0; i < 3; ++i) {
+      const int64_t count = args_.channels[i];
+      copy_row(static_cast<const S*>(args_.maps[i]) + pixel * count, count, to);
+      to.at += count / kChunk * to.chunk;
+    }
   }
 
   void read_pixel(int64_t pixel, float* to) const {
@@ -103,36 +112,31 @@ class LinearKernel {
   }
 
   // Bias, activation, pooling, residual and the way to memory for 32 columns from `column` on.
-  void finish(int64_t first, int64_t rows, int64_t column, float* sums) const {
-    const int64_t count = args_.columns - column < kPanel ? args_.columns - column : kPanel;
-    activate(rows, column, count, sums);
-    int64_t pixel = first / group();
-    for (int64_t i = 0; i < rows; i += group(), ++pixel) {
-      float* const row = sums + i * kPanel;
-      if (args_.pool) average(row);
-      const int64_t at = pixel * args_.columns + column;
-      if (args_.residual) add_columns(static_cast<const S*>(args_.residual) + at, row, count);
-      write_columns(row, static_cast<S*>(args_.out) + at, count);
+  void finish(int64_t first, int64_t rows, int64_t column, const float* sums) const {
+    switch (args_.activation) {
+      case Activation::none: return finish_with(first, rows, column, sums, [](Vec<float> x) { return x; });
+      case Activation::gelu: return finish_with(first, rows, column, sums, [](Vec<float> x) { return gelu<S>(x); });
+      case Activation::relu:
+        return finish_with(first, rows, column, sums, [](Vec<float> x) { return larger<float>(Vec<float>{}, x); });
     }
   }
 
-  void activate(int64_t rows, int64_t column, int64_t count, float* sums) const {
+  template <class Function>
+  void finish_with(int64_t first, int64_t rows, int64_t column, const float* sums, Function act) const {
+    const int64_t count = args_.columns - column < kPanel ? args_.columns - column : kPanel;
     float bias[kPanel] = {};
     for (int64_t i = 0; i < count; ++i) bias[i] = args_.bias[column + i];
-    const auto apply = [&](auto function) {
-      for (int64_t i = 0; i < rows * kPanel; i += kPanel)
-        for (int64_t j = 0; j < kPanel; j += kLanes<float>) store(sums + i + j, function(load(sums + i + j) + load(bias + j)));
-    };
-    if (args_.activation == Activation::gelu) return apply([](Vec<float> x) { return gelu<S>(x); });
-    if (args_.activation == Activation::relu) return apply([](Vec<float> x) { return larger<float>(Vec<float>{}, x); });
-    apply([](Vec<float> x) { return x; });
-  }
-
-  static void average(float* row) {
-    for (int64_t j = 0; j < kPanel; j += kLanes<float>) {
-      const Vec<float> top = load(row + j) + load(row + kPanel + j);
-      const Vec<float> bottom = load(row + 2 * kPanel + j) + load(row + 3 * kPanel + j);
-      store(row + j, (top + bottom) * 0.25f);
+    const S* const residual = static_cast<const S*>(args_.residual);
+    int64_t at = first / group() * args_.columns + column;
+    for (int64_t i = 0; i < rows; i += group(), at += args_.columns) {
+      float row[kPanel];
+      for (int64_t j = 0; j < kPanel; j += kLanes<float>) {
+        const float* const from = sums + i * kPanel + j;
+        const auto value = [&](int64_t r) { return act(load(from + r * kPanel) + load(bias + j)); };
+        store(row + j, args_.pool ? (value(0) + value(1) + (value(2) + value(3))) * 0.25f : value(0));
+      }
+      if (residual) add_columns(residual + at, row, count);
+      write_columns(row, static_cast<S*>(args_.out) + at, count);
     }
   }
 

@@ -18,7 +18,7 @@ template <class S, int kOutputs>
 class WinogradKernel {
   static constexpr int kInputs = kOutputs + 2;
   static constexpr int64_t kPositions = kInputs * kInputs;
-  const int64_t kGroupBytes = tune("HG", 4 << 10) << 10;                         // of transformed inputs
+  const int64_t kGroupBytes = tune("HG", 4608) << 10;                         // of transformed inputs
   const int64_t kMostTiles = tune("HT", 8 * 224) / kPositions;              // of a block: M takes 230 KB
   const int64_t kOperandBytes = tune("HO", 320) * 1024;                     // of a block, at one position
 

@@ -66,8 +66,13 @@ class MlpKernel {
     float* const wide = scratch.take_dirty<float>(count * kPanel);
     const Operand<S> hidden{scratch.take_dirty<S>(count * kHidden), count * kChunk};
     for (int64_t i = 0; i < count; ++i) {
-      read_row(static_cast<const S*>(args_.u) + (rows.first + i) * args_.depth, row, args_.depth);
-      write_row(row, args_.depth, u.rows_from(i));
+      const S* const from = static_cast<const S*>(args_.u) + (rows.first + i) * args_.depth;
+      if (args_.depth == depth_) {
+        copy_row(from, depth_, u.rows_from(i));
+      } else {
+        read_row(from, row, args_.depth);
+        write_row(row, args_.depth, u.rows_from(i));
+      }
     }
     bool accumulate = false;
     for (; chunk < end; ++chunk, accumulate = true) {

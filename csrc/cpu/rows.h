@@ -1,8 +1,9 @@
-// Rows of a map on their way into a product: widened, normalised, narrowed, laid in chunks.
+// Rows of a map on their way into a product: widened, normalised, narrowed, laid in chunks. And how work on rows is split.
 #pragma once
 
 #include <cmath>
 
+#include "cpu/kernels.h"
 #include "cpu/panel.h"
 
 namespace hifuse {
@@ -18,35 +19,36 @@ inline void read_row(const S* from, float* to, int64_t count) {
   for (; i < count; ++i) to[i] = widen(from[i]);
 }
 
-// row = (row - mean) / sqrt(variance + eps), of `count` elements; what lies behind them is left alone.
-inline void normalise(float* row, int64_t count, float eps) {
+// Mean and 1 / sqrt(variance + eps) of a row: norm(x) = (x - mean) factor.
+struct Moments {
+  float mean;
+  float factor;
+};
+
+inline Moments moments(const float* row, int64_t count, float eps) {
   const int64_t whole = count / kLanes<float> * kLanes<float>;
   Vec<float> sums[2] = {};
-  int64_t i = 0;
-  for (; i + 2 * kLanes<float> <= whole; i += 2 * kLanes<float>) {
-    sums[0] += load(row + i);
-    sums[1] += load(row + i + kLanes<float>);
-  }
-  for (; i < whole; i += kLanes<float>) sums[0] += load(row + i);
+  for (int64_t i = 0; i < whole; i += kLanes<float>) sums[i / kLanes<float> % 2] += load(row + i);
   float total = sum<float>(sums[0] + sums[1]);
-  for (i = whole; i < count; ++i) total += row[i];
+  for (int64_t i = whole; i < count; ++i) total += row[i];
   const float mean = total / static_cast<float>(count);
 
   Vec<float> squares[2] = {};
-  for (i = 0; i + 2 * kLanes<float> <= whole; i += 2 * kLanes<float>) {
-    const Vec<float> a = load(row + i) - mean, b = load(row + i + kLanes<float>) - mean;
-    squares[0] += a * a;
-    squares[1] += b * b;
-  }
-  for (; i < whole; i += kLanes<float>) {
-    const Vec<float> a = load(row + i) - mean;
-    squares[0] += a * a;
+  for (int64_t i = 0; i < whole; i += kLanes<float>) {
+    const Vec<float> x = load(row + i) - mean;
+    squares[i / kLanes<float> % 2] += x * x;
   }
   float square = sum<float>(squares[0] + squares[1]);
-  for (i = whole; i < count; ++i) square += (row[i] - mean) * (row[i] - mean);
-  const float factor = 1 / std::sqrt(square / static_cast<float>(count) + eps);
-  for (i = 0; i < whole; i += kLanes<float>) store(row + i, (load(row + i) - mean) * factor);
-  for (; i < count; ++i) row[i] = (row[i] - mean) * factor;
+  for (int64_t i = whole; i < count; ++i) square += (row[i] - mean) * (row[i] - mean);
+  return {mean, 1 / std::sqrt(square / static_cast<float>(count) + eps)};
+}
+
+// row = norm(row), of `count` elements; what lies behind them is left alone.
+inline void normalise(float* row, int64_t count, float eps) {
+  const Moments m = moments(row, count, eps);
+  int64_t i = 0;
+  for (; i + kLanes<float> <= count; i += kLanes<float>) store(row + i, (load(row + i) - m.mean) * m.factor);
+  for (; i < count; ++i) row[i] = (row[i] - m.mean) * m.factor;
 }
 
 // One row of the operand; `row` is padded to whole chunks.
@@ -54,6 +56,12 @@ template <class S>
 inline void write_row(const float* row, int64_t depth, Operand<S> to) {
   for (int64_t k = 0; k < depth; k += kChunk, to.at += to.chunk)
     for (int64_t i = 0; i < kChunk; i += kLanes<float>) store_narrow(to.at + i, load(row + k + i));
+}
+
+// One row of the operand as it lies in the map; `depth` is a multiple of a chunk.
+template <class S>
+inline void copy_row(const S* from, int64_t depth, Operand<S> to) {
+  for (int64_t k = 0; k < depth; k += kChunk, to.at += to.chunk) __builtin_memcpy(to.at, from + k, kChunk * sizeof(S));
 }
 
 // The first `count` of 32 columns to a map.
@@ -73,6 +81,24 @@ inline void add_columns(const S* from, float* to, int64_t count) {
   else
     for (int64_t i = 0; i < count; ++i) to[i] += widen(from[i]);
 }
+
+// Work on `rows` rows times `panels` panels, in tasks: blocks of rows, and where there are too few, ranges of panels as well, which
+// each make the operand again. Tasks come in multiples of the threads, so that none is left over.
+struct Split {
+  int64_t blocks;
+  int64_t ranges;
+
+  // Blocks of `least` to `most` rows, but for the last ones.
+  Split(int64_t rows, int64_t panels, int64_t least, int64_t most, int64_t threads) {
+    constexpr int64_t kTasksPerThread = 4;
+    const int64_t wanted = kTasksPerThread * threads, fitting = rows / least;
+    blocks = fitting < wanted ? fitting : wanted;
+    if (blocks < divide_up(rows, most)) blocks = divide_up(divide_up(rows, most), threads) * threads;
+    if (blocks < 1) blocks = 1;
+    ranges = divide_up(wanted, blocks);
+    if (ranges > panels) ranges = panels;
+  }
+};
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -151,18 +151,23 @@ BUSY = "others took"  #: how the note of a row begins that was timed beside othe
 class Neighbours:
     """In a `with` block: the share of this process's cores that others (hypervisor included) took meanwhile.
 
+    The processes `own`, by id, are no others; they must live as long as the block.
+
     Taking turns does not make ratios fair on a busy machine: where one thread of a parallel region has to wait for a core, all
     wait, and so an engine of many short regions loses far more than one of few.
     """
 
     share: float | None = None  #: 0 to 1; None where the system does not tell
 
+    def __init__(self, own: Sequence[int] = ()) -> None:
+        self._own = own
+
     def __enter__(self) -> Neighbours:
-        self._before = _cpu_seconds()
+        self._before = _cpu_seconds(self._own)
         return self
 
     def __exit__(self, *_: object) -> None:
-        after = _cpu_seconds()
+        after = _cpu_seconds(self._own)
         if self._before is None or after is None:
             return
         total, busy, own = (late - early for late, early in zip(after, self._before, strict=True))
@@ -174,8 +179,8 @@ class Neighbours:
         return "" if self.share is None or self.share < 0.05 else f"{BUSY} {100 * self.share:.0f} % of the CPU"
 
 
-def _cpu_seconds() -> tuple[float, float, float] | None:
-    """Of this process's cores since boot: all seconds, the busy ones, those of this process; None without /proc/stat."""
+def _cpu_seconds(own: Sequence[int] = ()) -> tuple[float, float, float] | None:
+    """Of this process's cores since boot: all seconds, the busy ones, this process's and those of `own`; None without /proc."""
     stat = Path("/proc/stat")
     if not (stat.exists() and hasattr(os, "sched_getaffinity")):
         return None
@@ -183,9 +188,14 @@ def _cpu_seconds() -> tuple[float, float, float] | None:
     lines = [line.split() for line in stat.read_text().splitlines()]
     ticks = [[int(field) for field in fields[1:9]] for fields in lines if fields[0] in mine]  # user .. steal; idle, iowait 3, 4
     total, idle = sum(map(sum, ticks)), sum(core[3] + core[4] for core in ticks)
-    used = os.times()
+    times = os.times()
     tick = os.sysconf("SC_CLK_TCK")
-    return total / tick, (total - idle) / tick, used.user + used.system
+    return total / tick, (total - idle) / tick, times.user + times.system + sum(map(_ticks, own)) / tick
+
+
+def _ticks(process: int) -> int:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()  # the name before it may hold anything
+    return int(fields[11]) + int(fields[12])
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
@@ -201,14 +211,22 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
         call()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    held = resident_memory()
     try:
-        _release_free_memory()
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status_kib("VmRSS")
-    except (OSError, KeyError):
+    except OSError:
         return None
     call()
-    return max(0, _status_kib("VmHWM") - before) / 1024
+    return None if held is None else max(0.0, _status_kib("VmHWM") / 1024 - held)
+
+
+def resident_memory() -> float | None:
+    """MiB of this process that lie in memory, without what malloc keeps for later; None where the system does not tell."""
+    try:
+        _release_free_memory()
+        return _status_kib("VmRSS") / 1024
+    except (OSError, KeyError):
+        return None
 
 
 def _release_free_memory() -> None:

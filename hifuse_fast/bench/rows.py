@@ -13,6 +13,8 @@ from typing import Any
 
 from hifuse_fast.bench.timing import Timing
 
+MISSING = "missing: "  #: how the note of a row begins whose engine cannot run here, for the reason that follows
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -32,7 +34,7 @@ class Conditions:
 class Row(Conditions):
     """One engine on one case. Times are milliseconds `per` image or call; None stands for not measured."""
 
-    suite: str  #: "network" or the op
+    suite: str  #: "network", "engines" or the op
     case: str
     engine: str
     dtype: str
@@ -50,11 +52,22 @@ class Row(Conditions):
     peak_mib: float | None
     error: float | None  #: max|out - exact| / max|exact|
     note: str
+    ready_s: float | None = None  #: from the eager network to the first output
 
     @property
     def key(self) -> tuple[str, str, str, str, int, str, int]:
         """What a newer row must share with an older one to replace it (both are of one device)."""
         return (self.suite, self.case, self.engine, self.dtype, self.batch, self.mode, self.threads)
+
+    @property
+    def run(self) -> tuple[str, str, str, int, str]:
+        """What the rows of one case have in common that were measured in turns."""
+        return (self.date, self.case, self.dtype, self.batch, self.mode)
+
+    @property
+    def missing(self) -> bool:
+        """Whether the engine cannot run here at all, which is no failure."""
+        return self.note.startswith(MISSING)
 
 
 def figures(

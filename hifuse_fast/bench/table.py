@@ -10,6 +10,7 @@ from rich.table import Table
 from hifuse_fast.bench.machine import BUSY
 from hifuse_fast.bench.rows import Conditions, Row
 
+PRODUCT = "hifuse_fast"  #: the engine that the others are compared with in the engines' tables
 _LOG_WIDTH = 128
 Column = tuple[str, Callable[[Row], str]]
 
@@ -33,10 +34,15 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
+def factor(value: float | None) -> str:
+    """A ratio of two times."""
+    return "-" if value is None else f"{value:.2f}x"
+
+
 def times(row: Row) -> str:
-    """p20 / p50 / p80, or FAILED where the output was wrong and so nothing was timed."""
+    """p20 / p50 / p80, "-" for an engine that is missing, FAILED where the output was wrong and so nothing was timed."""
     if row.ms_p50 is None:
-        return "FAILED"
+        return "-" if row.missing else "FAILED"
     return " / ".join(number(value) for value in (row.ms_p20, row.ms_p50, row.ms_p80))
 
 
@@ -47,7 +53,7 @@ NETWORK: Sequence[Column] = (
     ("batch", lambda row: str(row.batch)),
     ("ms/image\np20 / p50 / p80", times),
     ("images/s", lambda row: number(row.images_per_s)),
-    ("ratio", lambda row: "-" if row.ratio is None else f"{row.ratio:.2f}x"),
+    ("ratio", lambda row: factor(row.ratio)),
     ("peak\nMiB", lambda row: "-" if row.peak_mib is None else f"{row.peak_mib:.0f}"),
     ("of\nfloor", lambda row: share(row.floor_share)),
     ("error", lambda row: "-" if row.error is None else f"{row.error:.1e}"),
@@ -55,8 +61,22 @@ NETWORK: Sequence[Column] = (
 )
 
 
+def advantage(row: Row, found: Iterable[Row]) -> float | None:
+    """How many times as fast as `row` the product was on the same case in the same run; None where one of them has no time."""
+    own = next((each.ms_p50 for each in found if each.engine == PRODUCT and each.run == row.run), None)
+    return None if row.ms_p50 is None or own is None else row.ms_p50 / own
+
+
+def engines(found: Sequence[Row]) -> Sequence[Column]:
+    """The columns of the table of `found`, rows of the engines' bench."""
+    at = [name for name, _ in NETWORK].index("ratio")
+    own: Column = (f"{PRODUCT}\nis", lambda row: factor(advantage(row, found)))
+    ready: Column = ("ready\ns", lambda row: number(row.ready_s))
+    return [*NETWORK[:at], own, ready, *NETWORK[at + 1 :]]
+
+
 def terminal(rows: Iterable[Row], columns: Sequence[Column], title: str, caption: str) -> Table:
-    """A rich table; rows without a time, whose output was wrong, are red; a line between cases."""
+    """A rich table; rows without a time are red, but for those of missing engines; a line between cases."""
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for name, _ in columns:
         table.add_column(name, justify="left" if name in ("engine", "dtype", "note") else "right")
@@ -65,7 +85,7 @@ def terminal(rows: Iterable[Row], columns: Sequence[Column], title: str, caption
         if case not in (None, (row.case, row.dtype, row.batch, row.mode)):
             table.add_section()
         case = (row.case, row.dtype, row.batch, row.mode)
-        table.add_row(*(cell(row) for _, cell in columns), style="bold red" if row.ms_p50 is None else "")
+        table.add_row(*(cell(row) for _, cell in columns), style="bold red" if row.ms_p50 is None and not row.missing else "")
     return table
 
 

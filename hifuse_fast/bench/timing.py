@@ -28,6 +28,7 @@ def interleave(
     min_rounds: int = 3,
     max_rounds: int = 1000,
     warmup: int = 1,
+    rest_s: float = 0.0,
     synchronize: Call | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_round: Callable[[float], object] | None = None,
@@ -40,6 +41,8 @@ def interleave(
         min_rounds: rounds that are run even over the budget.
         max_rounds: rounds after which the rest of the budget is left.
         warmup: calls of each before the first round, not counted.
+        rest_s: seconds of sleep before each call, not counted as its time: engines with threads of their own let them wait for
+            more work in a loop for a while, on the cores that the next engine needs.
         synchronize: called before and after each call (`torch.cuda.synchronize` for CUDA); None for calls that return when
             their work is done.
         clock: the time in seconds.
@@ -66,6 +69,7 @@ def interleave(
     begin = clock()
     for done in range(1, max_rounds + 1):
         for name in names:
+            time.sleep(rest_s)
             seconds[name].append(_time_one(calls[name], wait, clock))
         names = names[1:] + names[:1]
         spent = clock() - begin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def optimize_for_inference(
     resolved = backends.current_backend() if check_choice("backend", backend, backends.BACKENDS) == "auto" else backend
     if dtype == torch.float64 and resolved != "reference":
         raise TypeError(
-            f"dtype must be float32 or bfloat16, got float64, which backend='reference' alone serves, not {resolved!r}"
+            "dtype must be torch.float32 or torch.bfloat16, got torch.float64, which backend='reference' alone serves"
         )
     if memory_format not in MEMORY_FORMATS.values():
         raise TypeError(f"memory_format must be torch.channels_last or torch.contiguous_format, got {memory_format!r}")
@@ -109,9 +110,7 @@ def load_optimized(path: str | os.PathLike[str]) -> OptimizedHiFuse:
         found = metadata.get("version")
         raise CheckpointError(f"optimised network {path}: version must be {VERSION}, got {found}: optimise the model again")
     try:
-        configuration = Configuration(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(metadata["configuration"]).items()}
-        )
+        configuration = _configuration(metadata["configuration"])
         maker = Unpacker(tensors, json.loads(metadata["ops"]), DTYPES[configuration.dtype])
         network = OptimizedHiFuse(configuration, maker)
     except backends.BackendError as error:
@@ -121,9 +120,8 @@ def load_optimized(path: str | os.PathLike[str]) -> OptimizedHiFuse:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"optimised network {path}: its configuration does not fit ({error!r})") from None
     if len(maker.made) != len(maker.ops):
-        raise CheckpointError(
-            f"optimised network {path}: it has ops of another network: {_few(set(maker.ops) - set(maker.made))}"
-        )
+        others = _few(set(maker.ops) - set(maker.made))
+        raise CheckpointError(f"optimised network {path}: it has ops that its configuration has not: {others}")
     return network
 
 
@@ -137,7 +135,9 @@ class Packer:
     def __call__(self, op: str, folding: Folding, module: str = "", **options: Any) -> PreparedOp:
         name = _name(folding, module)
         prepare = _prepare_window_attention if op == "window_attention" else getattr(ops, f"prepare_{op}")
-        made: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype, backend=self._backend)
+        prepared: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype, backend=self._backend)
+        # As from a file: without the checks of a user's calls.
+        made = type(prepared)(prepared.packed(), **prepared.options)
         for key, tensor in made.packed().items():
             if not _is_finite(tensor):
                 raise ValueError(f"model has weights that are not finite once folded and in {self._dtype}: {key} of {name}")
@@ -218,7 +218,7 @@ def _check_weights(weights: Mapping[str, Tensor]) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    return all(math.isfinite(end.item()) for end in tensor.aminmax())  # NaN where a value is; 15 times as fast as isfinite
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -229,6 +229,11 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     raise CheckpointError(f"optimised network {path} cannot be read: it is damaged or no safetensors file ({reason})")
+
+
+def _configuration(text: str) -> Configuration:
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(text).items()}
+    return Configuration(**fields)
 
 
 def _name(folding: Folding, module: str) -> str:

@@ -1,7 +1,7 @@
 """OptimizedHiFuse: the network over prepared ops, described once, over a maker.
 
-A maker is called with an op, the function of `fold` that gives its tensors, and the name of the official module that they come from.
-One folds and packs the weights of a model, another takes packed tensors out of a file (make.py).
+A maker is called with an op, the function of `fold` that gives its tensors, and the name of the official module that they come
+from. One folds and packs the weights of a model, another takes packed tensors out of a file (make.py).
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Maker(Protocol):
 class OptimizedHiFuse(nn.Module):
     """HiFuse frozen for inference: `optimize_for_inference` makes it, `load_optimized` reads it from a file.
 
-    The forward takes images [B, in_chans, H, W] of any H, W >= 1, of float32 or the network's dtype (to which they are cast once)
-    and of any strides. It returns logits [B, num_classes], or without classifier the features [B, C4], or made of a
+    The forward takes images [B, in_chans, H, W] of any H, W >= 1, of any strides, of float32 or the network's dtype, to which
+    they are cast once. It returns logits [B, num_classes], or without classifier the features [B, C4], or made of a
     `HiFuseFeatures` the list of its maps; all in the network's dtype. A size that is no multiple of 32 is zero-padded at the
     right and the bottom to the next one. There is no autograd. Calls from several threads at once are safe; a result never
     shares memory with the maps that are reused from call to call.
@@ -96,18 +96,19 @@ class OptimizedHiFuse(nn.Module):
             return self._run(images, maps)
 
     def _run(self, images: Tensor, maps: Maps) -> Tensor | list[Tensor]:
-        batch, _, height, width = images.shape
-        shape = (batch, height // 4, width // 4, self.configuration.dims[0])
+        """The result, in no memory that goes back to `maps`."""
+        c = self.configuration
+        shape = (images.shape[0], images.shape[2] // 4, images.shape[3] // 4, c.dims[0])
         local_map, global_map = self.stem(images, out=(maps.take(*shape), maps.take(*shape)))
-        fused_map, kept = None, []
-        for stage in self.stages:
+        fused_map: Any = None  # before the first stage
+        kept = {}
+        for i, stage in enumerate(self.stages):
             local_map, global_map, fused_map = stage(local_map, global_map, fused_map, maps)
-            if self.head is None:
-                memory_format = MEMORY_FORMATS[self.configuration.memory_format]
-                kept.append(fused_map.permute(0, 3, 1, 2).clone(memory_format=memory_format))
+            if c.out_indices is not None and i in c.out_indices:
+                kept[i] = fused_map.permute(0, 3, 1, 2).clone(memory_format=MEMORY_FORMATS[c.memory_format])
         logits = None if self.head is None else self.head(fused_map.mean((1, 2), keepdim=True)).flatten(1)
         maps.give(local_map, global_map, fused_map)
-        return [kept[i] for i in self.configuration.out_indices or ()] if logits is None else logits
+        return [kept[i] for i in c.out_indices or ()] if logits is None else logits
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network as it is, packed, as safetensors; `load_optimized` reads it without folding or packing.
@@ -117,12 +118,13 @@ class OptimizedHiFuse(nn.Module):
         Raises:
             ValueError: `path` does not end in .safetensors.
         """
-        tensors = {f"{name}.{key}": tensor for name, op in self._made.items() for key, tensor in op.packed().items()}
-        each = {
-            name: {"backend": op.backend, "options": op.options, "tensors": list(op.packed())}
-            for name, op in self._made.items()
-        }
-        metadata = {"configuration": json.dumps(asdict(self.configuration)), "ops": json.dumps(each)}
+        tensors: dict[str, Tensor] = {}
+        entries = {}
+        for name, op in self._made.items():
+            packed = op.packed()
+            tensors |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
+            entries[name] = {"backend": op.backend, "options": op.options, "tensors": list(packed)}
+        metadata = {"configuration": json.dumps(asdict(self.configuration)), "ops": json.dumps(entries)}
         write_safetensors(tensors, path, {"format": FORMAT, "version": VERSION, **metadata})
 
     def extra_repr(self) -> str:
@@ -165,6 +167,7 @@ class Stage(nn.Module):
                 make,
                 f"layers{i + 1}.blocks.{j}",
                 num_heads=c.num_heads[i],
+                head_dim=c.dims[i] // c.num_heads[i],
                 window_size=c.window_size,
                 shift_size=(j % 2) * (c.window_size // 2),
             )
@@ -259,7 +262,8 @@ class WindowAttention(PreparedOp):
     bias_table: Tensor
 
     def forward(self, qkv: Tensor) -> Tensor:
-        return ops.window_attention(qkv, self.bias_table, qkv_bias=getattr(self, "qkv_bias", None), **self.options)
+        named = {name: self.options[name] for name in ("num_heads", "window_size", "shift_size", "backend")}
+        return ops.window_attention(qkv, self.bias_table, qkv_bias=getattr(self, "qkv_bias", None), **named)
 
     @property
     def backend(self) -> str:

@@ -1,7 +1,7 @@
 """The fused operations: one folder per op, channels last, each with a reference that defines it.
 
-`window_attention` is called as it is and has gradients. The prepared ops serve inference: `prepare_<op>` packs the weights once and
-returns a module.
+`window_attention` is called as it is and has gradients. The prepared ops serve inference: `prepare_<op>` packs the weights
+once, and returns a module.
 """
 
 from hifuse_fast.ops.gated_concat import prepare_gated_concat

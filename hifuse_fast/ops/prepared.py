@@ -6,6 +6,7 @@ A prepared op is a module over tensors that were packed once for its kernel. It 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,17 @@ class PreparedOp(nn.Module):
         return self
 
 
-def check_call(name: str, x: Any, shape: Sequence[int | None], like: Tensor) -> None:
+def check_calls(op: PreparedOp, check: Callable[..., None]) -> PreparedOp:
+    """`op`, with `check` called before its forward, with the same arguments: for what is handed to a user."""
+    op.register_forward_pre_hook(partial(_run_check, check), with_kwargs=True)
+    return op
+
+
+def _run_check(check: Callable[..., None], op: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    check(*args, **named)
+
+
+def check_operand(name: str, x: Any, shape: Sequence[int | None], like: Tensor) -> None:
     """Raise unless `x` is a contiguous map of this shape, None standing for any size, and of the dtype and device of `like`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
@@ -77,9 +88,13 @@ def check_call(name: str, x: Any, shape: Sequence[int | None], like: Tensor) -> 
         raise ValueError(f"{name} must be contiguous, got strides {list(x.stride())} for {list(x.shape)}")
 
 
+def check_results(shape: Sequence[int], like: Tensor, **results: Any) -> None:
+    """`check_operand` for what may be None and is of the shape of the result: residual, out."""
+    for name, x in results.items():
+        if x is not None:
+            check_operand(name, x, shape, like)
+
+
 def write(result: Tensor, out: Tensor | None) -> Tensor:
     """`result`, contiguous: in `out` where that is given."""
-    if out is None:
-        return result.contiguous()
-    check_call("out", out, result.shape, result)
-    return out.copy_(result)
+    return result.contiguous() if out is None else out.copy_(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from hifuse_fast import backends
 from hifuse_fast.checks import check_dtype, check_eps, check_flag, check_weights
-from hifuse_fast.ops.prepared import DTYPES, PreparedOp
+from hifuse_fast.ops.prepared import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
 
 
 def prepare_gated_concat(
@@ -81,4 +82,12 @@ def prepare_gated_concat(
     }
     cls = backends.prepared_class("gated_concat", backend, device=filters.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
-    return op
+    return check_calls(op, partial(_check_call, like=filters.new_empty(0, dtype=dtype), channels=len(expand)))
+
+
+def _check_call(local_map: Any, global_map: Any, x: Any, out: Any = None, *, like: Tensor, channels: int) -> None:
+    """`like`: of the op's dtype and device."""
+    check_operand("local_map", local_map, (*ANY_SIZE, channels), like)
+    check_operand("global_map", global_map, local_map.shape, like)
+    check_operand("x", x, local_map.shape, like)
+    check_results((*local_map.shape[:3], 3 * channels), like, out=out)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hifuse_fast.ops.prepared import ANY_SIZE, PreparedOp, check_call, write
+from hifuse_fast.ops.prepared import PreparedOp, write
 
 
 class GatedConcat(PreparedOp):
@@ -21,9 +21,6 @@ class GatedConcat(PreparedOp):
 
     @torch.no_grad()
     def forward(self, local_map: Tensor, global_map: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        check_call("local_map", local_map, (*ANY_SIZE, self.squeeze.shape[1]), self.scale)
-        check_call("global_map", global_map, local_map.shape, self.scale)
-        check_call("x", x, local_map.shape, self.scale)
         gated = torch.cat([global_map * self._channel_gate(global_map), local_map * self._space_gate(local_map), x], -1)
         return write(F.layer_norm(gated, gated.shape[-1:], self.scale, self.shift, self.options["eps"]), out)
 

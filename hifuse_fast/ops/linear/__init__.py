@@ -1,4 +1,4 @@
-"""A linear over the pixels or patches of maps, with what comes before and after it. `api` is the contract, `reference` defines it."""
+"""A linear over maps, with what comes before and after it. `api` is the contract, `reference` the definition."""
 
 from hifuse_fast.ops.linear.api import prepare_linear
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hifuse_fast import backends
 from hifuse_fast.checks import check_choice, check_dtype, check_eps, check_flag, check_weights
-from hifuse_fast.ops.prepared import DTYPES, PreparedOp
+from hifuse_fast.ops.prepared import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
 
 ROWS = ("pixels", "patches")
 NORMS = ("row", "pixel")
@@ -74,4 +78,35 @@ def prepare_linear(
     options = {"rows": rows, "norm": norm, "eps": check_eps("eps", eps), "activation": activation, "pool": pool}
     cls = backends.prepared_class("linear", backend, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack({"weight": weight, "bias": bias}, dtype, **options), **options)
-    return op
+    depth = weight.shape[1] // 4 if rows == "patches" else weight.shape[1]
+    like = weight.new_empty(0, dtype=dtype)
+    return check_calls(
+        op, partial(_check_call, like=like, depth=depth, columns=len(weight), patches=rows == "patches", pool=pool)
+    )
+
+
+def _check_call(
+    *maps: Any,
+    residual: Any = None,
+    out: Any = None,
+    like: Tensor,
+    depth: int,
+    columns: int,
+    patches: bool,
+    pool: bool,
+) -> None:
+    """`depth`: the channels of all maps; `like`: of the op's dtype and device."""
+    if not 1 <= len(maps) <= (1 if patches else 3):
+        raise ValueError(f"maps must be {'1 map' if patches else '1 to 3 maps'}, got {len(maps)}")
+    size: Sequence[int | None] = ANY_SIZE
+    for i, x in enumerate(maps):
+        check_operand(f"maps[{i}]", x, (*size, depth if len(maps) == 1 else None), like)
+        size = x.shape[:3]
+    if sum(x.shape[3] for x in maps) != depth:
+        raise ValueError(f"maps must have {depth} channels together, got {[x.shape[3] for x in maps]}")
+    batch, height, width = maps[0].shape[:3]
+    if patches or pool:
+        if height % 2 or width % 2:
+            raise ValueError(f"maps[0] must have even H and W, got {list(maps[0].shape)}")
+        height, width = height // 2, width // 2
+    check_results((batch, height, width, columns), like, residual=residual, out=out)

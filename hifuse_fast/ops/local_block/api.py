@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hifuse_fast import backends
 from hifuse_fast.checks import check_dtype, check_eps, check_weights
-from hifuse_fast.ops.prepared import DTYPES, PreparedOp
+from hifuse_fast.ops.prepared import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
 
 
 def prepare_local_block(
@@ -52,4 +55,12 @@ def prepare_local_block(
     tensors = {"filters": filters, "filter_bias": filter_bias, "weight": weight, "bias": bias}
     cls = backends.prepared_class("local_block", backend, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
-    return op
+    return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
+
+
+def _check_call(x: Any, out: Any = None, *, like: Tensor, channels: int) -> None:
+    """`like`: of the op's dtype and device."""
+    check_operand("x", x, (*ANY_SIZE, channels), like)
+    check_results(x.shape, like, out=out)
+    if out is not None and out.data_ptr() == x.data_ptr() and x.numel():
+        raise ValueError("out must not be x, whose neighbours are still read")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hifuse_fast import backends
 from hifuse_fast.checks import check_choice, check_dtype, check_weights
-from hifuse_fast.ops.prepared import DTYPES, PreparedOp
+from hifuse_fast.ops.prepared import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
 
 ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
 
@@ -45,4 +48,12 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
     cls = backends.prepared_class("mixer", backend, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack({"weight": weight}, dtype, **options), **options)
-    return op
+    return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
+
+
+def _check_call(z: Any, out: Any = None, *, like: Tensor, channels: int) -> None:
+    """`like`: of the op's dtype and device."""
+    check_operand("z", z, (*ANY_SIZE, channels), like)
+    check_results(z.shape, like, out=out)
+    if out is not None and out.data_ptr() == z.data_ptr() and z.numel():
+        raise ValueError("out must not be z, whose neighbours are still read")

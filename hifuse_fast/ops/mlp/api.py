@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hifuse_fast import backends
 from hifuse_fast.checks import check_dtype, check_weights
-from hifuse_fast.ops.prepared import DTYPES, PreparedOp
+from hifuse_fast.ops.prepared import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
 
 
 def prepare_mlp(
@@ -34,8 +37,8 @@ def prepare_mlp(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. `u`, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. It writes to `out` and
-        returns it, a fresh map where that is None. No autograd.
+        The op. `u`, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. It writes to `out`
+        and returns it, a fresh map where that is None. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
@@ -50,4 +53,11 @@ def prepare_mlp(
     tensors = {"expand": expand, "expand_bias": expand_bias, "project": project, "project_bias": project_bias}
     cls = backends.prepared_class("mlp", backend, device=expand.device, dtype=dtype)
     op: PreparedOp = cls(cls.pack(tensors, dtype))
-    return op
+    like = expand.new_empty(0, dtype=dtype)
+    return check_calls(op, partial(_check_call, like=like, depth=expand.shape[1], columns=len(project)))
+
+
+def _check_call(u: Any, residual: Any = None, out: Any = None, *, like: Tensor, depth: int, columns: int) -> None:
+    """`like`: of the op's dtype and device."""
+    check_operand("u", u, (*ANY_SIZE, depth), like)
+    check_results((*u.shape[:3], columns), like, residual=residual, out=out)

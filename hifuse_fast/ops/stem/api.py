@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hifuse_fast import backends
 from hifuse_fast.checks import check_dtype, check_eps, check_weights
-from hifuse_fast.ops.prepared import DTYPES, PreparedOp
+from hifuse_fast.ops.prepared import DTYPES, PreparedOp, check_calls, check_operand
 
 
 def prepare_stem(
@@ -35,8 +38,8 @@ def prepare_stem(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. Images are of `dtype` and of any strides; `out` is a pair of contiguous maps to write to, or None for fresh ones.
-        No autograd.
+        The op. Images are of `dtype` and of any strides; `out` is a pair of contiguous maps to write to, or None for fresh
+        ones. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
@@ -52,4 +55,23 @@ def prepare_stem(
     tensors = {"weight": weight, "bias": bias, "scale": scale, "shift": shift}
     cls = backends.prepared_class("stem", backend, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
-    return op
+    like = weight.new_empty(0, dtype=dtype)
+    return check_calls(op, partial(_check_call, like=like, channels=weight.shape[1], in_chans=weight.shape[2]))
+
+
+def _check_call(images: Any, out: Any = None, *, like: Tensor, channels: int, in_chans: int) -> None:
+    """`like`: of the op's dtype and device."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    shape = list(images.shape)
+    if len(shape) != 4 or shape[1] != in_chans or 0 in shape[2:] or shape[2] % 4 or shape[3] % 4:
+        raise ValueError(f"images must be [B, {in_chans}, 4H, 4W] with H and W at least 1, got {shape}")
+    if images.dtype != like.dtype:
+        raise TypeError(f"images must be {like.dtype} as the op was prepared for, got {images.dtype}")
+    if images.device != like.device:
+        raise ValueError(f"images must be on the op's device, {like.device}, got {images.device}")
+    if out is not None:
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise TypeError(f"out must be a pair of maps, got {type(out).__name__}")
+        for i in (0, 1):
+            check_operand(f"out[{i}]", out[i], (shape[0], shape[2] // 4, shape[3] // 4, channels), like)

@@ -1,0 +1,164 @@
+"""The engines of `make bench-cpu`, each at its best as its makers document it, all from the same eager network in float32.
+
+An engine is a function from a network (its own copy), images and a dtype to the call that is timed, which returns the logits of
+these images. One that cannot run here raises `MissingError` with the reason. Each is prepared in a process of its own
+(`worker.py`), so settings that are global may be set here. Optional packages are imported by name when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hifuse_fast
+from hifuse_fast.bench.network import backend_engine
+
+Call = Callable[[], Tensor]
+Prepare = Callable[[nn.Module, Tensor, torch.dtype], Call]
+
+
+class MissingError(Exception):
+    """The engine cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to prepare an engine (a function that a new process can import), and the optional package that it needs."""
+
+    prepare: Prepare
+    package: str | None = None
+
+
+def optional(package: str) -> Any:
+    """The module of an optional package.
+
+    Raises:
+        MissingError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # a package for another CPU or another torch may raise anything
+        raise MissingError(f"{package} cannot be imported ({error}); pip install 'hifuse_fast[peers]'") from error
+
+
+def eager(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
+    """The official network in PyTorch as it comes: channels first; in bfloat16 weights and images are cast."""
+    return torch.inference_mode()(partial(backend_engine("reference")(network.to(dtype)), images.to(dtype)))
+
+
+def eager_channels_last(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
+    """PyTorch as its tuning guide advises: weights channels last, bfloat16 by autocast."""
+    return torch.inference_mode()(_autocast(_channels_last(network), images, dtype))
+
+
+def compiled(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
+    """torch.compile for this batch size alone, weights frozen into the graph and packed."""
+    return _compile("inductor", network, images, dtype)
+
+
+def zentorch(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
+    """AMD's backend of torch.compile; its fusions of convolutions need static shapes."""
+    optional("zentorch")
+    dynamo: Any = importlib.import_module("torch._dynamo.config")
+    dynamo.automatic_dynamic_shapes = False
+    return _compile("zentorch", network, images, dtype)
+
+
+def onnxruntime(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
+    """ONNX Runtime on the graph of torch's exporter, of this batch size."""
+    if dtype != torch.float32:
+        raise MissingError(f"its CPU kernels have no {str(dtype).removeprefix('torch.')}")
+    runtime = optional("onnxruntime")
+    optional("onnxscript")  # of the exporter
+    with hifuse_fast.use_backend("reference"):
+        program: Any = torch.onnx.export(network, (images,), dynamo=True, verbose=False)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs = {session.get_inputs()[0].name: images.numpy()}
+    return lambda: torch.from_numpy(session.run(None, inputs)[0])
+
+
+def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: str) -> Call:
+    """OpenVINO on the graph of torch.export; the precision is set because its own choice is bfloat16 where the CPU has it.
+
+    The hint THROUGHPUT runs several requests at once, so they share the batch: as many as divide it and have a thread each.
+    """
+    requests = 1 if hint == "LATENCY" else _share(len(images), torch.get_num_threads())
+    if hint == "THROUGHPUT" and requests == 1:
+        raise MissingError("it runs several requests at once, and this batch cannot be shared")
+    runtime = optional("openvino")
+    settings = {
+        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
+        "PERFORMANCE_HINT": hint,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT_NUM_REQUESTS": requests,
+    }
+    parts = images.chunk(requests)
+    with hifuse_fast.use_backend("reference"):
+        program = torch.export.export(network, (parts[0],))
+    model = runtime.Core().compile_model(runtime.convert_model(program), "CPU", settings)
+    waiting = [(model.create_infer_request(), part.numpy()) for part in parts]
+
+    def call() -> Tensor:
+        for request, part in waiting:
+            request.start_async(part, share_inputs=True)
+        for request, _ in waiting:
+            request.wait()
+        return torch.cat([torch.from_numpy(request.get_output_tensor().data) for request, _ in waiting])
+
+    return call
+
+
+def fast(network: nn.Module, images: Tensor, dtype: torch.dtype, **options: Any) -> Call:
+    """The product."""
+    return partial(hifuse_fast.optimize_for_inference(network, dtype=dtype, **options), images.to(dtype))
+
+
+#: The engines in the order of the table.
+ENGINES: dict[str, Engine] = {
+    "eager": Engine(eager),
+    "eager channels_last": Engine(eager_channels_last),
+    "torch.compile": Engine(compiled),
+    "onnxruntime": Engine(onnxruntime, "onnxruntime"),
+    "openvino latency": Engine(partial(openvino, hint="LATENCY"), "openvino"),
+    "openvino throughput": Engine(partial(openvino, hint="THROUGHPUT"), "openvino"),
+    "zentorch": Engine(zentorch, "zentorch"),
+    "hifuse_fast": Engine(fast),
+    "hifuse_fast lean": Engine(partial(fast, winograd="off")),
+}
+
+
+def _compile(backend: str, network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
+    settings: Any = importlib.import_module("torch._inductor.config")
+    settings.freezing = settings.freezing_discard_parameters = True  # the second: no copy of the weights besides the packed one
+    compiled_network: Any = torch.compile(_channels_last(network), backend=backend, dynamic=False)
+    return _autocast(compiled_network, images, dtype)
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    moved: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _autocast(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
+    """The reference on channels-last images; bfloat16 by autocast, faster here and more accurate than weights cast to it."""
+    forward = backend_engine("reference")(network)
+    images = images.to(memory_format=torch.channels_last)
+
+    def call() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return forward(images)
+
+    return call
+
+
+def _share(batch: int, threads: int) -> int:
+    """The most requests that share `batch` evenly with a thread for each."""
+    return next(count for count in range(min(batch, threads), 0, -1) if batch % count == 0)

@@ -1,0 +1,82 @@
+"""What the tests of the prepared ops share: inputs, kernels, and parity with the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hifuse_fast import backends
+from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.testing import assert_within_rule, golden_uniform, nan_poisoned_empty
+
+DTYPES = [torch.float32, torch.bfloat16]
+Rule = Callable[[Tensor, Tensor, Tensor], None]
+
+
+def kernels(op: str) -> list[Any]:
+    """Parameters: the kernels of an op; one that cannot serve here is skipped with its reason."""
+    reason = backends.why_not(op, "native", device=torch.device("cpu"), dtype=torch.float32)
+    return [pytest.param("native", marks=pytest.mark.skipif(reason is not None, reason=str(reason)))]
+
+
+def uniform(name: str, *shape: int, scale: float = 1.0) -> Tensor:
+    """Numbers in [-scale, scale) that depend on the name, float64."""
+    return scale * (2 * golden_uniform(name, shape) - 1)
+
+
+def matrix(name: str, *shape: int) -> Tensor:
+    """A weight that keeps the variance of what it multiplies, about."""
+    return uniform(name, *shape, scale=(3 / math.prod(shape[1:])) ** 0.5)
+
+
+def check_parity(
+    prepare: Callable[..., PreparedOp],
+    weights: dict[str, Tensor],
+    maps: list[Tensor],
+    dtype: torch.dtype,
+    kernel: str,
+    *,
+    options: dict[str, Any] | None = None,
+    residual: Tensor | None = None,
+    rule: Rule = assert_within_rule,
+) -> None:
+    """The kernel against the reference in its dtype and in float64, on the same values, in memory full of NaN."""
+
+    def run(compute: torch.dtype, backend: str, **named: Any) -> Tensor | tuple[Tensor, Tensor]:
+        values = {name: tensor.to(dtype).to(compute) for name, tensor in weights.items()}
+        op = prepare(**values, **(options or {}), dtype=compute, backend=backend)
+        if residual is not None:
+            named["residual"] = residual.to(dtype).to(compute)
+        return op(*(x.to(dtype).to(compute) for x in maps), **named)
+
+    eager, exact = run(dtype, "reference"), run(torch.float64, "reference")
+    with nan_poisoned_empty():
+        actual = run(dtype, kernel)
+    several = isinstance(actual, tuple)
+    for a, p, e in zip(*(x if several else (x,) for x in (actual, eager, exact)), strict=True):
+        assert a.is_contiguous()
+        assert a.dtype == dtype
+        rule(a, p, e)
+    out = tuple(torch.full_like(x, float("nan")) for x in (actual if several else (actual,)))
+    given = run(dtype, kernel, out=out if several else out[0])
+    for a, g, o in zip(*(x if several else (x,) for x in (actual, given)), out, strict=True):
+        assert g.data_ptr() == o.data_ptr()
+        assert torch.equal(a, g)
+
+
+def check_determinism(op: PreparedOp, *maps: Tensor) -> None:
+    """The same bits whatever the number of threads."""
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(op(*maps))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
