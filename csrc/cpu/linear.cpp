@@ -54,7 +54,7 @@ class LinearKernel {
     for (; panel < end; ++panel) {
       const S* const at = weight + panel * padded_ * kPanel;
       product<S>(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, sums, kPanel, false,
-                 panel + 1 < end ? at + padded_ * kPanel : at);
+                 panel + 1 < end ? at + padded_ * kPanel : at, operand.at);
       finish(first, rows, panel * kPanel, sums);
     }
   }

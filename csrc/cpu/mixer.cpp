@@ -127,7 +127,8 @@ class WinogradKernel {
     for (int64_t position = 0; position < kPositions; ++position) {
       const Operand<S> a = operand(group, position, tiles.first, inputs);
       const S* const at = weight + position * size;
-      product<S>(count, depth_ / kChunk, {a.at, a.chunk}, at, products + position * count * kPanel, kPanel, false, at + size);
+      product<S>(count, depth_ / kChunk, {a.at, a.chunk}, at, products + position * count * kPanel, kPanel, false, at + size,
+                 position + 1 < kPositions ? operand(group, position + 1, tiles.first, inputs).at : operand(group, 0, tiles.first, inputs).at);
     }
     for (int64_t i = 0; i < count; ++i) transform_output(tiles.first + i, panel * kPanel, products + i * kPanel, count * kPanel);
   }
@@ -211,7 +212,7 @@ class DirectKernel {
       const S* at = static_cast<const S*>(args_.weight) + (tap * panels_ + panel) * size;
       for (int64_t p = panel; p < end; ++p, at += size)
         product<S>(rows, depth_ / kChunk, {operand.at, operand.chunk}, at, sums + (p - panel) * rows * kPanel, kPanel, tap > 0,
-                   at + (p + 1 < end ? size : 0));
+                   at + (p + 1 < end ? size : 0), operand.at);
     }
     for (int64_t p = panel; p < end; ++p) finish(first, rows, p * kPanel, sums + (p - panel) * rows * kPanel);
   }

@@ -87,7 +87,7 @@ class MlpKernel {
   void expand(int64_t rows, Operand<const S> u, int64_t first, int64_t width, float* wide, Operand<S> hidden) const {
     const S* at = static_cast<const S*>(args_.expand) + first * depth_;
     for (int64_t j = 0; j < width; j += kPanel, at += kPanel * depth_) {
-      product<S>(rows, depth_ / kChunk, u, at, wide, kPanel, false, j + kPanel < width ? at + kPanel * depth_ : at);
+      product<S>(rows, depth_ / kChunk, u, at, wide, kPanel, false, j + kPanel < width ? at + kPanel * depth_ : at, u.at);
       float bias[kPanel] = {};
       for (int64_t i = 0; i < kPanel && first + j + i < args_.hidden; ++i) bias[i] = args_.expand_bias[first + j + i];
       S* const to = hidden.at + j / kPanel * hidden.chunk;
@@ -101,7 +101,7 @@ class MlpKernel {
     const S* at = static_cast<const S*>(args_.project) + first * panels_ * kPanel;
     for (int64_t panel = 0; panel < panels_; ++panel, at += width * kPanel)
       product<S>(rows, width / kChunk, hidden, at, sums + panel * rows * kPanel, kPanel, accumulate,
-                 panel + 1 < panels_ ? at + width * kPanel : at);
+                 panel + 1 < panels_ ? at + width * kPanel : at, hidden.at);
   }
 
   void finish(Block rows, float* sums, int64_t parts, int64_t part_size) const {

@@ -75,20 +75,27 @@ inline Vec<float> load_pairs(const float* from) { return load(from); }
 inline Vec<float> splat_pair(const float* from) { return splat(*from); }
 inline void add_product(Vec<float>& sum, Vec<float> a, Vec<float> b) { sum += a * b; }
 
-// Lines that are wanted soon, `stride` bytes further with every step.
-struct Prefetch {
-  const char* from;
+// What a tile asks for while it computes: part of the panel that comes next, `stride` bytes further with every step, and the same
+// rows of the operand that comes next, which lies like this one.
+template <class S>
+struct Next {
+  const char* panel;
   int64_t stride;
+  const S* operand;
 
-  void step(int64_t step) const {
-    __builtin_prefetch(from + step * stride, 0, 2);
-    __builtin_prefetch(from + step * stride + stride / 2, 0, 2);
+  void fetch_panel(int64_t step) const {
+    __builtin_prefetch(panel + step * stride, 0, 2);
+    __builtin_prefetch(panel + step * stride + stride / 2, 0, 2);
+  }
+  // A chunk of the operand's rows has at most as many lines as steps.
+  void fetch_operand(int64_t offset, int64_t step) const {
+    __builtin_prefetch(reinterpret_cast<const char*>(operand + offset) + 64 * step, 0, 2);
   }
 };
 
 template <int kRows, class S>
 [[gnu::noinline]] void tile(int64_t chunks, Operand<const S> a, const S* b, float* c, int64_t c_row, bool accumulate,
-                            Prefetch prefetch) {
+                            Next<S> next) {
   // Every loop over the sums is unrolled, or they would not all be registers.
   Vec<float> sums[kRows][kTileVectors];
 #pragma GCC unroll 16
@@ -101,13 +108,15 @@ template <int kRows, class S>
     }
   }
   constexpr int64_t kSteps = kChunk / kStep<S>;
-  const S* at = a.at;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk, at += a.chunk) {
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t offset = chunk * a.chunk;
+    const S* const at = a.at + offset;
 #pragma GCC unroll 4
     for (int64_t k = 0; k < kSteps; ++k, b += kPanel * kStep<S>) {
       const auto left = load_pairs(b);
       const auto right = load_pairs(b + kLanes<float> * kStep<S>);
-      prefetch.step(chunk * kSteps + k);
+      next.fetch_panel(chunk * kSteps + k);
+      next.fetch_operand(offset, k);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const auto element = splat_pair(at + r * kChunk + k * kStep<S>);
@@ -126,28 +135,28 @@ template <int kRows, class S>
 // `rows` <= kRows: the row count becomes a constant.
 template <int kRows, class S>
 inline void tile_of(int64_t rows, int64_t chunks, Operand<const S> a, const S* b, float* c, int64_t c_row, bool accumulate,
-                    Prefetch prefetch) {
+                    Next<S> next) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile_of<kRows - 1, S>(rows, chunks, a, b, c, c_row, accumulate, prefetch);
+    if (rows < kRows) return tile_of<kRows - 1, S>(rows, chunks, a, b, c, c_row, accumulate, next);
   }
-  tile<kRows, S>(chunks, a, b, c, c_row, accumulate, prefetch);
+  tile<kRows, S>(chunks, a, b, c, c_row, accumulate, next);
 }
 
 // c[rows, 32] = a x panel, or += with `accumulate`. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12). While the tiles
-// read this panel, they ask for the `chunks` chunks at `next`, each for its part of them: a weight that comes from memory arrives at
-// an even pace.
+// read this panel, they ask for the panel and the operand that come next, each for its part of them: what comes from memory arrives at
+// an even pace. An operand that stays is its own next one.
 template <class S>
 inline void product(int64_t rows, int64_t chunks, Operand<const S> a, const S* panel, float* c, int64_t c_row, bool accumulate,
-                    const S* next) {
+                    const S* next_panel, const S* next_operand) {
   const int64_t tiles = divide_up(rows, kTileRows);
   constexpr int64_t kLine = kPanel * kStep<S> * sizeof(S);  // bytes of the panel in a step
-  const Prefetch prefetch{reinterpret_cast<const char*>(next), kLine / tiles};
-  const int64_t bytes = chunks * (kChunk / kStep<S>)*prefetch.stride;
+  const int64_t stride = kLine / tiles, bytes = chunks * (kChunk / kStep<S>)*stride;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = rows * i / tiles, count = rows * (i + 1) / tiles - first;
+    const Next<S> next{reinterpret_cast<const char*>(next_panel) + i * bytes, stride, next_operand + first * kChunk};
     for (int64_t column = 0; column < kPanel; column += kTileColumns)
       tile_of<kTileRows, S>(count, chunks, a.rows_from(first), panel + column * kStep<S>, c + first * c_row + column, c_row,
-                            accumulate, {prefetch.from + i * bytes, prefetch.stride});
+                            accumulate, next);
   }
 }
 
