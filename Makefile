@@ -3,6 +3,7 @@
 #
 #   make bench      the main job: real medical images through the reference and the fast network   IMAGES=folder  MODEL=name
 #   make bench-ops  each op against its peers
+#   make bench-cpu  HiFuse in every engine for CPUs, half an hour       ARGS="--models hifuse_tiny --batch 1,8,32 --engines ..."
 #   make test       the test suite (C++ and Python)             make test-all   with the slow sweeps
 #   make lint       ruff, mypy, clang-format                    make format     let them rewrite
 #   make docs       README and docs tables from benchmarks/results
@@ -17,6 +18,7 @@ TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 IMAGES ?=
 MODEL ?= hifuse_small
+ARGS ?=
 RESULTS ?= benchmarks/results
 
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: help setup bench bench-ops test test-all test-cpp lint format docs clean
+.PHONY: help setup bench bench-ops bench-cpu test test-all test-cpp lint format docs clean
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -38,6 +40,11 @@ $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q $(PIP_ARGS) --no-build-isolation -e .
 	touch $@
 
+# torch stands in the command so that no requirement can change it.
+$(VENV)/.peers: $(VENV)/.dependencies requirements-peers.txt
+	$(PIP) install -q $(PIP_ARGS) "$(TORCH)" -r requirements-peers.txt
+	touch $@
+
 setup: $(VENV)/.installed
 
 bench: setup
@@ -45,6 +52,9 @@ bench: setup
 
 bench-ops: setup
 	$(BIN)/python -m benchmarks.window_attention --output $(RESULTS)
+
+bench-cpu: setup $(VENV)/.peers
+	$(BIN)/python -m benchmarks.engines --output $(RESULTS) $(ARGS)
 
 test: setup test-cpp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

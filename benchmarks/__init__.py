@@ -1,1 +1,1 @@
-"""Benchmarks of single ops against their peers, and the generator of the pages' tables."""
+"""Benchmarks of single ops and of the CPU engines against their peers, and the generator of the pages' tables."""

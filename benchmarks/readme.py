@@ -27,6 +27,16 @@ def network(found: Sequence[Row]) -> str:
     return _tables([row for row in found if row.suite == "network"], _network_table)
 
 
+def engines(found: Sequence[Row]) -> str:
+    """Every row of the engines' bench, a table a device, model and run."""
+    return _tables([row for row in found if row.suite == "engines"], _engines_table)
+
+
+def engines_summary(found: Sequence[Row]) -> str:
+    """HiFuse Small: a line an engine, a column a dtype and batch size, with how many times as fast the product is."""
+    return _tables([row for row in found if row.suite == "engines" and row.case == "hifuse_small"], _engines_summary)
+
+
 def window_attention(found: Sequence[Row]) -> str:
     """Every case of the op, a line a case with the engines side by side."""
     return _tables([row for row in found if row.suite == "window_attention"], _op_table)
@@ -39,6 +49,8 @@ def window_attention_summary(found: Sequence[Row]) -> str:
 
 BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "network": network,
+    "engines": engines,
+    "engines_summary": engines_summary,
     "window_attention": window_attention,
     "window_attention_summary": window_attention_summary,
 }
@@ -58,11 +70,36 @@ def _tables(found: Sequence[Row], make: Callable[[Sequence[Row]], str]) -> str:
 
 def _run(row: Row) -> tuple[str, str]:
     """What the rows of one table have in common: the conditions as they are printed, and the model where there is one."""
-    return (table.describe(row), row.case if row.suite == "network" else "")
+    return (table.describe(row), row.case if row.suite in ("network", "engines") else "")
 
 
 def _network_table(found: Sequence[Row]) -> str:
-    columns = [("model", lambda row: row.case), *table.NETWORK]
+    return _row_table(found, table.NETWORK)
+
+
+def _engines_table(found: Sequence[Row]) -> str:
+    return _row_table(found, table.engines(found))
+
+
+def _engines_summary(found: Sequence[Row]) -> str:
+    cases = list(dict.fromkeys((row.dtype, row.batch) for row in found))
+    cells = {(row.engine, row.dtype, row.batch): _time_and_factor(row, found) for row in found}
+    body = [
+        [engine, *(cells.get((engine, *case), "-") for case in cases)] for engine in dict.fromkeys(row.engine for row in found)
+    ]
+    return table.markdown(["ms/image", *(f"{dtype}, batch {batch}" for dtype, batch in cases)], body)
+
+
+def _time_and_factor(row: Row, found: Sequence[Row]) -> str:
+    if row.ms_p50 is None:
+        return table.times(row)
+    times = table.advantage(row, found)
+    return table.number(row.ms_p50) + ("" if times is None or row.engine == table.PRODUCT else f" ({table.factor(times)})")
+
+
+def _row_table(found: Sequence[Row], shown: Sequence[table.Column]) -> str:
+    """A line a row."""
+    columns = [("model", lambda row: row.case), *shown]
     head = [name.replace("\n", " ") for name, _ in columns]
     return table.markdown(head, ([cell(row) for _, cell in columns] for row in found))
 
@@ -96,7 +133,7 @@ def _op_summary(found: Sequence[Row]) -> str:
                 ratios.setdefault((mode, dtype, peer), []).append(row.ms_p50 / mine.ms_p50)
     head = ["mode", "dtype", "native against", "worst case", "median", "best case", "cases"]
     body = [
-        [*key, *(f"{value:.2f}x" for value in (min(group), median(group), max(group))), str(len(group))]
+        [*key, *(table.factor(value) for value in (min(group), median(group), max(group))), str(len(group))]
         for key, group in sorted(ratios.items())
     ]
     return table.markdown(head, body)
@@ -105,7 +142,7 @@ def _op_summary(found: Sequence[Row]) -> str:
 def _ratio(peer: Row | None, native: Row | None) -> str:
     if not (peer and native and peer.ms_p50 and native.ms_p50):
         return "-"
-    return f"{peer.ms_p50 / native.ms_p50:.2f}x"
+    return table.factor(peer.ms_p50 / native.ms_p50)
 
 
 def render(page: str, found: Sequence[Row]) -> str:

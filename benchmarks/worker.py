@@ -162,7 +162,7 @@ def _prepare(engine: Engine, task: Task) -> tuple[Call, Ready]:
 
 
 def _load(task: Task) -> nn.Module:
-    """The network in memory of its own: a checkpoint's tensors lie in the mapped file, all of which stays as long as one does."""
+    """The network in memory of its own: the tensors of a file are mapped, and all of it stays mapped as long as one lives."""
     network = create_model(task.model, num_classes=NUM_CLASSES).eval()
     network.load_state_dict(load_checkpoint(task.checkpoint))
     return network

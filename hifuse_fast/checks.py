@@ -97,7 +97,7 @@ def check_weights(**weights: tuple[Any, str]) -> dict[str, int]:
             sizes |= {word: n for word, n in zip(words, weight.shape, strict=True) if word.isalpha() and word not in sizes}
         expected = [_size_of(word, sizes) for word in words]
         if list(weight.shape) != expected or 0 in expected:
-            known = "" if None in expected else f" = {expected}"
+            known = f" = {expected}" if sizes and None not in expected else ""
             raise ValueError(f"{name} must be [{', '.join(words)}]{known}, got {list(weight.shape)}")
         if not weight.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {weight.dtype}")

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 TINY = torch.finfo(torch.float32).tiny
 
-# Float32 errors of the mixer's Winograd algorithms, of the largest value. They exceed the rule for a reason: the inputs and sums of a
-# tile are combined with numbers that cancel in the end, so that an error of rounding comes out larger than it went in, the
+# Float32 errors of the mixer's Winograd algorithms, of the largest value. They exceed the rule for a reason: inputs and sums of
+# a tile are combined with numbers that cancel in the end, so that an error of rounding comes out larger than it went in, the
 # more the larger the tile. In exchange, F(4x4) multiplies a quarter as often as the direct convolution, F(2x2) four ninths.
 MIXER_BOUNDS = {"winograd2": 3e-6, "winograd4": 1.5e-5}
 

@@ -1,9 +1,12 @@
-// out = z + gelu(conv3x3(z)), zeros around the map: dense by Winograd's algorithm, dense and direct, or depthwise.
+// out = z + gelu(conv3x3(z)), zeros around the map: dense, by Winograd's algorithm (winograd.h).
 //
-// Winograd in two steps over a group of tiles whose transformed inputs stay in L3. First every tile's input window is transformed,
+// In two steps over a group of tiles whose transformed inputs stay in L3. First every tile's input window is transformed,
 // V[position][depth][tile]. Then a task is 32 output channels of a block of tiles: a product for each position, M[position][tile][32]
 // in L2, transformed back at once, with GELU and residual. So the weights, which are much larger than the maps in the later stages,
 // are read once a group and as one stream.
+//
+// Tiles at the right and the bottom edge have fewer outputs where the map is no multiple of the tile, and then need fewer of the
+// positions. Tiles are counted kind by kind, (right, whole, bottom, corner), so that each position has one range of tiles.
 #include "cpu/activation.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
@@ -12,52 +15,117 @@
 namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
-static int64_t tune(const char* n, int64_t d) { const char* e = getenv(n); return e ? atol(e) : d; }
 
-template <class S, int kOutputs>
-class WinogradKernel {
-  static constexpr int kInputs = kOutputs + 2;
-  static constexpr int64_t kPositions = kInputs * kInputs;
-  const int64_t kGroupBytes = tune("HG", 4608) << 10;                         // of transformed inputs
-  const int64_t kMostTiles = tune("HT", 8 * 224) / kPositions;              // of a block: M takes 230 KB
-  const int64_t kOperandBytes = tune("HO", 320) * 1024;                     // of a block, at one position
+struct Range {
+  int64_t first;
+  int64_t last;
+  int64_t count() const { return last > first ? last - first : 0; }
+  Range part(int64_t i, int64_t parts) const { return {first + count() * i / parts, first + count() * (i + 1) / parts}; }
+  Range within(Range other) const {
+    return {first > other.first ? first : other.first, last < other.last ? last : other.last};
+  }
+};
 
+// The tiles of a batch of maps.
+template <int kOutputs>
+class Tiles {
  public:
-  explicit WinogradKernel(const Mixer& args)
-      : args_(args),
-        depth_(padded_depth(args.channels)),
-        rows_(divide_up(args.height, kOutputs)),
-        columns_(divide_up(args.width, kOutputs)) {}
+  using Matrices = WinogradMatrices<kOutputs>;
 
-  void run(const Parallel& parallel) const {
-    const int64_t tiles = args_.batch * rows_ * columns_;
-    if (tiles == 0) return;
-    const int64_t tile_bytes = kPositions * depth_ * static_cast<int64_t>(sizeof(S));
-    const int64_t groups = divide_up(tiles, kGroupBytes / tile_bytes > 16 ? kGroupBytes / tile_bytes : 16);
-    Scratch scratch;
-    S* const inputs = scratch.take_dirty<S>(divide_up(tiles, groups) * kPositions * depth_);
-    for (int64_t group = 0; group < groups; ++group)
-      run_group({tiles * group / groups, tiles * (group + 1) / groups}, inputs, parallel);
+  explicit Tiles(const Mixer& args)
+      : rows_(args.height / kOutputs),
+        columns_(args.width / kOutputs),
+        bottom_(static_cast<int>(args.height % kOutputs)),
+        right_(static_cast<int>(args.width % kOutputs)),
+        rights_(right_ ? rows_ : 0),
+        wholes_(rows_ * columns_),
+        bottoms_(bottom_ ? columns_ : 0),
+        corners_(bottom_ && right_),
+        batch_(args.batch) {}
+
+  int64_t count() const { return batch_ * (rights_ + wholes_ + bottoms_ + corners_); }
+
+  struct Place {
+    int64_t image;
+    int64_t y;
+    int64_t x;
+    int rows;  // of outputs
+    int columns;
+    bool whole() const { return rows == kOutputs && columns == kOutputs; }
+  };
+
+  Place place(int64_t tile) const {
+    if (tile < batch_ * rights_) return {tile / rights_, tile % rights_ * kOutputs, columns_ * kOutputs, kOutputs, right_};
+    tile -= batch_ * rights_;
+    if (tile < batch_ * wholes_) {
+      const int64_t y = tile % wholes_ / columns_, x = tile % columns_;
+      return {tile / wholes_, y * kOutputs, x * kOutputs, kOutputs, kOutputs};
+    }
+    tile -= batch_ * wholes_;
+    if (tile < batch_ * bottoms_)
+      return {tile / bottoms_, rows_ * kOutputs, tile % bottoms_ * kOutputs, bottom_, kOutputs};
+    return {tile - batch_ * bottoms_, rows_ * kOutputs, columns_ * kOutputs, bottom_, right_};
+  }
+
+  // Those that need the product at position (i, j).
+  Range that_use(int i, int j) const {
+    const bool bottom = Matrices::uses(bottom_ ? bottom_ : kOutputs, i), right = Matrices::uses(right_ ? right_ : kOutputs, j);
+    const int64_t inner = batch_ * (rights_ + wholes_);
+    return {right ? 0 : batch_ * rights_, !bottom ? inner : right ? count() : inner + batch_ * bottoms_};
   }
 
  private:
-  struct Range {
-    int64_t first;
-    int64_t last;
-    int64_t count() const { return last - first; }
-    Range part(int64_t i, int64_t parts) const { return {first + count() * i / parts, first + count() * (i + 1) / parts}; }
-  };
+  int64_t rows_;  // of whole tiles in a map
+  int64_t columns_;
+  int bottom_;  // outputs of a tile at the edge; 0 where there is none
+  int right_;
+  int64_t rights_;  // tiles of each kind in a map
+  int64_t wholes_;
+  int64_t bottoms_;
+  int64_t corners_;
+  int64_t batch_;
+};
 
-  void run_group(Range tiles, S* inputs, const Parallel& parallel) const {
-    const int64_t pieces = divide_up(tiles.count(), 4);
-    if (!tune("HX",0)) parallel.each(pieces, [&](int64_t piece) { transform_inputs(tiles, tiles.part(piece, pieces), inputs); });
+template <class S, int kOutputs>
+class WinogradKernel {
+  using Place = typename Tiles<kOutputs>::Place;
+  using Matrices = WinogradMatrices<kOutputs>;
+  static constexpr int kInputs = kOutputs + 2;
+  static constexpr int64_t kPositions = kInputs * kInputs;
+  static constexpr int64_t kGroupBytes = 9 << 19;               // of transformed inputs: what stays in L3 beside the weights
+  static constexpr int64_t kMostTiles = 8 * 224 / kPositions;   // of a block: M takes 230 KB
+  static constexpr int64_t kOperandBytes = 320 * 1024;          // of a block, at one position
+
+ public:
+  explicit WinogradKernel(const Mixer& args) : args_(args), tiles_(args), depth_(padded_depth(args.channels)) {}
+
+  void run(const Parallel& parallel) const {
+    const int64_t tiles = tiles_.count();
+    if (tiles == 0) return;
+    const int64_t tile_bytes = kPositions * depth_ * static_cast<int64_t>(sizeof(S));
+    const int64_t fitting = kGroupBytes / tile_bytes;
+    const int64_t groups = divide_up(tiles, fitting > 16 ? fitting : 16);
+    Scratch scratch;
+    S* const inputs = scratch.take_dirty<S>(divide_up(tiles, groups) * kPositions * depth_);
+    for (int64_t group = 0; group < groups; ++group) run_group(Range{0, tiles}.part(group, groups), inputs, parallel);
+  }
+
+ private:
+  void run_group(Range group, S* inputs, const Parallel& parallel) const {
+    const int64_t pieces = divide_up(group.count(), 4);
+    parallel.each(pieces, [&](int64_t piece) {
+      const Range part = group.part(piece, pieces);
+      for (int64_t tile = part.first; tile < part.last; ++tile) {
+        const Place place = tiles_.place(tile);
+        place.whole() ? transform_input<true>(group, tile, place, inputs) : transform_input<false>(group, tile, place, inputs);
+      }
+    });
     const int64_t fitting = kOperandBytes / (depth_ * static_cast<int64_t>(sizeof(S)));
     const int64_t most = fitting < 14 ? 14 : fitting < kMostTiles ? fitting : kMostTiles;
-    const int64_t blocks = divide_up(tiles.count(), most);
+    const int64_t blocks = divide_up(group.count(), most);
     const int64_t panels = divide_up(args_.channels, kPanel);
-    parallel.each(panels * blocks, [&](int64_t task) {
-      multiply(tiles, tiles.part(task % blocks, blocks), task / blocks, inputs);
-    });
+    parallel.each(panels * blocks,
+                  [&](int64_t task) { multiply(group, group.part(task % blocks, blocks), task / blocks, inputs); });
   }
 
   // The operand of one position, from tile `tile` of the group on.
@@ -66,29 +134,36 @@ class WinogradKernel {
     return Operand<S>{inputs + position * depth_ / kChunk * chunk, chunk}.rows_from(tile - group.first);
   }
 
-  void transform_inputs(Range group, Range tiles, S* inputs) const {
+  // `kWhole` makes the sizes constants.
+  template <bool kWhole>
+  void transform_input(Range group, int64_t tile, const Place& place, S* inputs) const {
+    const int rows = kWhole ? kInputs : place.rows + 2, columns = kWhole ? kInputs : place.columns + 2;
     Scratch scratch;
     const S* const zeros = scratch.take<S>(depth_);
-    for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
-      const S* pixels[kInputs][kInputs];
-      locate(tile, zeros, pixels);
-      for (int64_t channel = 0; channel < depth_; channel += kLanes<float>) {
-        Vec<float> x[kInputs][kInputs];  // [column][row], and after the turn [row][column]
-        for (int i = 0; i < kInputs; ++i) {
-          for (int j = 0; j < kInputs; ++j) x[i][j] = load_channels(pixels[j][i], channel);
-          WinogradPoints<kOutputs>::input(x[i]);
-        }
-        for (int i = 0; i < kInputs; ++i) {
-          Vec<float> row[kInputs];
-          for (int j = 0; j < kInputs; ++j) row[j] = x[j][i];
-          WinogradPoints<kOutputs>::input(row);
-          for (int j = 0; j < kInputs; ++j) {
-            const Operand<S> to = operand(group, i * kInputs + j, tile, inputs);
-            store_narrow(to.at + channel / kChunk * to.chunk + channel % kChunk, row[j]);
-          }
+    const S* pixels[kInputs][kInputs];
+    locate(place, rows, columns, zeros, pixels);
+    for (int64_t channel = 0; channel < depth_; channel += kLanes<float>) {
+      Vec<float> x[kInputs][kInputs];  // [column][row]
+      for (int j = 0; j < columns; ++j) {
+        for (int i = 0; i < rows; ++i) x[j][i] = load_channels(pixels[i][j], channel);
+        kWhole ? Winograd<kOutputs>::input(x[j]) : Winograd<kOutputs>::input(place.rows, x[j]);
+      }
+      for (int i = 0; i < rows; ++i) {
+        Vec<float> row[kInputs];
+        for (int j = 0; j < columns; ++j) row[j] = x[j][i];
+        kWhole ? Winograd<kOutputs>::input(row) : Winograd<kOutputs>::input(place.columns, row);
+        for (int j = 0; j < columns; ++j) {
+          const Operand<S> to = operand(group, position<kWhole>(place, i, j), tile, inputs);
+          store_narrow(to.at + channel / kChunk * to.chunk + channel % kChunk, row[j]);
         }
       }
     }
+  }
+
+  template <bool kWhole>
+  static int position(const Place& place, int i, int j) {
+    if (kWhole) return i * kInputs + j;
+    return Matrices::position(place.rows, i) * kInputs + Matrices::position(place.columns, j);
   }
 
   Vec<float> load_channels(const S* pixel, int64_t channel) const {
@@ -98,71 +173,70 @@ class WinogradKernel {
     return load(values);
   }
 
-  struct Place {
-    int64_t image;
-    int64_t y;
-    int64_t x;
-  };
-  Place place_of(int64_t tile) const {
-    return {tile / (rows_ * columns_), tile / columns_ % rows_ * kOutputs, tile % columns_ * kOutputs};
-  }
-
   // The pixels of a tile's window; `zeros` stands for those outside of the map.
-  void locate(int64_t tile, const S* zeros, const S* (&pixels)[kInputs][kInputs]) const {
-    const Place place = place_of(tile);
+  void locate(const Place& place, int rows, int columns, const S* zeros, const S* (&pixels)[kInputs][kInputs]) const {
     const S* const image = static_cast<const S*>(args_.z) + place.image * args_.height * args_.width * args_.channels;
-    for (int i = 0; i < kInputs; ++i)
-      for (int j = 0; j < kInputs; ++j) {
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < columns; ++j) {
         const int64_t y = place.y + i - 1, x = place.x + j - 1;
         const bool inside = y >= 0 && y < args_.height && x >= 0 && x < args_.width;
         pixels[i][j] = inside ? image + (y * args_.width + x) * args_.channels : zeros;
       }
   }
 
-  void multiply(Range group, Range tiles, int64_t panel, S* inputs) const {
+  void multiply(Range group, Range block, int64_t panel, S* inputs) const {
     Scratch scratch;
-    const int64_t count = tiles.count(), size = depth_ * kPanel;
-    float* const products = scratch.take_dirty<float>(kPositions * count * kPanel);
+    const int64_t size = depth_ * kPanel;
+    float* const products = scratch.take_dirty<float>(kPositions * block.count() * kPanel);
     const S* const weight = static_cast<const S*>(args_.weight) + panel * kPositions * size;
-    for (int64_t position = 0; position < kPositions; ++position) {
+    for (int position = 0; position < kPositions; ++position) {
+      const Range tiles = block.within(tiles_.that_use(position / kInputs, position % kInputs));
+      if (tiles.count() == 0) continue;
       const Operand<S> a = operand(group, position, tiles.first, inputs);
+      const Operand<S> next = operand(group, (position + 1) % kPositions, tiles.first, inputs);
       const S* const at = weight + position * size;
-      product<S>(count, depth_ / kChunk, {a.at, a.chunk}, at, products + position * count * kPanel, kPanel, false, at + size,
-                 position + 1 < kPositions ? operand(group, position + 1, tiles.first, inputs).at : operand(group, 0, tiles.first, inputs).at);
+      float* const to = products + (position * block.count() + tiles.first - block.first) * kPanel;
+      product<S>(tiles.count(), depth_ / kChunk, {a.at, a.chunk}, at, to, kPanel, false, at + size, next.at);
     }
-    for (int64_t i = 0; i < count; ++i) transform_output(tiles.first + i, panel * kPanel, products + i * kPanel, count * kPanel);
+    for (int64_t tile = block.first; tile < block.last; ++tile) {
+      const Place place = tiles_.place(tile);
+      const float* const from = products + (tile - block.first) * kPanel;
+      const int64_t stride = block.count() * kPanel;
+      place.whole() ? transform_output<true>(place, panel * kPanel, from, stride)
+                    : transform_output<false>(place, panel * kPanel, from, stride);
+    }
   }
 
-  void transform_output(int64_t tile, int64_t channel, const float* products, int64_t position) const {
-    const Place place = place_of(tile);
-    float block[kOutputs * kOutputs][kPanel];
+  template <bool kWhole>
+  void transform_output(const Place& place, int64_t channel, const float* products, int64_t stride) const {
+    const int rows = kWhole ? kOutputs : place.rows, columns = kWhole ? kOutputs : place.columns;
+    float block[kOutputs][kOutputs][kPanel];
     for (int64_t lane = 0; lane < kPanel; lane += kLanes<float>) {
-      Vec<float> x[kInputs][kInputs];
-      for (int j = 0; j < kInputs; ++j) {
-        for (int i = 0; i < kInputs; ++i) x[j][i] = load(products + (i * kInputs + j) * position + lane);
-        WinogradPoints<kOutputs>::output(x[j]);
+      Vec<float> x[kInputs][kInputs];  // [column][row]
+      for (int j = 0; j < columns + 2; ++j) {
+        for (int i = 0; i < rows + 2; ++i) x[j][i] = load(products + position<kWhole>(place, i, j) * stride + lane);
+        kWhole ? Winograd<kOutputs>::output(x[j]) : Winograd<kOutputs>::output(place.rows, x[j]);
       }
-      for (int i = 0; i < kOutputs; ++i) {
+      for (int i = 0; i < rows; ++i) {
         Vec<float> row[kInputs];
-        for (int j = 0; j < kInputs; ++j) row[j] = x[j][i];
-        WinogradPoints<kOutputs>::output(row);
-        for (int j = 0; j < kOutputs; ++j) store(block[i * kOutputs + j] + lane, gelu<S>(row[j]));
+        for (int j = 0; j < columns + 2; ++j) row[j] = x[j][i];
+        kWhole ? Winograd<kOutputs>::output(row) : Winograd<kOutputs>::output(place.columns, row);
+        for (int j = 0; j < columns; ++j) store(block[i][j] + lane, gelu<S>(row[j]));
       }
     }
     const int64_t count = args_.channels - channel < kPanel ? args_.channels - channel : kPanel;
-    for (int i = 0; i < kOutputs && place.y + i < args_.height; ++i)
-      for (int j = 0; j < kOutputs && place.x + j < args_.width; ++j) {
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < columns; ++j) {
         const int64_t pixel = (place.image * args_.height + place.y + i) * args_.width + place.x + j;
         const int64_t at = pixel * args_.channels + channel;
-        add_columns(static_cast<const S*>(args_.z) + at, block[i * kOutputs + j], count);
-        write_columns(block[i * kOutputs + j], static_cast<S*>(args_.out) + at, count);
+        add_columns(static_cast<const S*>(args_.z) + at, block[i][j], count);
+        write_columns(block[i][j], static_cast<S*>(args_.out) + at, count);
       }
   }
 
   const Mixer& args_;
+  Tiles<kOutputs> tiles_;
   int64_t depth_;
-  int64_t rows_;     // of tiles
-  int64_t columns_;
 };
 
 template <class S>
@@ -170,87 +244,13 @@ using WinogradKernel2 = WinogradKernel<S, 2>;
 template <class S>
 using WinogradKernel4 = WinogradKernel<S, 4>;
 
-// Nine products, one for each tap, of the map moved by the tap: the weight is [tap][panel][depth][32].
-template <class S>
-class DirectKernel {
-  static constexpr int64_t kMostRows = 7 * 14;
-  static constexpr int64_t kOperandBytes = 256 * 1024;
-  static constexpr int64_t kTasksPerThread = 4;
-
- public:
-  explicit DirectKernel(const Mixer& args)
-      : args_(args),
-        depth_(padded_depth(args.channels)),
-        rows_(args.batch * args.height * args.width),
-        panels_(divide_up(args.channels, kPanel)) {}
-
-  void run(const Parallel& parallel) const {
-    if (rows_ == 0) return;
-    int64_t most = kOperandBytes / (depth_ * static_cast<int64_t>(sizeof(S)));
-    most = most < 28 ? 28 : most > kMostRows ? kMostRows : most;
-    const int64_t blocks = divide_up(rows_, most);
-    int64_t ranges = divide_up(kTasksPerThread * parallel.threads(), blocks);
-    if (ranges > panels_) ranges = panels_;
-    parallel.each(blocks * ranges, [&](int64_t task) {
-      const int64_t range = task / blocks, block = task % blocks;
-      run_block(rows_ * block / blocks, rows_ * (block + 1) / blocks, panels_ * range / ranges, panels_ * (range + 1) / ranges);
-    });
-  }
-
- private:
-  void run_block(int64_t first, int64_t last, int64_t panel, int64_t end) const {
-    Scratch scratch;
-    const int64_t rows = last - first, size = depth_ * kPanel;
-    const Operand<S> operand{scratch.take_dirty<S>(rows * depth_), rows * kChunk};
-    float* const row = scratch.take<float>(depth_);
-    float* const sums = scratch.take_dirty<float>((end - panel) * rows * kPanel);
-    for (int64_t tap = 0; tap < 9; ++tap) {
-      for (int64_t i = 0; i < rows; ++i) {
-        read(first + i, tap, row);
-        write_row(row, depth_, operand.rows_from(i));
-      }
-      const S* at = static_cast<const S*>(args_.weight) + (tap * panels_ + panel) * size;
-      for (int64_t p = panel; p < end; ++p, at += size)
-        product<S>(rows, depth_ / kChunk, {operand.at, operand.chunk}, at, sums + (p - panel) * rows * kPanel, kPanel, tap > 0,
-                   at + (p + 1 < end ? size : 0), operand.at);
-    }
-    for (int64_t p = panel; p < end; ++p) finish(first, rows, p * kPanel, sums + (p - panel) * rows * kPanel);
-  }
-
-  void read(int64_t pixel, int64_t tap, float* row) const {
-    const int64_t y = pixel / args_.width % args_.height + tap / 3 - 1, x = pixel % args_.width + tap % 3 - 1;
-    const bool inside = y >= 0 && y < args_.height && x >= 0 && x < args_.width;
-    const int64_t at = (pixel + (tap / 3 - 1) * args_.width + tap % 3 - 1) * args_.channels;
-    if (inside)
-      read_row(static_cast<const S*>(args_.z) + at, row, args_.channels);
-    else
-      for (int64_t i = 0; i < args_.channels; ++i) row[i] = 0;
-  }
-
-  void finish(int64_t first, int64_t rows, int64_t column, float* sums) const {
-    const int64_t count = args_.channels - column < kPanel ? args_.channels - column : kPanel;
-    for (int64_t i = 0; i < rows; ++i) {
-      float* const row = sums + i * kPanel;
-      for (int64_t j = 0; j < kPanel; j += kLanes<float>) store(row + j, gelu<S>(load(row + j)));
-      const int64_t at = (first + i) * args_.channels + column;
-      add_columns(static_cast<const S*>(args_.z) + at, row, count);
-      write_columns(row, static_cast<S*>(args_.out) + at, count);
-    }
-  }
-
-  const Mixer& args_;
-  int64_t depth_;
-  int64_t rows_;
-  int64_t panels_;
-};
-
 }  // namespace
 
 void mixer(const Mixer& args, const Parallel& parallel) {
   switch (args.tile) {
     case 4: return run_prepared<WinogradKernel4>(args.dtype, args, parallel);
     case 2: return run_prepared<WinogradKernel2>(args.dtype, args, parallel);
-    case 1: return run_prepared<DirectKernel>(args.dtype, args, parallel);
+    case 1: return mix_directly(args, parallel);
     default: return mix_depthwise(args, parallel);
   }
 }

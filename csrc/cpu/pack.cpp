@@ -43,11 +43,11 @@ class Linearly {
 
 // U = G g G^T of every filter g, [panel][position][depth][32], rounded once.
 template <class S, int kOutputs>
-class Winograd {
+class WinogradFilters {
   static constexpr int kInputs = kOutputs + 2;
 
  public:
-  explicit Winograd(const PackWinograd& args) : args_(args), depth_(divide_up(args.depth, kChunk) * kChunk) {}
+  explicit WinogradFilters(const PackWinograd& args) : args_(args), depth_(divide_up(args.depth, kChunk) * kChunk) {}
 
   void run(const Parallel& parallel) const {
     const int64_t chunks = depth_ / kChunk;
@@ -78,7 +78,8 @@ class Winograd {
   }
 
   static void combine(int row, const double* a, const double* b, const double* c, double* to) {
-    const auto& g = WinogradPoints<kOutputs>::kFilter[row];
+    using Matrices = WinogradMatrices<kOutputs>;
+    const double g[3] = {Matrices::filter(row, 0), Matrices::filter(row, 1), Matrices::filter(row, 2)};
     for (int64_t i = 0; i < kPanel; ++i) to[i] = g[0] * a[i] + g[1] * b[i] + g[2] * c[i];
   }
 
@@ -88,8 +89,8 @@ class Winograd {
 
 template <int kOutputs>
 void pack_tiles(const PackWinograd& args, const Parallel& parallel) {
-  if (args.dtype == DType::bfloat16) return Winograd<BFloat16, kOutputs>(args).run(parallel);
-  Winograd<float, kOutputs>(args).run(parallel);
+  if (args.dtype == DType::bfloat16) return WinogradFilters<BFloat16, kOutputs>(args).run(parallel);
+  WinogradFilters<float, kOutputs>(args).run(parallel);
 }
 
 }  // namespace

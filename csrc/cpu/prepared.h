@@ -13,6 +13,7 @@ void linear(const Linear&, const Parallel&);
 void stem(const Stem&, const Parallel&);
 void gated_concat(const GatedConcat&, const Parallel&);
 void mixer(const Mixer&, const Parallel&);
+void mix_directly(const Mixer&, const Parallel&);
 void mix_depthwise(const Mixer&, const Parallel&);
 void mlp(const Mlp&, const Parallel&);
 

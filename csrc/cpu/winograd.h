@@ -5,6 +5,9 @@
 // vanishes at all points but i; column i of the output's are the powers of point i.
 // Points: 0, +-1 for m = 2, and 0, +-3/4, +-3/2 for m = 4, which keep the matrices' numbers near 1, and so rounding small
 // (Barabasz et al. 2018).
+//
+// A tile at the edge of the map that has only r < m outputs needs r + 2 products: those of the first r + 1 points and of infinity.
+// The transformed filters serve it as they are, if its input rows are scaled by what the left-out points would contribute.
 #pragma once
 
 #include "cpu/vec.h"
@@ -14,12 +17,86 @@ inline namespace HIFUSE_ISA {
 
 template <int kOutputs>
 struct WinogradPoints;
-
 template <>
 struct WinogradPoints<2> {
-  static constexpr double kFilter[4][3] = {{-1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+  static constexpr double kPoints[3] = {0, 1, -1};
+};
+template <>
+struct WinogradPoints<4> {
+  static constexpr double kPoints[5] = {0, 0.75, -0.75, 1.5, -1.5};
+};
 
-  // x: 4 in and 4 out
+// The matrices of F(kOutputs, 3); and with r < kOutputs those of an edge tile.
+template <int kOutputs>
+struct WinogradMatrices {
+  static constexpr const double* kPoints = WinogradPoints<kOutputs>::kPoints;
+  static constexpr int kInfinity = kOutputs + 1;
+
+  // Of the product with index k < r + 2, the position among those of a whole tile.
+  static constexpr int position(int r, int k) { return k <= r ? k : kInfinity; }
+  static constexpr bool uses(int r, int position) { return position <= r || position == kInfinity; }
+
+  // The product of (point i - point j) over the first `count` points j but i.
+  static constexpr double constant(int i, int count) {
+    double product = 1;
+    for (int j = 0; j < count; ++j)
+      if (j != i) product *= kPoints[i] - kPoints[j];
+    return product;
+  }
+
+  static constexpr double filter(int i, int tap) {
+    if (i == kInfinity) return tap == 2;
+    const double powers[3] = {1, kPoints[i], kPoints[i] * kPoints[i]};
+    return powers[tap] / constant(i, kOutputs + 1);
+  }
+
+  // Coefficient `degree` of the product of (x - point j) over the first r + 1 points j but k; of all of them for infinity.
+  static constexpr double input(int r, int k, int degree) {
+    double coefficients[kOutputs + 2] = {1};
+    for (int j = 0; j <= r; ++j) {
+      if (j == k) continue;
+      for (int d = kOutputs + 1; d > 0; --d) coefficients[d] = coefficients[d - 1] - kPoints[j] * coefficients[d];
+      coefficients[0] *= -kPoints[j];
+    }
+    return coefficients[degree] * (k <= r ? constant(k, kOutputs + 1) / constant(k, r + 1) : 1);
+  }
+
+  static constexpr double output(int r, int row, int k) {
+    if (k > r) return row == r - 1;
+    double power = 1;
+    for (int i = 0; i < row; ++i) power *= kPoints[k];
+    return power;
+  }
+};
+
+// x: r + 2 in and out, in place, by the matrix as it is: for the few tiles at the edge.
+template <int kOutputs, int r>
+inline void winograd_edge_input(Vec<float>* x) {
+  Vec<float> from[r + 2];
+  for (int i = 0; i < r + 2; ++i) from[i] = x[i];
+  for (int k = 0; k < r + 2; ++k) {
+    x[k] = Vec<float>{};
+    for (int i = 0; i < r + 2; ++i) x[k] += static_cast<float>(WinogradMatrices<kOutputs>::input(r, k, i)) * from[i];
+  }
+}
+
+// x: r + 2 in, r out.
+template <int kOutputs, int r>
+inline void winograd_edge_output(Vec<float>* x) {
+  Vec<float> from[r + 2];
+  for (int i = 0; i < r + 2; ++i) from[i] = x[i];
+  for (int row = 0; row < r; ++row) {
+    x[row] = Vec<float>{};
+    for (int k = 0; k < r + 2; ++k) x[row] += static_cast<float>(WinogradMatrices<kOutputs>::output(r, row, k)) * from[k];
+  }
+}
+
+// The same for whole tiles, with what their matrices' rows have in common computed once.
+template <int kOutputs>
+struct Winograd;
+
+template <>
+struct Winograd<2> {
   static void input(Vec<float>* x) {
     const Vec<float> x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];
     x[0] = x2 - x0;
@@ -27,49 +104,55 @@ struct WinogradPoints<2> {
     x[2] = x2 - x1;
     x[3] = x3 - x1;
   }
-
-  // x: 4 in, 2 out
   static void output(Vec<float>* x) {
     const Vec<float> x0 = x[0], plus = x[1], minus = x[2], x3 = x[3];
     x[0] = x0 + (plus + minus);
     x[1] = x3 + (plus - minus);
   }
+
+  static void input(int r, Vec<float>* x) { r == 2 ? input(x) : winograd_edge_input<2, 1>(x); }
+  static void output(int r, Vec<float>* x) { r == 2 ? output(x) : winograd_edge_output<2, 1>(x); }
 };
 
 template <>
-struct WinogradPoints<4> {
-  static constexpr double kA = 0.75, kB = 1.5, kA2 = kA * kA, kB2 = kB * kB;
-  static constexpr double k0 = 1 / (kA2 * kB2), k1 = 1 / (2 * kA2 * (kA2 - kB2)), k2 = 1 / (2 * kB2 * (kB2 - kA2));
-  static constexpr double kFilter[6][3] = {{k0, 0, 0},
-                                           {k1, k1* kA, k1* kA2},
-                                           {k1, -k1* kA, k1* kA2},
-                                           {k2, k2* kB, k2* kB2},
-                                           {k2, -k2* kB, k2* kB2},
-                                           {0, 0, 1}};
+struct Winograd<4> {
+  static constexpr float a = 0.75f, b = 1.5f, a2 = a * a, b2 = b * b;
 
-  // x: 6 in and 6 out
   static void input(Vec<float>* x) {
-    constexpr float a = kA, b = kB, a2 = kA2, b2 = kB2, both = kA2 * kB2, sum2 = kA2 + kB2;
     const Vec<float> x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5];
     const Vec<float> even_a = x4 - b2 * x2, odd_a = x3 - b2 * x1;
     const Vec<float> even_b = x4 - a2 * x2, odd_b = x3 - a2 * x1;
-    x[0] = x4 - sum2 * x2 + both * x0;
+    x[0] = x4 - (a2 + b2) * x2 + (a2 * b2) * x0;
     x[1] = even_a + a * odd_a;
     x[2] = even_a - a * odd_a;
     x[3] = even_b + b * odd_b;
     x[4] = even_b - b * odd_b;
-    x[5] = x5 - sum2 * x3 + both * x1;
+    x[5] = x5 - (a2 + b2) * x3 + (a2 * b2) * x1;
   }
-
-  // x: 6 in, 4 out
   static void output(Vec<float>* x) {
-    constexpr float a = kA, b = kB, a2 = kA2, b2 = kB2, a3 = kA2 * kA, b3 = kB2 * kB;
     const Vec<float> sum_a = x[1] + x[2], minus_a = x[1] - x[2], sum_b = x[3] + x[4], minus_b = x[3] - x[4];
     const Vec<float> x0 = x[0], x5 = x[5];
     x[0] = x0 + sum_a + sum_b;
     x[1] = a * minus_a + b * minus_b;
     x[2] = a2 * sum_a + b2 * sum_b;
-    x[3] = x5 + a3 * minus_a + b3 * minus_b;
+    x[3] = x5 + (a2 * a) * minus_a + (b2 * b) * minus_b;
+  }
+
+  static void input(int r, Vec<float>* x) {
+    switch (r) {
+      case 1: return winograd_edge_input<4, 1>(x);
+      case 2: return winograd_edge_input<4, 2>(x);
+      case 3: return winograd_edge_input<4, 3>(x);
+      default: return input(x);
+    }
+  }
+  static void output(int r, Vec<float>* x) {
+    switch (r) {
+      case 1: return winograd_edge_output<4, 1>(x);
+      case 2: return winograd_edge_output<4, 2>(x);
+      case 3: return winograd_edge_output<4, 3>(x);
+      default: return output(x);
+    }
   }
 };
 

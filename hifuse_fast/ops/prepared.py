@@ -27,6 +27,7 @@ class PreparedOp(nn.Module):
         super().__init__()
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
+        self.__dict__.update(tensors)  # found at once: a buffer is looked for elsewhere first, at a microsecond each
         self.options = options
         self.eval()
 

@@ -1,0 +1,436 @@
+"""The frozen network: against the model in float64, its options, its file, its memory, its refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import hifuse_fast
+from hifuse_fast import (
+    BackendError,
+    CheckpointError,
+    OptimizedHiFuse,
+    create_model,
+    load_optimized,
+    optimize_for_inference,
+    save_checkpoint,
+    use_backend,
+)
+from hifuse_fast.inference.buffers import MapPool, Maps
+from hifuse_fast.testing import golden_uniform, golden_weights, relative_error
+from tests.prepared import kernels
+
+KERNELS = kernels("linear")
+WIDTHS: dict[str, Any] = {
+    "num_classes": 5,
+    "in_chans": 2,
+    "dims": (8, 12, 20, 32),
+    "depths": (1, 2, 3, 1),
+    "conv_depths": (2, 1, 1, 1),
+    "num_heads": (2, 3, 5, 4),
+    "window_size": 4,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "double sigmoid": {"channel_gate": "double_sigmoid"},
+    "depthwise": {"mixer": "depthwise"},
+    "no qkv bias": {"qkv_bias": False},
+    "no classifier": {"num_classes": 0},
+    "official window, dropout": {"window_size": 7, "drop_rate": 0.5, "drop_path_rate": 0.3},
+}
+SIZES = [(2, 33, 70), (1, 1, 1), (1, 64, 32), (3, 96, 130)]
+
+
+def make(dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    model = create_model("hifuse_tiny", **{**WIDTHS, **options}, dtype=dtype)
+    golden_weights(model)
+    return model.eval()
+
+
+def image(batch: int = 1, height: int = 64, width: int = 64, dtype: torch.dtype = torch.float64) -> Tensor:
+    return (2 * golden_uniform("image", (batch, 2, height, width)) - 1).to(dtype)
+
+
+def run(model: nn.Module, x: Tensor) -> Any:
+    with torch.no_grad(), use_backend("reference"):
+        return model(x)
+
+
+def exact(model: nn.Module) -> OptimizedHiFuse:
+    return optimize_for_inference(model, torch.float64, backend="reference")
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return make(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def network(model: Any) -> OptimizedHiFuse:
+    return optimize_for_inference(model)
+
+
+# ---- The same numbers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_folding_changes_nothing(options: dict[str, Any]) -> None:
+    model = make(**options)
+    frozen = exact(model)
+    for size in SIZES:
+        torch.testing.assert_close(frozen(image(*size)), run(model, image(*size)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_features(memory_format: torch.memory_format) -> None:
+    model = make(features_only=True, out_indices=(3, 0, -3))
+    frozen = optimize_for_inference(model, torch.float64, backend="reference", memory_format=memory_format)
+    first = frozen(image(2, 40, 64))
+    kept = [each.clone() for each in first]
+    for actual, expected in zip(first, run(model, image(2, 40, 64)), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+        assert actual.is_contiguous(memory_format=memory_format)
+    frozen(1 - image(2, 40, 64))
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 2e-5), (torch.bfloat16, 4e-2)], ids=str)
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_every_backend_is_close_to_float64(options: dict[str, Any], dtype: torch.dtype, allowed: float, backend: str) -> None:
+    heads = {"num_heads": (1, 1, 2, 4), "window_size": 7}  # of 8 channels at least, which the kernels ask for
+    model = make(**{**options, **heads, "dims": (8, 12, 20, 32)})
+    frozen = optimize_for_inference(model.float(), dtype, backend=backend)
+    x = image(2, 65, 90, torch.float32)
+    out = frozen(x)
+    assert out.dtype == dtype
+    assert relative_error(out, run(model.double(), x.to(dtype).double())) < allowed
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_winograd_off(model: Any, backend: str) -> None:
+    auto = optimize_for_inference(make(torch.float32, num_heads=(1, 1, 2, 4)), backend=backend)
+    off = optimize_for_inference(make(torch.float32, num_heads=(1, 1, 2, 4)), backend=backend, winograd="off")
+    x = image(dtype=torch.float32)
+    torch.testing.assert_close(auto(x), off(x), rtol=1e-4, atol=1e-4)
+    assert off.stages[0].fusion.mixer.options["algorithm"] == "direct"
+
+
+def test_channel_gate_overrides(model: Any) -> None:
+    other = make(channel_gate="double_sigmoid")
+    frozen = optimize_for_inference(make(), torch.float64, backend="reference", channel_gate="double_sigmoid")
+    torch.testing.assert_close(frozen(image()), run(other, image()), rtol=1e-10, atol=1e-10)
+
+
+class Foreign(nn.Module):
+    """A class of another package, as the official one: known by its state_dict alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for name, child in model.named_children():
+            self.add_module(name, child)
+
+
+def test_a_foreign_class_and_wrappers() -> None:
+    model = make()
+    expected = run(model, image())
+    for wrapped in (Foreign(model), torch.compile(model), nn.Sequential()):
+        if isinstance(wrapped, nn.Sequential):
+            wrapped.add_module("module", model)  # as DistributedDataParallel names it
+        torch.testing.assert_close(exact(wrapped.eval())(image()), expected, rtol=1e-10, atol=1e-10)
+
+
+# ---- Calls ---------------------------------------------------------------------------------------------------------------
+
+
+def test_batch_0(network: OptimizedHiFuse) -> None:
+    assert network(image(0, 40, 33, torch.float32)).shape == (0, 5)
+    maps = optimize_for_inference(make(torch.float32, features_only=True))(image(0, 64, 64, torch.float32))
+    assert [list(each.shape) for each in maps] == [[0, 8, 16, 16], [0, 12, 8, 8], [0, 20, 4, 4], [0, 32, 2, 2]]
+
+
+def test_images_of_any_strides_and_dtype(network: OptimizedHiFuse, model: Any) -> None:
+    x = image(2, 64, 96, torch.float32)
+    expected = network(x)
+    assert torch.equal(network(x.contiguous(memory_format=torch.channels_last)), expected)
+    assert torch.equal(network(x.transpose(2, 3).contiguous().transpose(2, 3)), expected)
+    half = optimize_for_inference(model, torch.bfloat16)
+    assert torch.equal(half(x), half(x.bfloat16()))
+    assert half(x).dtype == torch.bfloat16
+
+
+def test_grad_modes_autocast_and_training(network: OptimizedHiFuse) -> None:
+    x = image(dtype=torch.float32)
+    expected = network(x)
+    with torch.inference_mode():
+        fresh = optimize_for_inference(make(torch.float32))
+        assert torch.equal(fresh(x), expected)
+    assert torch.equal(fresh(x), expected)  # with the maps that inference mode made
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network(x), expected)
+    assert not network(x.clone().requires_grad_()).requires_grad
+    assert torch.equal(copy.deepcopy(network).train()(x), expected)
+
+
+def test_results_do_not_alias_and_maps_are_reused(network: OptimizedHiFuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = image(dtype=torch.float32)
+    first = network(x)
+    kept = first.clone()
+    allocated = []
+    empty = torch.empty
+    monkeypatch.setattr("hifuse_fast.inference.buffers.torch.empty", lambda *a, **k: allocated.append(a) or empty(*a, **k))
+    assert torch.equal(network(x), kept)
+    assert not torch.equal(network(1 - x), kept)
+    assert torch.equal(first, kept)
+    assert allocated == []
+
+
+def test_stale_maps_do_not_show(network: OptimizedHiFuse) -> None:
+    x = image(dtype=torch.float32)
+    expected = network(x)
+    assert network(torch.full_like(x, float("nan"))).isnan().all()
+    assert torch.equal(network(x), expected)
+
+
+def test_a_pool_is_bounded_and_survives_errors() -> None:
+    pool = MapPool(torch.float32, torch.device("cpu"), most_shapes=2)
+    lent: list[Maps] = []
+    for shape in ((1,), (2,), (3,), (2,)):
+        with pool.lend(*shape) as maps:
+            lent.append(maps)
+    assert lent[1] is lent[3]
+    assert list(pool._idle) == [(3,), (2,)]
+    with pytest.raises(RuntimeError, match="boom"), pool.lend(2) as maps:
+        raise RuntimeError("boom")
+    assert pool._idle[2,] == []
+    with pool.lend(2) as one, pool.lend(2) as two:
+        assert one is not two
+
+
+def test_maps_are_handed_out_once() -> None:
+    maps = Maps(torch.float32, torch.device("cpu"))
+    a, b = maps.take(2, 3, 4, 5), maps.take(2, 3, 4, 5)
+    assert a.data_ptr() != b.data_ptr()
+    maps.give(a)
+    c = maps.take(1, 6, 4, 5)
+    assert c.data_ptr() == a.data_ptr()
+    assert c.shape == (1, 6, 4, 5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_calls_from_many_threads(model: Any, backend: str) -> None:
+    frozen = optimize_for_inference(model, backend=backend)
+    images = [image(1 + i % 2, 32 + 32 * (i % 3), 32 + 32 * (i // 4), torch.float32) + i for i in range(8)]
+    expected = [frozen(x) for x in images]
+    failures: list[Any] = []
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            out = frozen(images[i])
+            if not torch.equal(out, expected[i]):
+                failures.append((i, out, expected[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+BAD_IMAGES = [
+    ([[1.0]], TypeError, "images must be a torch.Tensor, got list"),
+    (torch.randn(2, 32, 32), ValueError, r"images must be \[B, 2, H, W\] with H and W at least 1, got \[2, 32, 32\]"),
+    (torch.randn(1, 3, 32, 32), ValueError, r"images must be \[B, 2, H, W\]"),
+    (torch.randn(1, 2, 0, 32), ValueError, r"images must be \[B, 2, H, W\]"),
+    (torch.zeros(1, 2, 32, 32, dtype=torch.uint8), TypeError, "images must be torch.float32 .*, got torch.uint8"),
+    (torch.randn(1, 2, 32, 32).double(), TypeError, "images must be torch.float32 .*, got torch.float64"),
+    (torch.randn(1, 2, 32, 32, device="meta"), ValueError, "images must be on the network's device, cpu, got meta"),
+]
+
+
+@pytest.mark.parametrize(("images", "error", "message"), BAD_IMAGES, ids=[row[2][:40] for row in BAD_IMAGES])
+def test_bad_images_are_named(network: OptimizedHiFuse, images: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        network(images)
+
+
+# ---- What it holds -------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_is_untouched_and_independent() -> None:
+    model = make(torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    frozen = optimize_for_inference(model, backend="reference")
+    x = image(dtype=torch.float32)
+    expected = frozen(x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model.training
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(frozen(x), expected)
+
+
+def test_it_holds_packed_weights_only(network: OptimizedHiFuse) -> None:
+    assert network.state_dict() == {}
+    assert list(network.parameters()) == []
+    assert not any(module.training for module in network.modules())
+    for change in (network.half, network.double, lambda: network.to("meta")):
+        with pytest.raises(TypeError, match="a prepared op keeps its dtype, device and layout"):
+            change()
+    assert network.float() is network
+
+
+# ---- Files ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_round_trip(dtype: torch.dtype, backend: str, tmp_path: Path) -> None:
+    for options in (VARIANTS["plain"], VARIANTS["no qkv bias"], {"features_only": True, "out_indices": (2, 1)}):
+        frozen = optimize_for_inference(make(torch.float32, **options), dtype, backend=backend)
+        path = tmp_path / "network.safetensors"
+        frozen.save(path)
+        loaded = load_optimized(path)
+        assert loaded.configuration == frozen.configuration
+        x = image(2, 40, 64, torch.float32)
+        for a, b in zip(loaded(x), frozen(x), strict=True):
+            assert torch.equal(a, b)
+    assert [file.name for file in tmp_path.iterdir()] == ["network.safetensors"]
+
+
+@pytest.fixture
+def saved(network: OptimizedHiFuse, tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, Tensor]]:
+    """A file, its metadata, its tensors."""
+    path = tmp_path / "network.safetensors"
+    network.save(path)
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    return path, metadata, safetensors.torch.load_file(path)
+
+
+def test_a_loaded_network_does_not_depend_on_its_file(network: OptimizedHiFuse, saved: Any) -> None:
+    path, _, _ = saved
+    loaded = load_optimized(path)
+    path.write_bytes(b"")
+    x = image(dtype=torch.float32)
+    assert torch.equal(loaded(x), network(x))
+    again = path.with_name("again.safetensors")
+    loaded.save(again)
+    assert torch.equal(load_optimized(again)(x), network(x))
+
+
+def test_damaged_and_foreign_files_are_named(model: Any, saved: Any) -> None:
+    path, _, _ = saved
+    content = path.read_bytes()
+    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors: no such file"):
+        load_optimized(path.with_name("nowhere.safetensors"))
+    for damaged in (b"", b"nonsense", content[: len(content) // 2], content[:100]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"network.safetensors cannot be read: it is damaged"):
+            load_optimized(path)
+    save_checkpoint(model, path)
+    with pytest.raises(CheckpointError, match=r"not written by OptimizedHiFuse.save; .*create_model_from_checkpoint"):
+        load_optimized(path)
+    with pytest.raises(ValueError, match=r"path must end in .safetensors"):
+        optimize_for_inference(model).save(path.with_suffix(".pt"))
+
+
+def change_configuration(metadata: dict[str, str], **changes: Any) -> dict[str, str]:
+    return {**metadata, "configuration": json.dumps({**json.loads(metadata["configuration"]), **changes})}
+
+
+def test_files_that_do_not_fit_are_named(saved: Any) -> None:
+    path, metadata, tensors = saved
+    entries = json.loads(metadata["ops"])
+    fewer = {name: tensor for name, tensor in tensors.items() if name != "stem.bias"}
+    more = {**tensors, "more": torch.zeros(1)}
+    without_head = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+    others = {name: entry for name, entry in entries.items() if name != "head"}
+    triton = {name: {**entry, "backend": "triton"} for name, entry in entries.items()}
+    rows: list[tuple[dict[str, str], dict[str, Tensor], type[Exception], str]] = [
+        (metadata, fewer, CheckpointError, "1 tensors are missing: stem.bias"),
+        (metadata, more, CheckpointError, "1 tensors are unexpected: more"),
+        ({**metadata, "ops": json.dumps(others)}, without_head, CheckpointError, "the op head is missing"),
+        ({**metadata, "version": "0"}, tensors, CheckpointError, "version must be 1, got 0: optimise the model again"),
+        ({**metadata, "configuration": "{"}, tensors, CheckpointError, "its configuration does not fit"),
+        (change_configuration(metadata, more=1), tensors, CheckpointError, "its configuration does not fit"),
+        (change_configuration(metadata, dtype="int8"), tensors, CheckpointError, "its configuration does not fit"),
+        (change_configuration(metadata, depths=(1, 1, 1, 1)), tensors, CheckpointError, "ops that its configuration has not"),
+        (
+            {**metadata, "ops": json.dumps(triton)},
+            tensors,
+            BackendError,
+            "'triton' cannot serve .*: .*; optimise the model again",
+        ),
+    ]
+    for changed, content, error, message in rows:
+        safetensors.torch.save_file(content, path, changed)
+        with pytest.raises(error, match=f"optimised network .*network.safetensors: .*{message}"):
+            load_optimized(path)
+
+
+# ---- Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def broken(change: Any) -> nn.Module:
+    model = make(torch.float32)
+    change(model)
+    return model
+
+
+def spoil(model: Any) -> None:
+    with torch.no_grad():
+        model.fu2.W_l.conv.weight[0, 0] = float("inf")
+
+
+def overflow(model: Any) -> None:
+    with torch.no_grad():
+        model.fu2.W_l.conv.weight.fill_(1e38)
+        model.fu2.W_l.bn.weight.fill_(1e5)
+
+
+REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    (lambda: "hifuse_tiny", {}, TypeError, "model must be a torch.nn.Module, got str"),
+    (lambda: nn.Linear(2, 2).eval(), {}, ValueError, "model must be HiFuse with the official state_dict: .*missing"),
+    (lambda: broken(lambda m: m.train()), {}, ValueError, "model must be in eval mode, it is in training mode: call"),
+    (lambda: broken(lambda m: m.fu3.spatial.train()), {}, ValueError, "its fu3.spatial is in training mode"),
+    (lambda: broken(lambda m: setattr(m.fu1.W_l, "bn", None)), {}, ValueError, "5 missing: fu1.W_l.bn.weight, "),
+    (lambda: broken(spoil), {}, ValueError, "weights that are not finite: fu2.W_l.conv.weight"),
+    (lambda: broken(overflow), {}, ValueError, "not finite once folded and in torch.float32: weight of fu2.W_l.conv_norm"),
+    (lambda: make().to("meta"), {}, ValueError, "weights on one device, and not on meta, got meta"),
+    (lambda: optimize_for_inference(make(torch.float32)), {}, TypeError, "got an OptimizedHiFuse: it is optimised already"),
+    (make, {"dtype": torch.float16}, TypeError, "dtype must be one of .*, got torch.float16"),
+    (make, {"dtype": "float32"}, TypeError, "dtype must be one of"),
+    (make, {"dtype": torch.float64}, TypeError, "got torch.float64, which backend='reference' alone serves"),
+    (make, {"dtype": torch.float64, "backend": "native"}, TypeError, "got torch.float64"),
+    (make, {"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    (make, {"backend": "triton"}, BackendError, "'triton' cannot serve stem"),
+    (make, {"winograd": True}, ValueError, "winograd must be one of auto, off, got True"),
+    (make, {"channel_gate": "none"}, ValueError, "channel_gate must be one of sigmoid, double_sigmoid, got 'none'"),
+    (make, {"memory_format": torch.channels_last_3d}, TypeError, "memory_format must be torch.channels_last or "),
+    (make, {"memory_format": "channels_last"}, TypeError, "memory_format must be torch.channels_last or "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "options", "error", "message"), REFUSED, ids=[row[3][:50] for row in REFUSED])
+def test_refusals_say_why(build: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        optimize_for_inference(build(), **options)
+
+
+def test_use_backend_counts_when_it_is_made() -> None:
+    with use_backend("reference"):
+        frozen = optimize_for_inference(make(torch.float32), torch.float64)
+    assert {op.backend for op in frozen._made.values()} == {"reference"}
+    assert hifuse_fast.OptimizedHiFuse is OptimizedHiFuse

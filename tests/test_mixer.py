@@ -1,0 +1,143 @@
+"""The prepared mixer: the reference against its definition, and every kernel and algorithm against the reference."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hifuse_fast import BackendError
+from hifuse_fast.ops import prepare_mixer
+from hifuse_fast.testing import assert_mixer_within_bounds, assert_within_rule
+from tests.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
+
+KERNELS = kernels("mixer")
+SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 18, 14, 8), (1, 2, 2, 1), (1, 6, 10, 160)]
+DEPTHWISE_SHAPES = [(2, 7, 7, 36), *SHAPES[1:6]]  # PyTorch's float64 takes long for many channels
+# In bfloat16 F(4x4) loses too many digits: no bound is promised for it.
+ALGORITHMS = [
+    (torch.float32, "direct"),
+    (torch.float32, "winograd2"),
+    (torch.float32, "winograd4"),
+    (torch.bfloat16, "direct"),
+    (torch.bfloat16, "winograd2"),
+]
+
+
+def weight(channels: int, depthwise: bool) -> Tensor:
+    return matrix("weight", channels, 1 if depthwise else channels, 3, 3)
+
+
+@pytest.mark.parametrize(("shape", "depthwise"), [(s, False) for s in SHAPES] + [(s, True) for s in DEPTHWISE_SHAPES], ids=str)
+def test_reference_is_the_definition(shape: tuple[int, ...], depthwise: bool) -> None:
+    batch, height, width, channels = shape
+    w, z = weight(channels, depthwise), uniform("z", *shape)
+    padded = torch.zeros(batch, height + 2, width + 2, channels, dtype=z.dtype)
+    padded[:, 1:-1, 1:-1] = z
+    y = torch.zeros_like(z)
+    for r in range(3):
+        for c in range(3):
+            at = padded[:, r : r + height, c : c + width]
+            y += at * w[:, 0, r, c] if depthwise else torch.einsum("bhwk,nk->bhwn", at, w[:, :, r, c])
+    expected = z + y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
+    torch.testing.assert_close(prepare_mixer(w, dtype=torch.float64, backend="reference")(z), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_parity(shape: tuple[int, ...], dtype: torch.dtype, algorithm: str, kernel: str) -> None:
+    check_parity(
+        prepare_mixer,
+        {"weight": weight(shape[3], False)},
+        [uniform("z", *shape)],
+        dtype,
+        kernel,
+        options={"algorithm": algorithm},
+        rule=partial(assert_mixer_within_bounds, algorithm=algorithm),
+    )
+
+
+@pytest.mark.parametrize("shape", DEPTHWISE_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_depthwise_parity(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
+    z = uniform("z", *shape)
+    check_parity(prepare_mixer, {"weight": weight(shape[3], True)}, [z], dtype, kernel, rule=assert_within_rule)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_auto_keeps_the_largest_bound(dtype: torch.dtype, kernel: str) -> None:
+    algorithm = "winograd2" if dtype == torch.bfloat16 else "winograd4"
+    rule = partial(assert_mixer_within_bounds, algorithm=algorithm)
+    check_parity(prepare_mixer, {"weight": weight(48, False)}, [uniform("z", 1, 9, 11, 48)], dtype, kernel, rule=rule)
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_batch_0(backend: str) -> None:
+    for algorithm in ("direct", "winograd2", "winograd4"):
+        op = prepare_mixer(weight(8, False).float(), algorithm=algorithm, dtype=torch.float32, backend=backend)
+        assert op(torch.empty(0, 3, 5, 8)).shape == (0, 3, 5, 8)
+    assert prepare_mixer(weight(8, True).float(), dtype=torch.float32, backend=backend)(torch.empty(0, 3, 5, 8)).numel() == 0
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_same_bits_whatever_the_threads(algorithm: str, kernel: str) -> None:
+    op = prepare_mixer(weight(40, False).float(), algorithm=algorithm, dtype=torch.float32, backend=kernel)
+    check_determinism(op, uniform("z", 2, 19, 23, 40).float())
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_an_image_does_not_change_its_neighbours(backend: str) -> None:
+    """Tiles that reach over the end of an image read zeros, not the next one."""
+    op = prepare_mixer(weight(8, False).float(), dtype=torch.float32, backend=backend)
+    z = uniform("z", 3, 5, 7, 8).float()
+    poisoned = z.clone()
+    poisoned[1] = math.nan
+    out, expected = op(poisoned), op(z)
+    assert out[1].isnan().all()
+    torch.testing.assert_close(out[::2], expected[::2])
+
+
+BAD = [
+    ({"weight": torch.randn(8, 8, 3)}, ValueError, r"weight must be \[C, C, 3, 3\], got \[8, 8, 3\]"),
+    ({"weight": torch.randn(8, 7, 3, 3)}, ValueError, r"weight must be \[C, C, 3, 3\]"),
+    ({"weight": torch.randn(8, 8, 5, 5)}, ValueError, r"weight must be \[C, C, 3, 3\] = \[8, 8, 3, 3\], got \[8, 8, 5, 5\]"),
+    ({"weight": torch.randn(8, 1, 3, 1)}, ValueError, r"weight must be \[C, 1, 3, 3\]"),
+    ({"weight": None}, TypeError, "weight must be a torch.Tensor, got NoneType"),
+    ({"algorithm": "fft"}, ValueError, "algorithm must be one of auto, direct, winograd2, winograd4, got 'fft'"),
+    ({"dtype": torch.float16}, TypeError, "dtype must be one of"),
+    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve mixer"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{row[0]!s:.30}" for row in BAD])
+def test_bad_preparation_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        prepare_mixer(**{"weight": torch.randn(8, 8, 3, 3), "dtype": torch.float32, **arguments})
+
+
+Z = torch.randn(1, 3, 5, 8)
+BAD_CALLS = [
+    ([None], "z must be a torch.Tensor, got NoneType"),
+    ([Z[0]], r"z must be \[B, H, W, 8\] with H and W at least 1, got \[3, 5, 8\]"),
+    ([torch.randn(1, 3, 5, 9)], r"z must be \[B, H, W, 8\]"),
+    ([Z.bfloat16()], "z must be torch.float32 as the op was prepared for, got torch.bfloat16"),
+    ([Z.transpose(1, 2)], "z must be contiguous"),
+    ([Z, Z], "out must not be z"),
+    ([Z, torch.empty(2, 3, 5, 8)], r"out must be \[1, 3, 5, 8\]"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS, ids=[row[1][:40] for row in BAD_CALLS])
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str) -> None:
+    op = prepare_mixer(torch.randn(8, 8, 3, 3), dtype=torch.float32, backend=backend)
+    with pytest.raises((TypeError, ValueError), match=message):
+        op(*arguments)
