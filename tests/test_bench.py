@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import readme
 from benchmarks import window_attention as op_bench
+from hifuse_fast import OptimizedHiFuse, create_model
 from hifuse_fast.bench import machine, network, plot, rows, samples, table, timing
 from hifuse_fast.bench.rows import Row
 
@@ -87,6 +88,14 @@ def test_interleave_waits_for_the_device_within_the_time():
     )  # fmt: skip
     assert clock.order == "sAs" * 3
     assert found["A"].p50 == 11.0  # the wait after the call, not the one before
+
+
+def test_interleave_rests_before_each_call(monkeypatch: pytest.MonkeyPatch):
+    clock = Clock()
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: clock.call("z", seconds)())
+    found = timing.interleave({"A": clock.call("A", 1.0)}, budget_s=0.0, warmup=0, rest_s=5.0, clock=clock)
+    assert clock.order == "zA" * 3
+    assert found["A"].p50 == 1.0
 
 
 def test_interleave_tells_its_progress():
@@ -214,7 +223,7 @@ def test_peak_memory_sees_what_a_call_allocates_and_frees():
 
 def cpu_seconds(monkeypatch: pytest.MonkeyPatch, *values: tuple[float, float, float] | None) -> machine.Neighbours:
     told = iter(values)
-    monkeypatch.setattr(machine, "_cpu_seconds", lambda: next(told))
+    monkeypatch.setattr(machine, "_cpu_seconds", lambda own: next(told))
     with machine.Neighbours() as neighbours:
         pass
     return neighbours
@@ -237,14 +246,16 @@ def test_a_busy_neighbour_is_seen():
     spinning = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(machine.usable_cores())]
     try:
         time.sleep(0.3)  # until the interpreters run
-        with machine.Neighbours() as neighbours:
+        with machine.Neighbours() as neighbours, machine.Neighbours([process.pid for process in spinning]) as helpers:
             time.sleep(0.5)
     finally:
         for process in spinning:
             process.kill()
             process.wait()
     assert neighbours.share is not None
+    assert helpers.share is not None
     assert neighbours.share > 0.5
+    assert helpers.share < neighbours.share - 0.2  # there may be other neighbours
 
 
 def test_the_machine_has_limits():
@@ -298,6 +309,12 @@ def test_no_images_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 # The network bench
+
+
+def test_the_fast_engine_is_the_frozen_network_where_that_serves():
+    model = create_model("hifuse_tiny", num_classes=3).eval()
+    assert isinstance(network.fast_engine(model), OptimizedHiFuse)
+    assert not isinstance(network.fast_engine(model.half()), OptimizedHiFuse)
 
 
 def test_check_logits_refuses_what_is_wrong():

@@ -26,20 +26,19 @@ DAMAGE = {  # what an engine of this name answers
     "good": lambda logits: logits + 1e-4,
     "wrong": lambda logits: logits * 1.01,
     "nan": lambda logits: logits * float("nan"),
-    "other class": lambda logits: logits.flip(1),
 }
+LOG: list[str] = []
 
 
 class FakeRunner:
-    """An engine that is ready after as many seconds as it has letters, and takes no time."""
+    """An engine that says to be ready after as many seconds as its name has letters, and whose calls take no time."""
 
     pid = os.getpid()
 
     def __init__(self, engine: Engine, task: Task) -> None:
         self.name = engine.package
         self.batch = len(task.images)
-        self.log: list[str] = LOG
-        self.log.append(f"start {self.name}")
+        LOG.append(f"start {self.name}")
 
     def wait(self) -> Ready:
         if self.name == "absent":
@@ -50,13 +49,12 @@ class FakeRunner:
         return Ready(logits.numpy(), float(len(self.name)), 100.0, 200.0, f"{self.name} 1.0")
 
     def __call__(self) -> None:
-        self.log.append(f"call {self.name}")
+        LOG.append(f"call {self.name}")
 
     def close(self) -> None:
-        self.log.append(f"close {self.name}")
+        LOG.append(f"close {self.name}")
 
 
-LOG: list[str] = []
 FAKES = {name: Engine(peers.eager, name) for name in ("eager", "good", "wrong", "nan", "absent", "crash")}
 
 
@@ -64,19 +62,21 @@ FAKES = {name: Engine(peers.eager, name) for name in ("eager", "good", "wrong", 
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Row]:
     """The rows of one case by engine, float32 and batch 2."""
     LOG.clear()
-    return measure(monkeypatch, tmp_path, "float32")
-
-
-def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str, fakes=FAKES) -> dict[str, Row]:
-    network = torch.nn.Linear(1, 1)
-    subject = Subject("hifuse_tiny", network, torch.zeros(2, 3, 8, 8), EXACT, multiply_adds=10**9)
+    subject = Subject("hifuse_tiny", torch.nn.Linear(1, 1), torch.zeros(2, 3, 8, 8), EXACT, multiply_adds=10**9)
     monkeypatch.setattr(engines.network, "make_subject", lambda model, pixels: subject)
     monkeypatch.setattr(engines.network, "reference_logits", lambda network, pixels, dtype: EXACT.to(dtype))
     monkeypatch.setattr(engines.machine, "arithmetic_peak", lambda device, dtype: 1e12)
-    found = engines.run(
-        ["hifuse_tiny"], results=tmp_path, dtypes=(dtype,), batch_sizes=(2,), engines=fakes, budget_s=0.0, start=FakeRunner,
-        console=Console(file=(tmp_path / "log").open("w"), width=200),
-    )  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        found = engines.run(
+            ["hifuse_tiny"],
+            results=tmp_path,
+            dtypes=("float32",),
+            batch_sizes=(2,),
+            engines=FAKES,
+            budget_s=0.0,
+            start=FakeRunner,
+            console=Console(file=log, width=200),
+        )
     return {row.engine: row for row in found}
 
 
@@ -124,7 +124,7 @@ def test_a_missing_engine_does_not_replace_what_was_measured(tmp_path: Path, mea
     assert kept["absent"].missing
 
 
-def test_float32_must_name_the_same_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_float32_must_name_the_same_class():
     exact = torch.tensor([[1.0, 1.00001, 0.0]], dtype=torch.float64)
     swapped = exact.float()[:, [1, 0, 2]]
 
@@ -132,7 +132,7 @@ def test_float32_must_name_the_same_class(monkeypatch: pytest.MonkeyPatch, tmp_p
         def wait(self) -> Ready:
             return Ready(swapped.numpy(), 1.0, 1.0, 1.0, "")
 
-    runner = Swapped(FAKES["good"], Task("hifuse_tiny", tmp_path, np.zeros(1), torch.float32, 1))
+    runner = Swapped(FAKES["good"], Task("hifuse_tiny", Path(), np.zeros(1), torch.float32, 1))
     outcome = engines.get_ready(runner, exact.float(), exact)
     assert not outcome.ok
     assert "top-1 0/1, wrong class" in outcome.note
@@ -254,17 +254,13 @@ def test_the_exit_code_tells_of_failures_and_not_of_missing_engines(monkeypatch:
 def small(measured: dict[str, Row]) -> list[Row]:
     """Small in two dtypes: eager takes 300 ms, the product 100, one engine is missing."""
     times = {"eager": 300.0, "absent": None, "hifuse_fast": 100.0}
+    shared = {"case": "hifuse_small", "date": "2026-01-02T03:04:05Z"}
     return [
         dataclasses.replace(
             measured["absent" if ms is None else "good"],
-            case="hifuse_small",
-            engine=engine,
-            dtype=dtype,
-            ms_p20=ms,
-            ms_p50=ms,
-            ms_p80=ms,
-            date="2026-01-02T03:04:05Z",
-        )  # fmt: skip
+            **shared,
+            **{"engine": engine, "dtype": dtype, "ms_p20": ms, "ms_p50": ms, "ms_p80": ms},
+        )
         for dtype in ("float32", "bfloat16")
         for engine, ms in times.items()
     ]

@@ -51,7 +51,7 @@ Tensor new_weight(const Tensor& like, int64_t count, ScalarType type) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const auto begin = (reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + 4095) / 4096 * 4096;
   const auto end = reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + static_cast<size_t>(count) * (type == ScalarType::Float ? 4 : 2);
-  if (!getenv("NOHUGE") && end > begin + (4 << 20)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (end > begin + (4 << 20)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   return made;
 }

@@ -11,7 +11,7 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
 
-constexpr int64_t kMostRows = 7 * 14;
+constexpr int64_t kMostRows = 4 * 14;
 constexpr int64_t kOperandBytes = 512 * 1024;
 constexpr int64_t kTasksPerThread = 4;
 
@@ -30,7 +30,7 @@ class MlpKernel {
     most = most < 28 ? 28 : most > kMostRows ? kMostRows : most;
     const int64_t blocks = divide_up(args_.rows, most);
     int64_t parts = divide_up(kTasksPerThread * parallel.threads(), blocks);
-    if (blocks >= 4 * parallel.threads()) parts = 1;
+    if (blocks >= kTasksPerThread * parallel.threads()) parts = 1;
     if (parts > chunks_) parts = chunks_;
     Scratch scratch;
     const int64_t part_size = args_.rows * panels_ * kPanel;

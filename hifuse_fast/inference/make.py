@@ -19,6 +19,7 @@ from hifuse_fast.checkpoints import CheckpointError, describe_checkpoint, strip_
 from hifuse_fast.checks import check_choice, check_dtype
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.network import (
+    ALGORITHMS,
     DTYPES,
     FORMAT,
     MEMORY_FORMATS,
@@ -30,7 +31,7 @@ from hifuse_fast.inference.network import (
 from hifuse_fast.model import HiFuse, HiFuseFeatures
 from hifuse_fast.ops.prepared import PreparedOp
 
-WINOGRAD = ("auto", "off")
+WINOGRAD = tuple(ALGORITHMS)
 _SHOWN = 4  # names in a message
 
 Folding = Callable[[fold.Weights, str], fold.Folded]
@@ -56,7 +57,9 @@ def optimize_for_inference(
             state_dict; in eval mode, on one device.
         dtype: float32 or bfloat16, of maps and weights (sums are float32). float64 with backend="reference" alone.
         backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" or "triton".
-        winograd: "auto", or "off" for the direct 3x3 convolution, which takes longer and rounds less.
+        winograd: of the 3x3 convolution. "auto" is the fastest for single images; "throughput" is faster for batches in float32,
+            and needs the most memory (F(4x4, 3x3) in the last stage too); "off" is the direct one, which rounds less, takes
+            longer, and needs no more memory than the weights of the model.
         channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
             official instance.
         memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are

@@ -25,6 +25,8 @@ from hifuse_fast.ops.prepared import PreparedOp
 
 FORMAT, VERSION = "hifuse_fast.optimized", "1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+# `winograd` of the network -> `algorithm` of its mixers.
+ALGORITHMS = {"auto": "auto", "throughput": "winograd4", "off": "direct"}
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
 
 
@@ -225,7 +227,7 @@ class Fusion(nn.Module):
         self.gated_concat = make(
             "gated_concat", fold.gated_concat, module, double_sigmoid=c.channel_gate == "double_sigmoid", eps=fold.EPS
         )
-        self.mixer = make("mixer", fold.mixer, module, algorithm="auto" if c.winograd == "auto" else "direct")
+        self.mixer = make("mixer", fold.mixer, module, algorithm=_algorithm(c))
         self.mlp = make("mlp", fold.mlp, module)
 
     def forward(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps) -> Tensor:
@@ -247,6 +249,11 @@ class Fusion(nn.Module):
         out: Tensor = self.mlp(u, residual=w_f, out=maps.take(*shape))
         maps.give(u, *inputs[:-2])
         return out
+
+
+def _algorithm(c: Configuration) -> str:
+    """Of the mixer. In bfloat16 F(4x4) would lose too many digits."""
+    return "auto" if c.dtype == "bfloat16" and c.winograd == "throughput" else ALGORITHMS[c.winograd]
 
 
 def _replace(op: nn.Module, x: Tensor, maps: Maps) -> Tensor:
