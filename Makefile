@@ -5,6 +5,7 @@
 #   make bench-ops  each op against its peers
 #   make bench-cpu  HiFuse in every engine for CPUs, half an hour       ARGS="--models hifuse_tiny --batch 1,8,32 --engines ..."
 #   make test       the test suite (C++ and Python)             make test-all   with the slow sweeps
+#   make test-asan  the ops under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make lint       ruff, mypy, clang-format                    make format     let them rewrite
 #   make docs       README and docs tables from benchmarks/results
 #   make clean      remove the environment and the builds
@@ -26,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: help setup bench bench-ops bench-cpu test test-all test-cpp lint format docs clean
+.PHONY: help setup bench bench-ops bench-cpu test test-all test-asan test-cpp lint format docs clean
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -61,6 +62,17 @@ test: setup test-cpp
 
 test-all: setup test-cpp
 	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+
+# A package of its own, whose library has to be loaded after the sanitizers' runtime.
+SANITIZED := linear stem local_block gated_concat mixer mlp window_attention inference
+test-asan: $(VENV)/.dependencies
+	rm -rf build/asan
+	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_SANITIZE=1 HIFUSE_NATIVE=1 \
+	  $(PIP) install -q $(PIP_ARGS) --no-build-isolation --no-deps --target build/asan .
+	cp -r tests pyproject.toml build/asan
+	cd build/asan && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) $(SANITIZED:%=tests/test_%.py)
 
 test-cpp: $(VENV)/.dependencies
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp -G Ninja > /dev/null

@@ -4,7 +4,7 @@ All compile knowledge is in CMakeLists.txt. This file finds a torch to compile a
 
 Torch comes from the environment that is being installed into, also under build isolation: an isolated build would otherwise
 download a second torch of several GB. `HIFUSE_NATIVE=0` installs pure Python; `HIFUSE_NATIVE=1` makes it an error that a
-compiler or torch is missing.
+compiler or torch is missing; `HIFUSE_SANITIZE=1` builds with the sanitizers (`make test-asan`).
 """
 
 from __future__ import annotations
@@ -110,12 +110,14 @@ class CMakeBuild(build_ext):
 
     def build_with_cmake(self, compiler: str, torch: dict[str, str]) -> None:
         cmake = find_tool("cmake")
-        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch['version']}"
+        sanitize = os.environ.get("HIFUSE_SANITIZE") == "1"
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch['version']}{'-sanitize' * sanitize}"
         options = {
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "CMAKE_CXX_COMPILER": compiler,
             "HIFUSE_PYTHON": "ON",
             "HIFUSE_TESTS": "OFF",
+            "HIFUSE_SANITIZE": "ON" if sanitize else "OFF",
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": find_pybind11(),
             "TORCH_INCLUDE": torch["include"],

@@ -81,8 +81,8 @@ def onnxruntime(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for tensor in network.state_dict().values():  # the exporter keeps the network, and the engine needs it no more
-        tensor.untyped_storage().resize_(0)
+    for parameter in network.parameters():  # the exporter keeps them, and the engine needs them no more
+        parameter.data = torch.empty(0)
     inputs = {session.get_inputs()[0].name: images.numpy()}
     return lambda: torch.from_numpy(session.run(None, inputs)[0])
 

@@ -56,6 +56,15 @@ Tensor new_weight(const Tensor& like, int64_t count, ScalarType type) {
   return made;
 }
 
+// A copy of a packed weight, as new_weight makes it.
+Tensor copy_weight(const Tensor& weight) {
+  STD_TORCH_CHECK(weight.is_cpu() && weight.is_contiguous() && weight.dim() == 1, "weight must be packed, on the CPU");
+  dtype_of(weight);
+  Tensor out = new_weight(weight, weight.numel(), weight.scalar_type());
+  torch::stable::copy_(out, weight);
+  return out;
+}
+
 Tensor pack_linear(const Tensor& weight, int64_t block) {
   const auto type = dtype_of(weight);
   STD_TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() && weight.is_contiguous(), "weight must be contiguous [N, K] on the CPU");
@@ -216,6 +225,7 @@ Tensor mlp(const Tensor& u, const Tensor& expand, const Tensor& expand_bias, con
 }  // namespace hifuse
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
+  m.def("copy_weight(Tensor weight) -> Tensor");
   m.def("pack_linear(Tensor weight, int block) -> Tensor");
   m.def("pack_winograd(Tensor weight, int tile, bool bfloat16) -> Tensor");
   m.def(
@@ -237,6 +247,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
+  m.impl("copy_weight", TORCH_BOX(&hifuse::copy_weight));
   m.impl("pack_linear", TORCH_BOX(&hifuse::pack_linear));
   m.impl("pack_winograd", TORCH_BOX(&hifuse::pack_winograd));
   m.impl("linear", TORCH_BOX(&hifuse::linear));

@@ -149,7 +149,7 @@ class WinogradKernel {
         kWhole ? Winograd<kOutputs>::input(x[j]) : Winograd<kOutputs>::input(place.rows, x[j]);
       }
       for (int i = 0; i < rows; ++i) {
-        Vec<float> row[kInputs];
+        Vec<float> row[kInputs] = {};
         for (int j = 0; j < columns; ++j) row[j] = x[j][i];
         kWhole ? Winograd<kOutputs>::input(row) : Winograd<kOutputs>::input(place.columns, row);
         for (int j = 0; j < columns; ++j) {
@@ -218,7 +218,7 @@ class WinogradKernel {
         kWhole ? Winograd<kOutputs>::output(x[j]) : Winograd<kOutputs>::output(place.rows, x[j]);
       }
       for (int i = 0; i < rows; ++i) {
-        Vec<float> row[kInputs];
+        Vec<float> row[kInputs] = {};
         for (int j = 0; j < columns + 2; ++j) row[j] = x[j][i];
         kWhole ? Winograd<kOutputs>::output(row) : Winograd<kOutputs>::output(place.columns, row);
         for (int j = 0; j < columns; ++j) store(block[i][j] + lane, gelu<S>(row[j]));

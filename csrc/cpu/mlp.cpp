@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kMostRows = 4 * 14;
 constexpr int64_t kOperandBytes = 512 * 1024;
-constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kTasks = 12;  // at least, whatever the threads: the order of the sums, and so the result, depends on it
 
 template <class S>
 class MlpKernel {
@@ -29,8 +29,7 @@ class MlpKernel {
     int64_t most = kOperandBytes / static_cast<int64_t>(sizeof(S)) / depth_;
     most = most < 28 ? 28 : most > kMostRows ? kMostRows : most;
     const int64_t blocks = divide_up(args_.rows, most);
-    int64_t parts = divide_up(kTasksPerThread * parallel.threads(), blocks);
-    if (blocks >= kTasksPerThread * parallel.threads()) parts = 1;
+    int64_t parts = divide_up(kTasks, blocks);
     if (parts > chunks_) parts = chunks_;
     Scratch scratch;
     const int64_t part_size = args_.rows * panels_ * kPanel;

@@ -93,42 +93,51 @@ struct Next {
   }
 };
 
+// Chunks after which float32 sums are added to c and begun anew: rounding errors grow with the root of such a run, not of the whole
+// depth, as they do in a library's product. A tile of few rows, as a classifier has, waits for its weights and can do so after
+// every chunk. bfloat16 operands bring larger errors with them.
+template <class S, int kRows>
+constexpr int64_t kRun = sizeof(S) < sizeof(float) ? 1 << 20 : kRows <= kTileRows / 2 ? 1 : 6;
+
+// Every loop over the sums is unrolled, or they would not all be registers.
 template <int kRows, class S>
 [[gnu::noinline]] void tile(int64_t chunks, Operand<const S> a, const S* b, float* c, int64_t c_row, bool accumulate,
                             Next<S> next) {
-  // Every loop over the sums is unrolled, or they would not all be registers.
-  Vec<float> sums[kRows][kTileVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<float>{};
-  if (accumulate) {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      sums[r][0] = load(c + r * c_row);
-      sums[r][1] = load(c + r * c_row + kLanes<float>);
-    }
-  }
   constexpr int64_t kSteps = kChunk / kStep<S>;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t offset = chunk * a.chunk;
-    const S* const at = a.at + offset;
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < kSteps; ++k, b += kPanel * kStep<S>) {
-      const auto left = load_pairs(b);
-      const auto right = load_pairs(b + kLanes<float> * kStep<S>);
-      next.fetch_panel(chunk * kSteps + k);
-      next.fetch_operand(offset, k);
+  const int64_t runs = divide_up(chunks, kRun<S, kRows>);
+  for (int64_t run = 0; run < runs; ++run) {
+    Vec<float> sums[kRows][kTileVectors];
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const auto element = splat_pair(at + r * kChunk + k * kStep<S>);
-        add_product(sums[r][0], element, left);
-        add_product(sums[r][1], element, right);
+    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<float>{};
+    for (int64_t chunk = chunks * run / runs; chunk < chunks * (run + 1) / runs; ++chunk) {
+      const int64_t offset = chunk * a.chunk;
+      const S* const at = a.at + offset;
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < kSteps; ++k, b += kPanel * kStep<S>) {
+        const auto left = load_pairs(b);
+        const auto right = load_pairs(b + kLanes<float> * kStep<S>);
+        next.fetch_panel(chunk * kSteps + k);
+        next.fetch_operand(offset, k);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const auto element = splat_pair(at + r * kChunk + k * kStep<S>);
+          add_product(sums[r][0], element, left);
+          add_product(sums[r][1], element, right);
+        }
       }
     }
-  }
+    if (accumulate || run > 0) {
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    store(c + r * c_row, sums[r][0]);
-    store(c + r * c_row + kLanes<float>, sums[r][1]);
+      for (int r = 0; r < kRows; ++r) {
+        sums[r][0] += load(c + r * c_row);
+        sums[r][1] += load(c + r * c_row + kLanes<float>);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      store(c + r * c_row, sums[r][0]);
+      store(c + r * c_row + kLanes<float>, sums[r][1]);
+    }
   }
 }
 

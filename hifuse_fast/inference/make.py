@@ -29,6 +29,7 @@ from hifuse_fast.inference.network import (
     WindowAttention,
 )
 from hifuse_fast.model import HiFuse, HiFuseFeatures
+from hifuse_fast.ops.packing import own
 from hifuse_fast.ops.prepared import PreparedOp
 
 WINOGRAD = tuple(ALGORITHMS)
@@ -141,9 +142,10 @@ class Packer:
         prepared: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype, backend=self._backend)
         # As from a file: without the checks of a user's calls.
         made = type(prepared)(prepared.packed(), **prepared.options)
-        for key, tensor in made.packed().items():
-            if not _is_finite(tensor):
-                raise ValueError(f"model has weights that are not finite once folded and in {self._dtype}: {key} of {name}")
+        if folding is not fold.mixer:  # which folds nothing: the model's own weights were checked, and these are most of them
+            for key, tensor in made.packed().items():
+                if not _is_finite(tensor):
+                    raise ValueError(f"model has weights that are not finite once folded and in {self._dtype}: {key} of {name}")
         self.made[name] = made
         return made
 
@@ -227,8 +229,7 @@ def _is_finite(tensor: Tensor) -> bool:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
-            # Cloned into memory of its own: in the file's mapping tensors lie unaligned, and would change with the file.
-            return opened.metadata() or {}, {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            return opened.metadata() or {}, {name: own(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     raise CheckpointError(f"optimised network {path} cannot be read: it is damaged or no safetensors file ({reason})")

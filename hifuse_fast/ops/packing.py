@@ -1,4 +1,4 @@
-"""How native prepared ops pack their tensors for the compiled library, and when it serves them."""
+"""How native prepared ops pack their tensors for the compiled library, where those lie, and when it serves them."""
 
 from __future__ import annotations
 
@@ -28,3 +28,10 @@ def pack_matrix(weight: Tensor, dtype: torch.dtype, block: int | None = None) ->
 def pack_floats(tensor: Tensor) -> Tensor:
     """What is no matrix of a product stays as it is, in the type of the arithmetic; in new memory."""
     return tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def own(tensor: Tensor) -> Tensor:
+    """A copy of a tensor out of a file, in memory of its own: in the file's mapping it lies unaligned, and changes with the file."""
+    packed = _native.lib is not None and tensor.dim() == 1 and tensor.dtype in (torch.float32, torch.bfloat16)
+    copy: Tensor = torch.ops.hifuse_fast.copy_weight(tensor) if packed else tensor.clone()  # the op's memory has larger pages
+    return copy

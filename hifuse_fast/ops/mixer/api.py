@@ -46,6 +46,8 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     check_weights(weight=(weight, "C 1 3 3" if depthwise else "C C 3 3"))
     check_dtype("dtype", dtype, DTYPES)
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
+    if algorithm == "winograd4" and dtype == torch.bfloat16:
+        raise ValueError("algorithm 'winograd4' loses too many digits in bfloat16: use 'auto', 'winograd2' or 'direct'")
     cls = backends.prepared_class("mixer", backend, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack({"weight": weight}, dtype, **options), **options)
     return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
