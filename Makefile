@@ -53,6 +53,7 @@ bench: setup
 
 bench-ops: setup
 	$(BIN)/python -m benchmarks.window_attention --output $(RESULTS)
+	$(BIN)/python -m benchmarks.prepared_ops --output $(RESULTS)
 
 bench-cpu: setup $(VENV)/.peers
 	$(BIN)/python -m benchmarks.engines --output $(RESULTS) $(ARGS)

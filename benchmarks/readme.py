@@ -19,6 +19,7 @@ from hifuse_fast.bench.rows import Row
 
 PAGES = ("README.md", "docs/performance.md")
 RESULTS = "benchmarks/results"
+CASE = ("case", "batch", "dtype", "mode")  #: the columns that name a case of an op
 _BLOCK = re.compile(r"^(<!-- results:(\S+) -->\n)(.*?)^(<!-- /results -->)$", re.MULTILINE | re.DOTALL)
 
 
@@ -47,12 +48,18 @@ def window_attention_summary(found: Sequence[Row]) -> str:
     return _tables([row for row in found if row.suite == "window_attention"], _op_summary)
 
 
+def prepared_ops(found: Sequence[Row]) -> str:
+    """Every case of the prepared ops, a line a case with the engines side by side."""
+    return _tables([row for row in found if row.suite == "prepared_ops"], _prepared_table)
+
+
 BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "network": network,
     "engines": engines,
     "engines_summary": engines_summary,
     "window_attention": window_attention,
     "window_attention_summary": window_attention_summary,
+    "prepared_ops": prepared_ops,
 }
 
 
@@ -104,29 +111,33 @@ def _row_table(found: Sequence[Row], shown: Sequence[table.Column]) -> str:
     return table.markdown(head, ([cell(row) for _, cell in columns] for row in found))
 
 
-def _cases(found: Sequence[Row]) -> dict[tuple[str, ...], dict[str, Row]]:
+def _prepared_table(found: Sequence[Row]) -> str:
+    return _op_table(found, CASE[:-1])  # there is one mode
+
+
+def _cases(found: Sequence[Row], columns: Sequence[str]) -> dict[tuple[str, ...], dict[str, Row]]:
     cases: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in found:
-        cases.setdefault((row.case, str(row.batch), row.dtype, row.mode), {})[row.engine] = row
+        cases.setdefault(tuple(str(getattr(row, name)) for name in columns), {})[row.engine] = row
     return cases
 
 
-def _op_table(found: Sequence[Row]) -> str:
+def _op_table(found: Sequence[Row], columns: Sequence[str] = CASE) -> str:
     engines = list(dict.fromkeys(row.engine for row in found))
     peers = [engine for engine in engines if engine != "native"]
     body = []
-    for case, by_engine in _cases(found).items():
+    for case, by_engine in _cases(found, columns).items():
         milliseconds = [table.number(by_engine[name].ms_p50) if name in by_engine else "-" for name in engines]
         native = by_engine.get("native")
         share = table.share(native.floor_share if native else None)
         body.append([*case, *milliseconds, *(_ratio(by_engine.get(peer), native) for peer in peers), share])
-    head = ["case", "batch", "dtype", "mode", *(f"{name}, ms" for name in engines), *(f"native vs {peer}" for peer in peers)]
+    head = [*columns, *(f"{name}, ms" for name in engines), *(f"native vs {peer}" for peer in peers)]
     return table.markdown([*head, "native, of floor"], body)
 
 
 def _op_summary(found: Sequence[Row]) -> str:
     ratios: dict[tuple[str, str, str], list[float]] = {}
-    for (_, _, dtype, mode), by_engine in _cases(found).items():
+    for (_, _, dtype, mode), by_engine in _cases(found, CASE).items():
         for peer, row in by_engine.items():
             mine = by_engine.get("native")
             if peer != "native" and mine and mine.ms_p50 and row.ms_p50:

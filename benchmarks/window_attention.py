@@ -18,21 +18,20 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-import hifuse_fast
-from benchmarks import options
-from hifuse_fast.bench import machine, rows, table, timing
+from benchmarks import options, turns
+from benchmarks.turns import DTYPES
+from hifuse_fast.bench import table
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.ops import window_attention
 from hifuse_fast.ops.window_attention import reference as definition
@@ -41,7 +40,6 @@ from hifuse_fast.testing import errors, relative_error
 SUITE = "window_attention"
 WINDOW = 7
 STAGES = {1: (56, 96, 3), 2: (28, 192, 6), 3: (14, 384, 12), 4: (7, 768, 24)}  # side, channels, heads
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODES = ("forward", "forward+backward")
 
 
@@ -183,104 +181,17 @@ def check(case: Case, inputs: Inputs, function: Function) -> tuple[bool, float]:
     return obeys, max(relative_error(a, e) for a, e in zip(actual, exact, strict=True))
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the machine reaches: FLOP/s by dtype, bytes a second of a copy."""
-
-    peak: Mapping[str, float]
-    bandwidth: float
-
-    def floor(self, case: Case) -> float:
-        """The least seconds a call can take."""
-        return max(case.flop / self.peak[case.dtype], case.moved / self.bandwidth)
-
-
-def measure(case: Case, engines: Sequence[str], device: torch.device, *, limits: Limits, budget_s: float) -> list[Row]:
+def measure(case: Case, engines: Sequence[str], device: torch.device, *, limits: turns.Limits, budget_s: float) -> list[Row]:
     """Check, then time in turns; a row an engine."""
     inputs = make_inputs(case, device)
-    checks, calls, memory, notes = {}, {}, {}, {}
+    candidates = {}
     for name in engines:
         function = ENGINES[name](case, inputs)
         begin = time.perf_counter()
         run(function, inputs, case.mode)
-        seconds = time.perf_counter() - begin
-        notes[name] = [f"first call {seconds:.1f} s"] if name == "compile" else []
-        checks[name] = check(case, inputs, function)
-        if checks[name][0]:
-            calls[name] = lambda function=function: run(function, inputs, case.mode)
-            memory[name] = machine.peak_memory(calls[name], device)
-    with machine.Neighbours() as neighbours:
-        timings = _time(calls, device, budget_s)
-    common = {**asdict(machine.conditions(device)), "suite": SUITE, "case": case.name, "per": "call"}
-    common |= {"dtype": case.dtype, "batch": case.batch, "mode": case.mode}
-    work: dict[str, Any] = {
-        "batch": case.batch,
-        "calls": 1,
-        "flop": case.flop,
-        "moved": case.moved,
-        "floor_s": limits.floor(case),
-    }
-    found = []
-    for name in engines:
-        ok, error = checks[name]
-        figures = rows.figures(timings.get(name), timings.get("reference"), **work)
-        note = ", ".join(filter(None, [*notes[name], "" if ok else "wrong output", neighbours.note]))
-        found.append(Row(**common, **figures, engine=name, peak_mib=memory.get(name), error=error, note=note))
-    return found
-
-
-def _time(calls: Mapping[str, timing.Call], device: torch.device, budget_s: float) -> dict[str, timing.Timing]:
-    if not calls:  # all of them wrong
-        return {}
-    return timing.interleave(calls, budget_s=budget_s, warmup=3, synchronize=machine.synchronize(device))
-
-
-def show(console: Console, found: Sequence[Row]) -> None:
-    """The table of all rows, then of the native kernel against each peer its worst and its best case."""
-    native = {key(row): row.ms_p50 for row in found if row.engine == "native"}
-
-    def ratio(row: Row) -> str:
-        mine = native.get(key(row))
-        return "-" if row.ms_p50 is None or mine is None else f"{row.ms_p50 / mine:.2f}x"
-
-    columns: list[table.Column] = [
-        ("case", lambda row: f"{row.case} B{row.batch}"),
-        ("mode", lambda row: row.mode.replace("forward", "fwd").replace("backward", "bwd")),
-        ("dtype", lambda row: row.dtype),
-        ("engine", lambda row: row.engine),
-        ("ms p20 / p50 / p80", table.times),
-        ("GFLOP/s", lambda row: table.number(row.gflop_per_s)),
-        ("GB/s", lambda row: table.number(row.gb_per_s)),
-        ("of floor", lambda row: table.share(row.floor_share)),
-        ("native is", ratio),
-        ("error", lambda row: "-" if row.error is None else f"{row.error:.1e}"),
-    ]
-    shown = table.terminal(found, columns, "window attention", table.describe(found[0]))
-    console.print(shown)
-    for line in summary(found):
-        console.print(line)
-    if warning := table.busy(found):
-        console.print(warning, style="yellow")
-
-
-def key(row: Row) -> tuple[str, int, str, str]:
-    """What the engines of one case have in common."""
-    return (row.case, row.batch, row.dtype, row.mode)
-
-
-def summary(found: Sequence[Row]) -> list[str]:
-    """For each dtype, mode and peer: how much faster the native kernel is, in its worst and its best case."""
-    mine = {key(row): row.ms_p50 for row in found if row.engine == "native" and row.ms_p50}
-    lines = []
-    for dtype, mode, peer in itertools.product(DTYPES, MODES, [name for name in ENGINES if name != "native"]):
-        group = [row for row in found if (row.dtype, row.mode, row.engine) == (dtype, mode, peer)]
-        ratios = sorted(
-            (row.ms_p50 / mine[key(row)], f"{row.case} B{row.batch}") for row in group if row.ms_p50 and key(row) in mine
-        )
-        if ratios:
-            (worst, where), (best, _) = ratios[0], ratios[-1]
-            lines.append(f"{dtype} {mode}: native is {worst:.2f}x (worst: {where}) to {best:.2f}x as fast as {peer}")
-    return lines
+        note = f"first call {time.perf_counter() - begin:.1f} s" if name == "compile" else ""
+        candidates[name] = turns.Candidate(partial(run, function, inputs, case.mode), *check(case, inputs, function), note)
+    return turns.measure(SUITE, case, candidates, device, limits=limits, budget_s=budget_s)
 
 
 @click.command()
@@ -299,23 +210,12 @@ def main(*, output: Path, engines: str, stages: str, batch: str, device: str, bu
         shifts=(3,) if quick else (0, 3),
     )  # fmt: skip
     on, console = torch.device(device), table.console()
-    why_not = (
-        hifuse_fast.info().ops["window_attention"].get(f"native {device}", "no such device") if "native" in chosen else None
-    )
-    if why_not is not None:
-        raise click.ClickException(f"the native kernel cannot serve {device}: {why_not}")
-    limits = Limits({name: machine.arithmetic_peak(on, dtype) for name, dtype in DTYPES.items()}, machine.copy_bandwidth(on))
-    found = []
+    if "native" in chosen:
+        turns.require_native(on, SUITE)
+    limits, found = turns.limits(on), []
     for case in track(cases, "window attention", console=console, transient=True):
         found += measure(case, chosen, on, limits=limits, budget_s=0.25 if quick else budget)
-    show(console, found)
-    if not quick:
-        file = output / f"{found[0].device}.csv"
-        rows.update(file, found)
-        console.print(f"written: {file}", soft_wrap=True)
-    wrong = [f"{row.engine} {row.case} {row.dtype} {row.mode}" for row in found if row.ms_p50 is None]
-    if wrong:
-        raise click.ClickException("wrong output, not timed: " + "; ".join(wrong))
+    turns.report(console, found, "window attention", None if quick else output)
 
 
 if __name__ == "__main__":

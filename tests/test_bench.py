@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import readme
+from benchmarks import prepared_ops, readme, turns
 from benchmarks import window_attention as op_bench
 from hifuse_fast import OptimizedHiFuse, create_model
 from hifuse_fast.bench import machine, network, plot, rows, samples, table, timing
@@ -408,7 +408,7 @@ def test_the_op_bench_does_not_time_a_wrong_engine(monkeypatch: pytest.MonkeyPat
     case = op_bench.Case(stage=4, shift=3, batch=1, dtype="float32", mode="forward+backward")
     other = dataclasses.replace(case, shift=2)
     monkeypatch.setitem(op_bench.ENGINES, "broken", lambda _, inputs: op_bench.ENGINES["reference"](other, inputs))
-    limits = op_bench.Limits({"float32": 1e12}, 1e11)
+    limits = turns.Limits({"float32": 1e12}, 1e11)
     reference, broken = op_bench.measure(case, ["reference", "broken"], CPU, limits=limits, budget_s=0.0)
     assert reference.ms_p50 is not None
     assert broken.ms_p50 is None

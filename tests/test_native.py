@@ -85,6 +85,19 @@ def test_aten_cpu_capability_is_honoured(capability: str, expected: str | None) 
     assert isa == best
 
 
+@needs_native
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_prepared_ops_on_lesser_instruction_sets(capability: str) -> None:
+    """The parity tests of the prepared ops again, in a process that PyTorch's variable caps to an instruction set."""
+    if capability.replace("default", "baseline") not in _native.lib.usable_isas():
+        pytest.skip(f"this CPU does not run {capability}")
+    files = [f"tests/test_{op}.py" for op in ("linear", "stem", "local_block", "gated_concat", "mixer", "mlp")]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "parity", "-p", "no:cacheprovider", *files]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
 WITHOUT = {
     "the compiled library": 'sys.modules["hifuse_fast._C"] = None',
     "triton": 'sys.modules["triton"] = None',

@@ -25,23 +25,26 @@ void check_like(const char* name, const Tensor& tensor, const Tensor& like, std:
                   name, " must be a contiguous CPU tensor of ", shape.size(), " dimensions and the dtype of the others");
   int64_t i = 0;
   for (const int64_t size : shape) {
-    STD_TORCH_CHECK(tensor.size(i) == size, name, " has a wrong size: dimension ", i, " must be ", size, ", got ", tensor.size(i));
+    STD_TORCH_CHECK(tensor.size(i) == size, name, " has a wrong size: dimension ", i, " must be ", size, ", got ",
+                    tensor.size(i));
     ++i;
   }
 }
 
 // Biases, scales, filters and the like.
 const float* floats(const char* name, const Tensor& tensor, int64_t count) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Float && tensor.numel() == count,
-                  name, " must be ", count, " contiguous float32 numbers on the CPU");
+  STD_TORCH_CHECK(
+      tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Float && tensor.numel() == count, name,
+      " must be ", count, " contiguous float32 numbers on the CPU");
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 
 int64_t padded(int64_t count) { return (count + 31) / 32 * 32; }
 
 const void* packed(const Tensor& weight, const Tensor& like, int64_t count) {
-  STD_TORCH_CHECK(weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == like.scalar_type() && weight.numel() == count,
-                  "a packed weight must be ", count, " contiguous elements of the maps' dtype");
+  STD_TORCH_CHECK(
+      weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == like.scalar_type() && weight.numel() == count,
+      "a packed weight must be ", count, " contiguous elements of the maps' dtype");
   return weight.const_data_ptr();
 }
 
@@ -50,7 +53,8 @@ Tensor new_weight(const Tensor& like, int64_t count, ScalarType type) {
   Tensor made = torch::stable::new_empty(like, {count}, type);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const auto begin = (reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + 4095) / 4096 * 4096;
-  const auto end = reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + static_cast<size_t>(count) * (type == ScalarType::Float ? 4 : 2);
+  const auto end =
+      reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + static_cast<size_t>(count) * (type == ScalarType::Float ? 4 : 2);
   if (end > begin + (4 << 20)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   return made;
@@ -67,7 +71,8 @@ Tensor copy_weight(const Tensor& weight) {
 
 Tensor pack_linear(const Tensor& weight, int64_t block) {
   const auto type = dtype_of(weight);
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() && weight.is_contiguous(), "weight must be contiguous [N, K] on the CPU");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() && weight.is_contiguous(),
+                  "weight must be contiguous [N, K] on the CPU");
   STD_TORCH_CHECK(block > 0 && block % 32 == 0, "block must be a multiple of 32");
   const int64_t columns = weight.size(0), depth = weight.size(1);
   Tensor out = new_weight(weight, padded(columns) * padded(depth), weight.scalar_type());
@@ -91,7 +96,8 @@ Tensor pack_winograd(const Tensor& weight, int64_t tile, bool bfloat16) {
 Tensor linear(const std::vector<Tensor>& maps, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& residual,
               Tensor out, int64_t rows, int64_t norm, double eps, int64_t activation, bool pool) {
   STD_TORCH_CHECK(!maps.empty() && maps.size() <= 3 && out.dim() == 4, "linear takes 1 to 3 maps, and out [B, H, W, N]");
-  STD_TORCH_CHECK(rows >= 0 && rows <= 1 && norm >= 0 && norm <= 2 && activation >= 0 && activation <= 2, "linear: unknown option");
+  STD_TORCH_CHECK(rows >= 0 && rows <= 1 && norm >= 0 && norm <= 2 && activation >= 0 && activation <= 2,
+                  "linear: unknown option");
   const int64_t batch = out.size(0), height = out.size(1), width = out.size(2), columns = out.size(3);
   const int64_t scale = rows == 1 || pool ? 2 : 1;
   STD_TORCH_CHECK(rows == 0 || (!pool && maps.size() == 1), "linear: patches are of one map, and not pooled");
@@ -122,7 +128,8 @@ Tensor local_block(const Tensor& x, const Tensor& filters, const Tensor& filter_
   const int64_t batch = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
   check_like("x", x, out, {batch, height, width, channels});
   check_like("out", out, x, {batch, height, width, channels});
-  STD_TORCH_CHECK(out.const_data_ptr() != x.const_data_ptr() || x.numel() == 0, "out must not be x, whose neighbours are still read");
+  STD_TORCH_CHECK(out.const_data_ptr() != x.const_data_ptr() || x.numel() == 0,
+                  "out must not be x, whose neighbours are still read");
   Linear args{};
   args.dtype = dtype_of(x);
   args.batch = batch, args.height = height, args.width = width;
@@ -163,8 +170,8 @@ std::tuple<Tensor, Tensor> stem(const Tensor& images, const Tensor& weight, cons
 }
 
 Tensor gated_concat(const Tensor& local_map, const Tensor& global_map, const Tensor& x, const Tensor& filters,
-                    const Tensor& filter_bias, const Tensor& squeeze, const Tensor& expand, const Tensor& scale, const Tensor& shift, Tensor out,
-                    bool double_sigmoid, double eps) {
+                    const Tensor& filter_bias, const Tensor& squeeze, const Tensor& expand, const Tensor& scale,
+                    const Tensor& shift, Tensor out, bool double_sigmoid, double eps) {
   STD_TORCH_CHECK(x.dim() == 4 && squeeze.dim() == 2, "maps must be [B, H, W, C], squeeze [S, C]");
   const int64_t batch = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3), squeezed = squeeze.size(0);
   for (const Tensor& map : {local_map, global_map, x}) check_like("map", map, out, {batch, height, width, channels});
@@ -192,11 +199,12 @@ Tensor mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t channels
   const int64_t batch = z.size(0), height = z.size(1), width = z.size(2);
   check_like("z", z, out, {batch, height, width, channels});
   check_like("out", out, z, {batch, height, width, channels});
-  STD_TORCH_CHECK(out.const_data_ptr() != z.const_data_ptr() || z.numel() == 0, "out must not be z, whose neighbours are still read");
+  STD_TORCH_CHECK(out.const_data_ptr() != z.const_data_ptr() || z.numel() == 0,
+                  "out must not be z, whose neighbours are still read");
   const int64_t matrices = tile == 1 ? 9 : (tile + 2) * (tile + 2), size = padded(channels) * padded(channels);
   const void* const data = tile ? packed(weight, z, matrices * size) : floats("weight", weight, 9 * channels);
-  isa::kernels().mixer(
-      {dtype_of(z), batch, height, width, channels, z.const_data_ptr(), tile, data, out.mutable_data_ptr()}, kTorchThreads);
+  isa::kernels().mixer({dtype_of(z), batch, height, width, channels, z.const_data_ptr(), tile, data, out.mutable_data_ptr()},
+                       kTorchThreads);
   return out;
 }
 
@@ -235,14 +243,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
       "local_block(Tensor x, Tensor filters, Tensor filter_bias, Tensor weight, Tensor bias, Tensor(a!) out, float eps) -> "
       "Tensor(a!)");
   m.def(
-      "stem(Tensor images, Tensor weight, Tensor bias, Tensor scale, Tensor shift, Tensor(a!) local_map, Tensor(b!) global_map, "
+      "stem(Tensor images, Tensor weight, Tensor bias, Tensor scale, Tensor shift, Tensor(a!) local_map, Tensor(b!) "
+      "global_map, "
       "float local_eps, float global_eps) -> (Tensor(a!), Tensor(b!))");
   m.def(
-      "gated_concat(Tensor local_map, Tensor global_map, Tensor x, Tensor filters, Tensor filter_bias, Tensor squeeze, Tensor expand, "
+      "gated_concat(Tensor local_map, Tensor global_map, Tensor x, Tensor filters, Tensor filter_bias, Tensor squeeze, Tensor "
+      "expand, "
       "Tensor scale, Tensor shift, Tensor(a!) out, bool double_sigmoid, float eps) -> Tensor(a!)");
   m.def("mixer(Tensor z, Tensor weight, Tensor(a!) out, int channels, int tile) -> Tensor(a!)");
   m.def(
-      "mlp(Tensor u, Tensor expand, Tensor expand_bias, Tensor project, Tensor project_bias, Tensor? residual, Tensor(a!) out) -> "
+      "mlp(Tensor u, Tensor expand, Tensor expand_bias, Tensor project, Tensor project_bias, Tensor? residual, Tensor(a!) out) "
+      "-> "
       "Tensor(a!)");
 }
 

@@ -18,12 +18,8 @@ DType dtype_of(const Tensor& tensor) {
 
 Tensor with_contiguous_channels(const Tensor& map) { return map.stride(3) == 1 ? map : torch::stable::contiguous(map); }
 
-Map<const void*> input_map(const Tensor& map) {
-  return {map.const_data_ptr(), map.stride(0), map.stride(1), map.stride(2)};
-}
-Map<void*> output_map(const Tensor& map) {
-  return {map.mutable_data_ptr(), map.stride(0), map.stride(1), map.stride(2)};
-}
+Map<const void*> input_map(const Tensor& map) { return {map.const_data_ptr(), map.stride(0), map.stride(1), map.stride(2)}; }
+Map<void*> output_map(const Tensor& map) { return {map.mutable_data_ptr(), map.stride(0), map.stride(1), map.stride(2)}; }
 
 // Tables and biases come in the type of the arithmetic, contiguous.
 void check_parameter(const char* name, const Tensor& parameter, const Tensor& qkv) {
@@ -34,9 +30,8 @@ void check_parameter(const char* name, const Tensor& parameter, const Tensor& qk
 
 // The Python API has checked all this with friendlier words; here it keeps a direct call of the op from touching foreign
 // memory.
-WindowAttentionShape check_window_attention(const Tensor& qkv, const Tensor& bias_table,
-                                                    const std::optional<Tensor>& qkv_bias, int64_t num_heads,
-                                                    int64_t window_size, int64_t shift_size, double scale) {
+WindowAttentionShape check_window_attention(const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& qkv_bias,
+                                            int64_t num_heads, int64_t window_size, int64_t shift_size, double scale) {
   STD_TORCH_CHECK(qkv.dim() == 4, "window_attention: qkv must be [B, H, W, 3C]");
   STD_TORCH_CHECK(num_heads > 0 && qkv.size(3) > 0 && qkv.size(3) % (3 * num_heads) == 0,
                   "window_attention: qkv must have 3 * num_heads * head_dim channels");

@@ -25,8 +25,8 @@ inline Vec<float> reciprocal(Vec<float> x) {
 #endif
 }
 
-// For float32: Phi(-t) = exp(-t^2 / 2) u P(u) with u = 1 / (1 + 0.4 t). Its relative error is 4e-7, also where x is small; PyTorch's
-// own error is 2e-7 there, and 1.1e-6 absolute at most.
+// For float32: Phi(-t) = exp(-t^2 / 2) u P(u) with u = 1 / (1 + 0.4 t). Its relative error is 4e-7, also where x is small;
+// PyTorch's own error is 2e-7 there, and 1.1e-6 absolute at most.
 inline Vec<float> exact_bump(Vec<float> size) {
   constexpr float kTail[] = {-0.0385610089f,  0.195187151f, -0.361745685f, 0.236442968f,
                              -0.00173020631f, 0.153606564f, 0.157089129f,  0.159711063f};
@@ -39,7 +39,7 @@ inline Vec<float> exact_bump(Vec<float> size) {
 
 // For bfloat16: a polynomial in t, moved to [-1, 1], with an absolute error of 9e-6.
 inline Vec<float> short_bump(Vec<float> size) {
-  constexpr float kBump[] = {0.0454606265f, -0.0722590387f, -0.139017254f, 0.324347079f,  0.00671425089f, -0.481069148f,
+  constexpr float kBump[] = {0.0454606265f, -0.0722590387f, -0.139017254f, 0.324347079f, 0.00671425089f, -0.481069148f,
                              0.440555722f,  -0.0193569902f, -0.259796351f, 0.232806116f, -0.0939162821f, 0.0155239953f};
   return polynomial(kBump, smaller<float>(splat(5.0f), size) * 0.4f - 1.0f);
 }

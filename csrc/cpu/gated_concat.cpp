@@ -1,7 +1,8 @@
-// z = norm([g', l', x]) scale + shift with l' = l sigmoid(conv7x7([max_c l, mean_c l])), g' = g sigmoid(se(max g) + se(mean g)).
+// z = norm([g', l', x]) scale + shift with l' = l sigmoid(conv7x7([max_c l, mean_c l])), g' = g sigmoid(se(max g) + se(mean
+// g)).
 //
-// Three steps: the statistics of both maps in one reading; the gate of each image's channels; then the gate of the pixels, and z,
-// row by row of the map. Neither the gated maps nor their concatenation are written.
+// Three steps: the statistics of both maps in one reading; the gate of each image's channels; then the gate of the pixels, and
+// z, row by row of the map. Neither the gated maps nor their concatenation are written.
 #include <cmath>
 
 #include "cpu/prepared.h"
@@ -11,8 +12,8 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
 
-constexpr int64_t kReach = 3;            // of the 7 x 7 filter
-constexpr int64_t kPiecesPerImage = 8;   // of the rows of a map
+constexpr int64_t kReach = 3;           // of the 7 x 7 filter
+constexpr int64_t kPiecesPerImage = 8;  // of the rows of a map
 
 inline float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
 
@@ -37,9 +38,8 @@ class GatedConcatKernel {
       measure_local(image, task % pieces_, planes + image * 2 * plane_);
       measure_global(image, task % pieces_, partials + task * 2 * padded_);
     });
-    parallel.each(args_.batch, [&](int64_t image) {
-      gate_channels(partials + image * pieces_ * 2 * padded_, gates + image * padded_);
-    });
+    parallel.each(args_.batch,
+                  [&](int64_t image) { gate_channels(partials + image * pieces_ * 2 * padded_, gates + image * padded_); });
     parallel.each(args_.batch * pieces_, [&](int64_t task) {
       const int64_t image = task / pieces_;
       join(image, task % pieces_, planes + image * 2 * plane_, gates + image * padded_);
@@ -101,7 +101,7 @@ class GatedConcatKernel {
   void gate_channels(const float* partials, float* gate) const {
     Scratch scratch;
     float *const tops = scratch.take<float>(padded_), *const means = scratch.take<float>(padded_);
-    float *const sums = scratch.take<float>(padded_);
+    float* const sums = scratch.take<float>(padded_);
     for (int64_t i = 0; i < padded_; ++i) tops[i] = -INFINITY;
     for (int64_t piece = 0; piece < pieces_; ++piece, partials += 2 * padded_)
       for (int64_t i = 0; i < padded_; i += kLanes<float>) {

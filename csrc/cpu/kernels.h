@@ -103,7 +103,7 @@ struct Linear {
   int64_t width;
   Rows rows;
   const void* maps[3];
-  int64_t channels[3];  // of each map; 0 where there is none
+  int64_t channels[3];   // of each map; 0 where there is none
   const float* filters;  // with Rows::depthwise: [9, C]
   const float* filter_bias;
   Norm norm;

@@ -1,7 +1,7 @@
 // out = residual + pool(act(norm(rows) W^T + b)), rows gathered from maps on their way into the product.
 //
-// A task is a block of rows times a range of panels: the block's operand is made once and stays in L2; each panel gives 32 columns,
-// which are finished before the next panel is read. Small maps have few blocks: then the panels are divided as well.
+// A task is a block of rows times a range of panels: the block's operand is made once and stays in L2; each panel gives 32
+// columns, which are finished before the next panel is read. Small maps have few blocks: then the panels are divided as well.
 #include "cpu/activation.h"
 #include "cpu/depthwise.h"
 #include "cpu/prepared.h"

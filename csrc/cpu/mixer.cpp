@@ -1,12 +1,12 @@
 // out = z + gelu(conv3x3(z)), zeros around the map: dense, by Winograd's algorithm (winograd.h).
 //
 // In two steps over a group of tiles whose transformed inputs stay in L3. First every tile's input window is transformed,
-// V[position][depth][tile]. Then a task is 32 output channels of a block of tiles: a product for each position, M[position][tile][32]
-// in L2, transformed back at once, with GELU and residual. So the weights, which are much larger than the maps in the later stages,
-// are read once a group and as one stream.
+// V[position][depth][tile]. Then a task is 32 output channels of a block of tiles: a product for each position,
+// M[position][tile][32] in L2, transformed back at once, with GELU and residual. So the weights, which are much larger than the
+// maps in the later stages, are read once a group and as one stream.
 //
-// Tiles at the right and the bottom edge have fewer outputs where the map is no multiple of the tile, and then need fewer of the
-// positions. Tiles are counted kind by kind, (right, whole, bottom, corner), so that each position has one range of tiles.
+// Tiles at the right and the bottom edge have fewer outputs where the map is no multiple of the tile, and then need fewer of
+// the positions. Tiles are counted kind by kind, (right, whole, bottom, corner), so that each position has one range of tiles.
 #include "cpu/activation.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
@@ -21,9 +21,7 @@ struct Range {
   int64_t last;
   int64_t count() const { return last > first ? last - first : 0; }
   Range part(int64_t i, int64_t parts) const { return {first + count() * i / parts, first + count() * (i + 1) / parts}; }
-  Range within(Range other) const {
-    return {first > other.first ? first : other.first, last < other.last ? last : other.last};
-  }
+  Range within(Range other) const { return {first > other.first ? first : other.first, last < other.last ? last : other.last}; }
 };
 
 // The tiles of a batch of maps.
@@ -62,8 +60,7 @@ class Tiles {
       return {tile / wholes_, y * kOutputs, x * kOutputs, kOutputs, kOutputs};
     }
     tile -= batch_ * wholes_;
-    if (tile < batch_ * bottoms_)
-      return {tile / bottoms_, rows_ * kOutputs, tile % bottoms_ * kOutputs, bottom_, kOutputs};
+    if (tile < batch_ * bottoms_) return {tile / bottoms_, rows_ * kOutputs, tile % bottoms_ * kOutputs, bottom_, kOutputs};
     return {tile - batch_ * bottoms_, rows_ * kOutputs, columns_ * kOutputs, bottom_, right_};
   }
 
@@ -92,9 +89,9 @@ class WinogradKernel {
   using Matrices = WinogradMatrices<kOutputs>;
   static constexpr int kInputs = kOutputs + 2;
   static constexpr int64_t kPositions = kInputs * kInputs;
-  static constexpr int64_t kGroupBytes = 9 << 19;               // of transformed inputs: what stays in L3 beside the weights
-  static constexpr int64_t kMostTiles = 8 * 224 / kPositions;   // of a block: M takes 230 KB
-  static constexpr int64_t kOperandBytes = 320 * 1024;          // of a block, at one position
+  static constexpr int64_t kGroupBytes = 9 << 19;              // of transformed inputs: what stays in L3 beside the weights
+  static constexpr int64_t kMostTiles = 8 * 224 / kPositions;  // of a block: M takes 230 KB
+  static constexpr int64_t kOperandBytes = 320 * 1024;         // of a block, at one position
 
  public:
   explicit WinogradKernel(const Mixer& args) : args_(args), tiles_(args), depth_(padded_depth(args.channels)) {}

@@ -1,8 +1,9 @@
-// out = residual + W3 gelu(W2 u + b2) + b3: the hidden units, four times as many as u has channels, are never written to memory.
+// out = residual + W3 gelu(W2 u + b2) + b3: the hidden units, four times as many as u has channels, are never written to
+// memory.
 //
-// A task is a block of rows and a part of the hidden units, which it takes kHidden at a time: expand, GELU, and their share of the
-// projection, which is added up in L2. Where there are few rows, several tasks have a part of the hidden units each, and their sums
-// are added in order at the end.
+// A task is a block of rows and a part of the hidden units, which it takes kHidden at a time: expand, GELU, and their share of
+// the projection, which is added up in L2. Where there are few rows, several tasks have a part of the hidden units each, and
+// their sums are added in order at the end.
 #include "cpu/activation.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"

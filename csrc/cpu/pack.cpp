@@ -1,7 +1,6 @@
 // Weights into the layout of panel.h, once.
-#include "cpu/prepared.h"
-
 #include "cpu/panel.h"
+#include "cpu/prepared.h"
 #include "cpu/winograd.h"
 
 namespace hifuse {

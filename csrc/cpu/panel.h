@@ -63,9 +63,7 @@ inline Pairs load_pairs(const BFloat16* from) {
   __builtin_memcpy(&bits, from, sizeof bits);
   return widen_pairs(bits);
 }
-inline Pairs splat_pair(const BFloat16* from) {
-  return {splat(widen(from[0])), splat(widen(from[1]))};
-}
+inline Pairs splat_pair(const BFloat16* from) { return {splat(widen(from[0])), splat(widen(from[1]))}; }
 inline void add_product(Vec<float>& sum, const Pairs& a, const Pairs& b) {
   sum += a.first * b.first;
   sum += a.second * b.second;
@@ -75,8 +73,8 @@ inline Vec<float> load_pairs(const float* from) { return load(from); }
 inline Vec<float> splat_pair(const float* from) { return splat(*from); }
 inline void add_product(Vec<float>& sum, Vec<float> a, Vec<float> b) { sum += a * b; }
 
-// What a tile asks for while it computes: part of the panel that comes next, `stride` bytes further with every step, and the same
-// rows of the operand that comes next, which lies like this one.
+// What a tile asks for while it computes: part of the panel that comes next, `stride` bytes further with every step, and the
+// same rows of the operand that comes next, which lies like this one.
 template <class S>
 struct Next {
   const char* panel;
@@ -93,11 +91,13 @@ struct Next {
   }
 };
 
-// Chunks after which float32 sums are added to c and begun anew: rounding errors grow with the root of such a run, not of the whole
-// depth, as they do in a library's product. A tile of few rows, as a classifier has, waits for its weights and can do so after
-// every chunk. bfloat16 operands bring larger errors with them.
+// Chunks after which float32 sums are added to c and begun anew: rounding errors grow with the root of such a run, not of the
+// whole depth, as they do in a library's product. A tile of few rows, as a classifier has, waits for its weights and can do so
+// after every chunk. bfloat16 operands bring larger errors with them.
 template <class S, int kRows>
-constexpr int64_t kRun = sizeof(S) < sizeof(float) ? 1 << 20 : kRows <= kTileRows / 2 ? 1 : 6;
+constexpr int64_t kRun = sizeof(S) < sizeof(float) ? 1 << 20
+                         : kRows <= kTileRows / 2  ? 1
+                                                   : 6;
 
 // Every loop over the sums is unrolled, or they would not all be registers.
 template <int kRows, class S>
@@ -151,9 +151,9 @@ inline void tile_of(int64_t rows, int64_t chunks, Operand<const S> a, const S* b
   tile<kRows, S>(chunks, a, b, c, c_row, accumulate, next);
 }
 
-// c[rows, 32] = a x panel, or += with `accumulate`. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12). While the tiles
-// read this panel, they ask for the panel and the operand that come next, each for its part of them: what comes from memory arrives at
-// an even pace. An operand that stays is its own next one.
+// c[rows, 32] = a x panel, or += with `accumulate`. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12). While the
+// tiles read this panel, they ask for the panel and the operand that come next, each for its part of them: what comes from
+// memory arrives at an even pace. An operand that stays is its own next one.
 template <class S>
 inline void product(int64_t rows, int64_t chunks, Operand<const S> a, const S* panel, float* c, int64_t c_row, bool accumulate,
                     const S* next_panel, const S* next_operand) {

@@ -82,8 +82,8 @@ inline void add_columns(const S* from, float* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] += widen(from[i]);
 }
 
-// Work on `rows` rows times `panels` panels, in tasks: blocks of rows, and where there are too few, ranges of panels as well, which
-// each make the operand again. Tasks come in multiples of the threads, so that none is left over.
+// Work on `rows` rows times `panels` panels, in tasks: blocks of rows, and where there are too few, ranges of panels as well,
+// which each make the operand again. Tasks come in multiples of the threads, so that none is left over.
 struct Split {
   int64_t blocks;
   int64_t ranges;

@@ -1,4 +1,5 @@
-// The first maps of both branches, norm(conv4x4/4(images) + bias) scale + shift each, in one product over the patches they share.
+// The first maps of both branches, norm(conv4x4/4(images) + bias) scale + shift each, in one product over the patches they
+// share.
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
 

@@ -55,7 +55,8 @@ inline Vec<T> splat(T value) {
   return value - Vec<T>{};
 }
 
-// The larger and the smaller of each lane; a NaN in `a` gives b. (The masked form, with all lanes, spares GCC 12 a false warning.)
+// The larger and the smaller of each lane; a NaN in `a` gives b. (The masked form, with all lanes, spares GCC 12 a false
+// warning.)
 template <class T>
 inline Vec<T> larger(Vec<T> a, Vec<T> b) {
 #if defined(__AVX512F__)
@@ -159,8 +160,9 @@ inline Vec<double> exp2_nonpositive(Vec<double> x) {
   return x;
 }
 
-// Scratch memory: aligned to a cache line; `take` zeroes it, `take_dirty` does not. It belongs to the thread, which keeps it for its next call: memory that
-// is given back to the system costs a page fault per 4 KB when it returns. What a scope took is free again at its end.
+// Scratch memory: aligned to a cache line; `take` zeroes it, `take_dirty` does not. It belongs to the thread, which keeps it
+// for its next call: memory that is given back to the system costs a page fault per 4 KB when it returns. What a scope took is
+// free again at its end.
 class Scratch {
  public:
   Scratch() : first_(blocks().taken) {}

@@ -6,8 +6,9 @@
 // Points: 0, +-1 for m = 2, and 0, +-3/4, +-3/2 for m = 4, which keep the matrices' numbers near 1, and so rounding small
 // (Barabasz et al. 2018).
 //
-// A tile at the edge of the map that has only r < m outputs needs r + 2 products: those of the first r + 1 points and of infinity.
-// The transformed filters serve it as they are, if its input rows are scaled by what the left-out points would contribute.
+// A tile at the edge of the map that has only r < m outputs needs r + 2 products: those of the first r + 1 points and of
+// infinity. The transformed filters serve it as they are, if its input rows are scaled by what the left-out points would
+// contribute.
 #pragma once
 
 #include "cpu/vec.h"

@@ -58,9 +58,9 @@ def optimize_for_inference(
             state_dict; in eval mode, on one device.
         dtype: float32 or bfloat16, of maps and weights (sums are float32). float64 with backend="reference" alone.
         backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" or "triton".
-        winograd: of the 3x3 convolution. "auto" is the fastest for single images; "throughput" is faster for batches in float32,
-            and needs the most memory (F(4x4, 3x3) in the last stage too); "off" is the direct one, which rounds less, takes
-            longer, and needs no more memory than the weights of the model.
+        winograd: of the 3x3 convolution. "auto" is the fastest for single images; "throughput" is faster for batches in
+            float32, and needs the most memory (F(4x4, 3x3) in the last stage too); "off" is the direct one, which rounds less,
+            takes longer, and needs no more memory than the weights of the model.
         channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
             official instance.
         memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are

@@ -31,7 +31,7 @@ def pack_floats(tensor: Tensor) -> Tensor:
 
 
 def own(tensor: Tensor) -> Tensor:
-    """A copy of a tensor out of a file, in memory of its own: in the file's mapping it lies unaligned, and changes with the file."""
+    """A copy of a tensor of a file: in the file's mapping it lies unaligned, and changes with the file."""
     packed = _native.lib is not None and tensor.dim() == 1 and tensor.dtype in (torch.float32, torch.bfloat16)
     copy: Tensor = torch.ops.hifuse_fast.copy_weight(tensor) if packed else tensor.clone()  # the op's memory has larger pages
     return copy

@@ -1,0 +1,179 @@
+"""What the benchmarks of ops share: a case's engines take turns, and its rows are shown and written.
+
+A wrong engine is not timed. The floor is the larger of arithmetic over the best matrix product of this run and of bytes over its
+copy rate.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+import torch
+from rich.console import Console
+
+import hifuse_fast
+from hifuse_fast.bench import machine, rows, table, timing
+from hifuse_fast.bench.rows import Row
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Case(Protocol):
+    """What is the same for all engines."""
+
+    @property
+    def name(self) -> str:
+        """The shape as the results file names it."""
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def flop(self) -> float:
+        """Operations of a call, two a multiply-add."""
+
+    @property
+    def moved(self) -> float:
+        """Bytes that a call must move."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine on a case: what is timed, and what came of the check of its output."""
+
+    call: timing.Call
+    ok: bool
+    error: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine reaches: FLOP/s by dtype, bytes a second of a copy."""
+
+    peak: Mapping[str, float]
+    bandwidth: float
+
+    def floor(self, case: Case) -> float:
+        """The least seconds a call can take."""
+        return max(case.flop / self.peak[case.dtype], case.moved / self.bandwidth)
+
+
+def limits(device: torch.device) -> Limits:
+    """Those of `device`, measured now."""
+    peak = {name: machine.arithmetic_peak(device, dtype) for name, dtype in DTYPES.items()}
+    return Limits(peak, machine.copy_bandwidth(device))
+
+
+def require_native(device: torch.device, *ops: str) -> None:
+    """Raise click.ClickException where the native kernel of one of `ops` cannot serve `device`."""
+    for op in ops:
+        why_not = hifuse_fast.info().ops[op].get(f"native {device.type}", "no such device")
+        if why_not is not None:
+            raise click.ClickException(f"the native kernel of {op} cannot serve {device.type}: {why_not}")
+
+
+def measure(
+    suite: str, case: Case, candidates: Mapping[str, Candidate], device: torch.device, *, limits: Limits, budget_s: float
+) -> list[Row]:
+    """Time the candidates that are right, in turns; a row each."""
+    calls = {name: candidate.call for name, candidate in candidates.items() if candidate.ok}
+    memory = {name: machine.peak_memory(call, device) for name, call in calls.items()}
+    with machine.Neighbours() as neighbours:
+        timings = _time(calls, device, budget_s)
+    common = {**asdict(machine.conditions(device)), "suite": suite, "case": case.name, "per": "call"}
+    common |= {"dtype": case.dtype, "batch": case.batch, "mode": case.mode}
+    work: dict[str, Any] = {
+        "batch": case.batch,
+        "calls": 1,
+        "flop": case.flop,
+        "moved": case.moved,
+        "floor_s": limits.floor(case),
+    }
+    found = []
+    for name, candidate in candidates.items():
+        figures = rows.figures(timings.get(name), timings.get("reference"), **work)
+        note = ", ".join(filter(None, [candidate.note, "" if candidate.ok else "wrong output", neighbours.note]))
+        found.append(Row(**common, **figures, engine=name, peak_mib=memory.get(name), error=candidate.error, note=note))
+    return found
+
+
+def _time(calls: Mapping[str, timing.Call], device: torch.device, budget_s: float) -> dict[str, timing.Timing]:
+    if not calls:  # all of them wrong
+        return {}
+    return timing.interleave(calls, budget_s=budget_s, warmup=3, synchronize=machine.synchronize(device))
+
+
+def report(console: Console, found: Sequence[Row], title: str, output: Path | None) -> None:
+    """Show the rows, and write them into the folder `output` where one is given.
+
+    Raises:
+        click.ClickException: an engine was wrong.
+    """
+    show(console, found, title)
+    if output is not None:
+        file = output / f"{found[0].device}.csv"
+        rows.update(file, found)
+        console.print(f"written: {file}", soft_wrap=True)
+    wrong = [f"{row.engine} {row.case} {row.dtype} {row.mode}" for row in found if row.ms_p50 is None]
+    if wrong:
+        raise click.ClickException("wrong output, not timed: " + "; ".join(wrong))
+
+
+def show(console: Console, found: Sequence[Row], title: str) -> None:
+    """The table of all rows, then of the native kernel against each peer its worst and its best case."""
+    native = {key(row): row.ms_p50 for row in found if row.engine == "native"}
+
+    def ratio(row: Row) -> str:
+        mine = native.get(key(row))
+        return "-" if row.ms_p50 is None or mine is None else f"{row.ms_p50 / mine:.2f}x"
+
+    columns: list[table.Column] = [
+        ("case", lambda row: f"{row.case} B{row.batch}"),
+        ("mode", lambda row: row.mode.replace("forward", "fwd").replace("backward", "bwd")),
+        ("dtype", lambda row: row.dtype),
+        ("engine", lambda row: row.engine),
+        ("ms p20 / p50 / p80", table.times),
+        ("GFLOP/s", lambda row: table.number(row.gflop_per_s)),
+        ("GB/s", lambda row: table.number(row.gb_per_s)),
+        ("of floor", lambda row: table.share(row.floor_share)),
+        ("native is", ratio),
+        ("error", lambda row: "-" if row.error is None else f"{row.error:.1e}"),
+    ]
+    console.print(table.terminal(found, columns, title, table.describe(found[0])))
+    for line in summary(found):
+        console.print(line)
+    if warning := table.busy(found):
+        console.print(warning, style="yellow")
+
+
+def key(row: Row) -> tuple[str, int, str, str]:
+    """What the engines of one case have in common."""
+    return (row.case, row.batch, row.dtype, row.mode)
+
+
+def summary(found: Sequence[Row]) -> list[str]:
+    """For each dtype, mode and peer: how much faster the native kernel is, in its worst and its best case."""
+    mine = {key(row): row.ms_p50 for row in found if row.engine == "native" and row.ms_p50}
+    dtypes, modes, engines = (dict.fromkeys(getattr(row, name) for row in found) for name in ("dtype", "mode", "engine"))
+    lines = []
+    for dtype, mode, peer in itertools.product(dtypes, modes, [name for name in engines if name != "native"]):
+        group = [row for row in found if (row.dtype, row.mode, row.engine) == (dtype, mode, peer)]
+        ratios = sorted(
+            (row.ms_p50 / mine[key(row)], f"{row.case} B{row.batch}") for row in group if row.ms_p50 and key(row) in mine
+        )
+        if ratios:
+            (worst, where), (best, _) = ratios[0], ratios[-1]
+            lines.append(f"{dtype} {mode}: native is {worst:.2f}x (worst: {where}) to {best:.2f}x as fast as {peer}")
+    return lines
