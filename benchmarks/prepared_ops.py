@@ -1,14 +1,14 @@
 """The prepared ops at HiFuse Small's four stage shapes, 224 x 224: `python -m benchmarks.prepared_ops`.
 
 Engines, from the same weights in the case's dtype: the reference (plain PyTorch, eager) and the compiled library. The library
-writes to a map that is there, as it does in the network; the reference returns a fresh one, because to `out` it would copy. They
-take turns, after their outputs were checked against the reference in float64: by the tolerance rule of `hifuse_fast.testing`, a
-mixer's by the bound of the algorithm that "auto" chose. A wrong one is not timed.
+writes to a map that is there, as it does in the network; the reference returns a fresh one, because to `out` it would copy.
+They take turns, after their outputs were checked against the reference in float64: by the tolerance rule of
+`hifuse_fast.testing`, a mixer's by the bound of the algorithm that "auto" chose. A wrong one is not timed.
 
 The floor is the larger of arithmetic (the matrix products and convolutions of the definition) over the best matrix product of
 this run, and bytes (maps and plain weights once) over its copy rate. For the mixer that is the arithmetic of the *direct*
-convolution: Winograd's algorithms multiply 4/9 or 1/4 as often, and so may come to more than 100 % of the floor. Maps and weights
-that stay in the cache can beat a floor of memory.
+convolution: Winograd's algorithms multiply 4/9 or 1/4 as often, and so may come to more than 100 % of the floor. Maps and
+weights that stay in the cache can beat a floor of memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,15 @@ class Op:
     weights: dict[str, tuple[int, ...]]
     maps: Sequence[int]  #: their channels
     residual: int = 0  #: its channels; 0 for none
-    options: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, weights: dict[str, Tensor], dtype: torch.dtype, backend: str) -> PreparedOp:
         """Packed for `backend`."""
         prepare: Callable[..., PreparedOp] = getattr(ops, f"prepare_{self.kind}")
-        return prepare(**weights, **(self.options or {}), dtype=dtype, backend=backend)
+        return prepare(**weights, **self.options, dtype=dtype, backend=backend)
 
 
-def _ops(c: int) -> dict[str, Op]:
+def stage_ops(c: int) -> dict[str, Op]:
     """The ops of a stage of `c` channels."""
     local = {"filters": (c, 3, 3), "filter_bias": (c,), "weight": (c, c), "bias": (c,)}
     gates = {"filters": (2, 7, 7), "filter_bias": (1,), "squeeze": (c // 16, c), "expand": (c, c // 16)}
@@ -72,7 +72,7 @@ def _ops(c: int) -> dict[str, Op]:
     }
 
 
-NAMES = tuple(_ops(16))
+NAMES = tuple(stage_ops(16))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Case:
 
     @property
     def op(self) -> Op:
-        return _ops(STAGES[self.stage][1])[self.op_name]
+        return stage_ops(STAGES[self.stage][1])[self.op_name]
 
     @property
     def name(self) -> str:
@@ -99,8 +99,8 @@ class Case:
         """What `make` makes of the shapes."""
         side, _ = STAGES[self.stage]
         weights = {name: make(*shape) for name, shape in self.op.weights.items()}
-        maps, residual = ([make(self.batch, side, side, c) for c in cs if c] for cs in (self.op.maps, [self.op.residual]))
-        return Inputs(weights, maps, {"residual": x for x in residual})
+        maps = [make(self.batch, side, side, c) for c in self.op.maps]
+        return Inputs(weights, maps, {"residual": make(self.batch, side, side, c)} if (c := self.op.residual) else {})
 
     @cached_property
     def _work(self) -> tuple[float, float]:
@@ -151,21 +151,19 @@ def make_inputs(case: Case) -> Inputs:
     generator = torch.Generator().manual_seed(case.stage)
     inputs = case.tensors(partial(torch.randn, generator=generator))
     for weight in inputs.weights.values():
-        weight /= math.prod(weight.shape[1:]) ** 0.5
+        weight.div_(math.prod(weight.shape[1:]) ** 0.5)
     return inputs.to(DTYPES[case.dtype])
 
 
-def candidates(case: Case, engines: Sequence[str] = ENGINES) -> dict[str, turns.Candidate]:
+def candidates(case: Case, engines: Iterable[str]) -> dict[str, turns.Candidate]:
     """The engines on the case, checked."""
-    inputs = make_inputs(case)
+    inputs, dtype = make_inputs(case), DTYPES[case.dtype]
     wide = inputs.to(torch.float64)
     exact = wide.run(case.op.prepare(wide.weights, torch.float64, "reference"))
-    del wide
-    prepared = {name: case.op.prepare(inputs.weights, DTYPES[case.dtype], name) for name in {"reference": 0, **dict.fromkeys(engines)}}
-    eager = inputs.run(prepared["reference"])
+    eager = inputs.run(case.op.prepare(inputs.weights, dtype, "reference"))
     found = {}
     for name in engines:
-        op = prepared[name]
+        op = case.op.prepare(inputs.weights, dtype, name)
         call = partial(inputs.run, op, None if name == "reference" else torch.full_like(eager, float("nan")))
         found[name] = turns.Candidate(call, *check(op, call(), eager, exact))
     return found
@@ -174,16 +172,17 @@ def candidates(case: Case, engines: Sequence[str] = ENGINES) -> dict[str, turns.
 def check(op: PreparedOp, actual: Tensor, eager: Tensor, exact: Tensor) -> tuple[bool, float]:
     """Whether the output obeys the rule, or the bound of the op's algorithm, and its relative error."""
     tile = getattr(op, "tile", None)  # of a native mixer: outputs of a Winograd tile along an axis
+    ok = True
     try:
         assert_mixer_within_bounds(actual, eager, exact, f"winograd{tile}" if tile in (2, 4) else "direct")
     except AssertionError:
-        return False, relative_error(actual, exact)
-    return True, relative_error(actual, exact)
+        ok = False
+    return ok, relative_error(actual, exact)
 
 
 def measure(case: Case, *, limits: turns.Limits, budget_s: float) -> list[Row]:
     """Check, then time in turns; a row an engine."""
-    return turns.measure(SUITE, case, candidates(case), CPU, limits=limits, budget_s=budget_s)
+    return turns.measure(SUITE, case, candidates(case, ENGINES), CPU, limits=limits, budget_s=budget_s)
 
 
 @click.command()

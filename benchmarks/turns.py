@@ -1,7 +1,7 @@
 """What the benchmarks of ops share: a case's engines take turns, and its rows are shown and written.
 
-A wrong engine is not timed. The floor is the larger of arithmetic over the best matrix product of this run and of bytes over its
-copy rate.
+A wrong engine is not timed. The floor is the larger of arithmetic over the best matrix product of this run and of bytes over
+its copy rate.
 """
 
 from __future__ import annotations

@@ -421,6 +421,51 @@ def test_flop_and_bytes_of_the_op():
     assert case.moved == 4 * (56 * 56 * 4 * 96 + 169 * 3)
 
 
+def test_flop_and_bytes_of_a_prepared_op():
+    case = prepared_ops.Case("mixer", stage=3, batch=2, dtype="bfloat16")
+    assert case.name == "mixer 14x14x1152"
+    assert case.flop == 2 * 2 * 14 * 14 * 9 * 1152**2  # of the direct convolution, whatever the algorithm
+    assert case.moved == 2 * (2 * 2 * 14 * 14 * 1152 + 9 * 1152**2)
+    case = prepared_ops.Case("mlp", stage=1, batch=1, dtype="float32")
+    assert case.moved == 4 * (56 * 56 * (288 + 2 * 96) + 1152 * (288 + 96) + 1152 + 96)
+
+
+@pytest.mark.parametrize("name", prepared_ops.NAMES)
+def test_the_bench_of_prepared_ops_does_not_time_a_wrong_engine(name: str, monkeypatch: pytest.MonkeyPatch):
+    def prepare(op: prepared_ops.Op, weights: dict[str, Tensor], dtype: torch.dtype, backend: str):
+        if backend == "broken":
+            weights = {name: 1.001 * weight for name, weight in weights.items()}
+        return plain(op, weights, dtype, "reference")
+
+    plain = prepared_ops.Op.prepare
+    monkeypatch.setattr(prepared_ops.Op, "prepare", prepare)
+    monkeypatch.setattr(prepared_ops, "ENGINES", ("reference", "broken"))
+    monkeypatch.setitem(prepared_ops.STAGES, 4, (3, 32))
+    case = prepared_ops.Case(name, stage=4, batch=1, dtype="float32")
+    limits = turns.Limits({"float32": 1e12}, 1e11)
+    reference, broken = prepared_ops.measure(case, limits=limits, budget_s=0.0)
+    assert reference.ms_p50 is not None
+    assert broken.ms_p50 is None
+    assert broken.note.startswith("wrong output")
+
+
+def test_the_bench_of_prepared_ops_chooses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    measured = []
+    monkeypatch.setattr(prepared_ops, "measure", lambda case, **_: measured.append(case) or [])
+    monkeypatch.setattr(turns, "limits", lambda _: None)
+    monkeypatch.setattr(turns, "require_native", lambda *_: None)
+    monkeypatch.setattr(turns, "report", lambda *_: None)
+
+    def call(*arguments: str):
+        return CliRunner().invoke(prepared_ops.main, ["--output", str(tmp_path), *arguments])
+
+    assert call("--ops", "mlp,mixer", "--stages", "4", "--batch", "3").exit_code == 0
+    assert [(case.name, case.batch, case.dtype) for case in measured] == [
+        (f"{name} 7x7x2304", 3, dtype) for name in ("mixer", "mlp") for dtype in ("float32", "bfloat16")
+    ]
+    assert "--ops must be of linear_qkv," in call("--ops", "stem").output
+
+
 # The pages
 
 
@@ -474,3 +519,5 @@ def test_the_op_tables_show_the_worst_case(row: Row):
     assert "| forward | float32 | reference | 2.00x | 3.00x | 5.00x | 3 |" in readme.window_attention_summary(cases)
     assert "| a | 1 | float32 | forward | 9.00 | 3.00 | 3.00x | 50 % |" in readme.window_attention(cases)
     assert readme.network(cases) == "Not measured yet.\n"
+    prepared = [dataclasses.replace(case, suite="prepared_ops") for case in cases]
+    assert "| a | 1 | float32 | 9.00 | 3.00 | 3.00x | 50 % |" in readme.prepared_ops(prepared)

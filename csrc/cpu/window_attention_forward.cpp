@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cpu/window_attention.h"
+#include "cpu/window_attention_pairs.h"
 
 namespace hifuse {
 inline namespace HIFUSE_ISA {
@@ -17,7 +18,9 @@ class Forward {
   using T = typename Arithmetic<Stored>::Type;
 
  public:
-  explicit Forward(const WindowAttentionForward& args) : args_(args), sizes_(args.shape) {}
+  explicit Forward(const WindowAttentionForward& args) : args_(args), sizes_(args.shape) {
+    if (kAttendsPairs<Stored>) sizes_.keys = round_up(sizes_.tokens, kPanel);
+  }
 
   void run(const Parallel& parallel) const {
     const int64_t tasks = args_.shape.batch * sizes_.grid.windows() * args_.shape.num_heads;
@@ -72,6 +75,7 @@ class Forward {
     const Window all = allocate(scratch);
     Window w = all;
     Bias<T> bias(sizes_, static_cast<const T*>(args_.bias_table), args_.shape.num_heads);
+    std::conditional_t<kAttendsPairs<Stored>, PairsAttention, Nothing> pairs(args_, sizes_);
     locate(sizes_, place_of(sizes_, task_at(begin).window), args_.qkv, w.next);
     for (int64_t i = begin; i < end; ++i) {
       const Task task = task_at(i), next = task_at(i + 1 < end ? i + 1 : i);
@@ -82,8 +86,18 @@ class Forward {
       w.next_channel = next.head * sizes_.head_dim;
       w.regions = nullptr;
       if (sizes_.grid.mixed(place.row, place.column)) mark_regions(sizes_, place, w.regions = all.regions);
-      attend(task.head, bias.of_head(task.head), w);
+      if constexpr (kAttendsPairs<Stored>)
+        pairs.attend(task.head, bias.of_head(task.head), w.regions, w.in, w.out,
+                     [&](int64_t first, int64_t rows) { prefetch_next(first, rows, w); });
+      else
+        attend(task.head, bias.of_head(task.head), w);
     }
+  }
+
+  void prefetch_next(int64_t first, int64_t rows, const Window& w) const {
+    for (int64_t part = 0; part < 3; ++part)
+      prefetch<Stored>(sizes_, args_.qkv.data, w.next + first, rows,
+                       part * args_.shape.num_heads * sizes_.head_dim + w.next_channel);
   }
 
   void attend(int64_t head, const T* bias, const Window& w) const {
@@ -95,8 +109,7 @@ class Forward {
     for (int64_t first = 0; first < sizes_.tokens; first += kBlockRows) {
       const int64_t rows = sizes_.tokens - first < kBlockRows ? sizes_.tokens - first : kBlockRows;
       pack<Stored>(sizes_, args_.qkv.data, w.in + first, rows, channel, padding, w.rows);
-      for (int64_t part = 0; part < 3; ++part)
-        prefetch<Stored>(sizes_, args_.qkv.data, w.next + first, rows, part * channels + w.next_channel);
+      prefetch_next(first, rows, w);
       attend_rows(first, rows, channel, bias, w);
     }
   }
