@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +247,27 @@ def test_calls_from_many_threads(model: Any, backend: str) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow(model: Any) -> None:
+    """A thousand calls from eight threads, after as many as it takes to have all maps and all scratch memory."""
+    frozen = optimize_for_inference(model)
+    images = [image(1 + i % 3, 64, 64, torch.float32) for i in range(8)]
+
+    def work(x: Tensor, calls: int) -> None:
+        for _ in range(calls):
+            frozen(x)
+
+    def resident_mib() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    with ThreadPoolExecutor(len(images)) as pool:
+        list(pool.map(work, images, [50] * len(images)))
+        before = resident_mib()
+        list(pool.map(work, images, [125] * len(images)))
+        assert resident_mib() < before + 4
 
 
 BAD_IMAGES = [

@@ -14,4 +14,5 @@ extern int failures;
   } while (false)
 
 void test_geometry();
+void test_products();
 void test_vec();

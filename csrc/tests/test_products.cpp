@@ -1,0 +1,106 @@
+// What the prepared ops are made of: products of packed panels, GELU, Winograd's transforms.
+#include <cmath>
+#include <vector>
+
+#include "check.h"
+#include "cpu/activation.h"
+#include "cpu/panel.h"
+#include "cpu/winograd.h"
+
+using namespace hifuse;
+
+namespace {
+
+float pattern(int64_t i) { return static_cast<float>((i * 37 + 11) % 17 - 8); }  // small integers, exact in every type
+
+template <class S>
+S stored(float value) {
+  S to;
+  narrow(value, to);
+  return to;
+}
+
+template <class S>
+void test_product(int64_t rows, int64_t chunks) {
+  const int64_t depth = chunks * kChunk;
+  std::vector<S> a(static_cast<size_t>(rows * depth)), panel(static_cast<size_t>(depth * kPanel));
+  const auto a_at = [&](int64_t r, int64_t k) -> S& {
+    return a[static_cast<size_t>((k / kChunk * rows + r) * kChunk + k % kChunk)];
+  };
+  const auto panel_at = [&](int64_t k, int64_t n) -> S& {
+    return panel[static_cast<size_t>((k / kStep<S> * kPanel + n) * kStep<S> + k % kStep<S>)];
+  };
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t r = 0; r < rows; ++r) a_at(r, k) = stored<S>(pattern(r * 5 + k));
+    for (int64_t n = 0; n < kPanel; ++n) panel_at(k, n) = stored<S>(pattern(n * 3 + k * 7));
+  }
+  const int64_t stride = kPanel + 4;
+  std::vector<float> c(static_cast<size_t>(rows * stride), NAN);
+  for (const bool accumulate : {false, true})  // the second adds to the first
+    product<S>(rows, chunks, {a.data(), rows * kChunk}, panel.data(), c.data(), stride, accumulate, panel.data(), a.data());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t n = 0; n < kPanel; ++n) {
+      float expected = 0;
+      for (int64_t k = 0; k < depth; ++k) expected += widen(a_at(r, k)) * widen(panel_at(k, n));
+      CHECK(c[static_cast<size_t>(r * stride + n)] == 2 * expected);
+    }
+}
+
+template <class S>
+double worst_gelu(double& relative) {
+  double worst = 0;
+  relative = 0;
+  for (float x = -9; x < 9; x += 0.00173f) {
+    const double exact = 0.5 * x * std::erfc(-static_cast<double>(x) * std::sqrt(0.5));
+    const double error = std::abs(gelu<S>(splat(x))[0] - exact);
+    worst = std::max(worst, error);
+    if (std::abs(x) < 1 && x != 0) relative = std::max(relative, error / std::abs(exact));
+  }
+  return worst;
+}
+
+void test_gelu() {
+  double relative;
+  CHECK(worst_gelu<float>(relative) < 6e-7);
+  CHECK(relative < 6e-7);
+  CHECK(worst_gelu<BFloat16>(relative) < 2e-5);
+  CHECK(gelu<float>(splat(INFINITY))[0] == INFINITY);
+  CHECK(std::isnan(gelu<float>(splat(NAN))[0]));
+  CHECK(std::isnan(gelu<BFloat16>(splat(NAN))[0]));
+}
+
+// r outputs of a 3-tap filter along one axis, from r + 2 inputs.
+template <int kOutputs>
+void test_winograd(int r) {
+  using Matrices = WinogradMatrices<kOutputs>;
+  const double filter[3] = {0.75, -2, 1.25};
+  Vec<float> x[kOutputs + 2];
+  float inputs[kOutputs + 2];
+  for (int i = 0; i < r + 2; ++i) x[i] = splat(inputs[i] = pattern(i + 3));
+  Winograd<kOutputs>::input(r, x);
+  for (int k = 0; k < r + 2; ++k) {
+    const int position = Matrices::position(r, k);
+    CHECK(Matrices::uses(r, position));
+    double transformed = 0;
+    for (int tap = 0; tap < 3; ++tap) transformed += Matrices::filter(position, tap) * filter[tap];
+    x[k] *= static_cast<float>(transformed);
+  }
+  Winograd<kOutputs>::output(r, x);
+  for (int i = 0; i < r; ++i) {
+    const double expected = inputs[i] * filter[0] + inputs[i + 1] * filter[1] + inputs[i + 2] * filter[2];
+    CHECK(std::abs(x[i][0] - expected) < 1e-4);
+  }
+}
+
+}  // namespace
+
+void test_products() {
+  for (int64_t rows = 1; rows < 32; ++rows)
+    for (const int64_t chunks : {1, 2, 7, 13}) {
+      test_product<float>(rows, chunks);
+      test_product<BFloat16>(rows, chunks);
+    }
+  test_gelu();
+  for (int r = 1; r <= 2; ++r) test_winograd<2>(r);
+  for (int r = 1; r <= 4; ++r) test_winograd<4>(r);
+}
