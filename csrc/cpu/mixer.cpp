@@ -112,9 +112,12 @@ class WinogradKernel {
     const int64_t pieces = divide_up(group.count(), 4);
     parallel.each(pieces, [&](int64_t piece) {
       const Range part = group.part(piece, pieces);
+      Scratch scratch;
+      const S* const zeros = scratch.take<S>(depth_);
       for (int64_t tile = part.first; tile < part.last; ++tile) {
         const Place place = tiles_.place(tile);
-        place.whole() ? transform_input<true>(group, tile, place, inputs) : transform_input<false>(group, tile, place, inputs);
+        place.whole() ? transform_input<true>(group, tile, place, zeros, inputs)
+                      : transform_input<false>(group, tile, place, zeros, inputs);
       }
     });
     const int64_t fitting = kOperandBytes / (depth_ * static_cast<int64_t>(sizeof(S)));
@@ -133,10 +136,8 @@ class WinogradKernel {
 
   // `kWhole` makes the sizes constants.
   template <bool kWhole>
-  void transform_input(Range group, int64_t tile, const Place& place, S* inputs) const {
+  void transform_input(Range group, int64_t tile, const Place& place, const S* zeros, S* inputs) const {
     const int rows = kWhole ? kInputs : place.rows + 2, columns = kWhole ? kInputs : place.columns + 2;
-    Scratch scratch;
-    const S* const zeros = scratch.take<S>(depth_);
     const S* pixels[kInputs][kInputs];
     locate(place, rows, columns, zeros, pixels);
     for (int64_t channel = 0; channel < depth_; channel += kLanes<float>) {
