@@ -28,6 +28,7 @@ BACKENDS = ("auto", "reference", "native", "triton")
 # Per op, the kernel modules in the order in which "auto" tries them on any device; the reference serves what they cannot.
 _OPS: dict[str, dict[str, str]] = {
     "window_attention": {"native": "hifuse_fast.ops.window_attention.native"},
+    "layer_norm": {"triton": "hifuse_fast.ops.layer_norm.triton"},
     "linear": {"native": "hifuse_fast.ops.linear.native"},
     "stem": {"native": "hifuse_fast.ops.stem.native"},
     "local_block": {"native": "hifuse_fast.ops.local_block.native"},
@@ -86,6 +87,8 @@ def select(op: str, backend: str, **call: Any) -> ModuleType | None:
         return None
     if backend == "auto":
         for name in _OPS[op]:
+            if name == "triton" and call["device"].type != "cuda":
+                continue  # its interpreter is for tests
             if why_not(op, name, **call) is None:
                 return _kernels(op, name)
         return None
@@ -93,6 +96,13 @@ def select(op: str, backend: str, **call: Any) -> ModuleType | None:
     if reason is not None:
         raise BackendError(f"backend {backend!r} cannot serve {op}: {reason}")
     return _kernels(op, backend)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast computes in on `device`, None where it is off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def prepared_class(op: str, backend: str, **call: Any) -> type[Any]:
@@ -131,10 +141,16 @@ _loaded: dict[tuple[str, str], ModuleType] = {}
 
 
 def _kernels(op: str, backend: str) -> ModuleType:
-    key = (op, backend)
-    if key not in _loaded:
-        _loaded[key] = importlib.import_module(_OPS[op][backend])
-    return _loaded[key]
+    _load(op, backend)
+    return _loaded[op, backend]
+
+
+# torch.compile cannot trace an import, nor take a module for a constant.
+@torch.compiler.assume_constant_result  # type: ignore[misc, untyped-decorator, unused-ignore]
+def _load(op: str, backend: str) -> bool:
+    if (op, backend) not in _loaded:
+        _loaded[op, backend] = importlib.import_module(_OPS[op][backend])
+    return True
 
 
 @dataclass(frozen=True)

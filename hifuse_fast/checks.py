@@ -65,12 +65,13 @@ def check_heads(name: str, num_heads: int, dim: int) -> None:
         raise ValueError(f"{name} must divide the width {dim}, got {num_heads}")
 
 
-def check_map(name: str, x: Any, dim: int) -> None:
-    """Raise unless `x` is a floating tensor [B, H, W, dim] with at least one token."""
+def check_map(name: str, x: Any, dim: int | None = None) -> None:
+    """Raise unless `x` is a floating tensor [B, H, W, dim] with at least one token; None stands for any width."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.dim() != 4 or x.shape[-1] != dim or 0 in x.shape[1:3]:
-        raise ValueError(f"{name} must be [B, H, W, {dim}] with H and W at least 1, got {list(x.shape)}")
+    if x.dim() != 4 or dim not in (None, x.shape[-1]) or 0 in x.shape[1:]:
+        width = "C" if dim is None else dim
+        raise ValueError(f"{name} must be [B, H, W, {width}] with H, W and {width} at least 1, got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
 
@@ -105,6 +106,18 @@ def check_weights(**weights: tuple[Any, str]) -> dict[str, int]:
             raise ValueError(f"{name} must be on the device of the other weights, {device}, got {weight.device}")
         device = weight.device
     return sizes
+
+
+def check_parameter(name: str, value: Any, shape: Sequence[int], like: Tensor) -> None:
+    """Raise unless `value` is a tensor of `shape` on the device of `like`, of its dtype or float32 (as under autocast)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if list(value.shape) != list(shape):
+        raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the device of the map, {like.device}, got {value.device}")
+    if value.dtype not in (like.dtype, torch.float32):
+        raise TypeError(f"{name} must be {like.dtype} like the map, or float32, got {value.dtype}")
 
 
 def check_eps(name: str, value: Any) -> float:

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "hifuse_fast"
 LAW = {
     "ops/*/reference.py": ["ops.prepared"],
     "ops/*/native.py": ["_native", "ops.prepared", "ops.packing"],
-    "ops/*/triton.py": ["ops.prepared"],
+    "ops/*/triton.py": ["ops.prepared", "ops.*.triton", "gpu"],
+    "gpu/*.py": ["gpu", "ops"],
     "ops/*/api.py": ["backends", "checks", "ops.*.reference", "ops.prepared"],
     "ops/prepared.py": [],
     "ops/packing.py": ["_native"],
@@ -87,7 +88,8 @@ def test_outside_packages_at_the_top_of_a_file() -> None:
     standard = sys.stdlib_module_names
     for path in sources():
         place = path.relative_to(PACKAGE).parts[0]
-        allowed = EVERYWHERE | APPLICATION.get(place, set()) | {"hifuse_fast"}
+        triton = {"triton"} if place == "gpu" or path.name == "triton.py" else set()
+        allowed = EVERYWHERE | APPLICATION.get(place, set()) | triton | {"hifuse_fast"}
         outside = {name.split(".")[0] for name in imports(path, top_level_only=True)} - set(standard) - allowed
         assert not outside, f"{path.relative_to(ROOT)} imports {outside} at its top"
 

@@ -1,10 +1,11 @@
 """The fused operations: one folder per op, channels last, each with a reference that defines it.
 
-`window_attention` is called as it is and has gradients. The prepared ops serve inference: `prepare_<op>` packs the weights
-once, and returns a module.
+Functions over maps have gradients. The prepared ops serve inference: `prepare_<op>` packs the weights once and returns a
+module.
 """
 
 from hifuse_fast.ops.gated_concat import prepare_gated_concat
+from hifuse_fast.ops.layer_norm import layer_norm
 from hifuse_fast.ops.linear import prepare_linear
 from hifuse_fast.ops.local_block import prepare_local_block
 from hifuse_fast.ops.mixer import prepare_mixer
@@ -13,6 +14,7 @@ from hifuse_fast.ops.stem import prepare_stem
 from hifuse_fast.ops.window_attention import window_attention
 
 __all__ = [
+    "layer_norm",
     "prepare_gated_concat",
     "prepare_linear",
     "prepare_local_block",
