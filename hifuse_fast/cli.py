@@ -121,11 +121,14 @@ def predict_command(
     warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
     failed: list[Path] = []
     with _writing(output) as file, hifuse_fast.use_backend(backend), _progress(len(files), output) as on_progress:
-        network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=predict.DTYPES[dtype])
+        frozen = on.type == "cpu" and backend in ("auto", "native") and dtype != "float16"
+        network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=predict.DTYPES["float32" if frozen else dtype])
         found = _check_model(model, network, checkpoint)
         names = predict.load_classes(classes, network.num_classes)
+        serving = hifuse_fast.optimize_for_inference(network, predict.DTYPES[dtype]) if frozen else network
+        del network  # its memory is as much again
         rows = predict.predict(
-            files, network, preprocess, names, batch_size=batch_size, device=on, dtype=predict.DTYPES[dtype], workers=workers,
+            files, serving, preprocess, names, batch_size=batch_size, device=on, dtype=predict.DTYPES[dtype], workers=workers,
             max_pixels=max_pixels, on_progress=on_progress,
         )  # fmt: skip
         rows = _name_failures(rows, failed)
