@@ -8,6 +8,10 @@
 #   make test-asan  the ops under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make lint       ruff, mypy, clang-format                    make format     let them rewrite
 #   make docs       README and docs tables from benchmarks/results
+#   make kernel-report  every Triton kernel compiled for three architectures, without a GPU   ARGS="--architectures sm_90 ..."
+#   make tune       measure tile sizes on this GPU, write them into the tables                  ARGS="--kernels linear ..."
+#   make gpu-check  all there is to do on a GPU: STAGE=build|parity|tune|ops|network (all), REPORT=folder; in the environment
+#                   that is there (PYTHON=the interpreter that has torch, else that of VENV), nothing is installed
 #   make clean      remove the environment and the builds
 #
 # Variables: PYTHON (default python3), VENV (.venv), TORCH (torch==2.13.0; for instance a CPU build's wheel or version),
@@ -21,13 +25,15 @@ IMAGES ?=
 MODEL ?= hifuse_small
 ARGS ?=
 RESULTS ?= benchmarks/results
+STAGE ?=
+REPORT ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: help setup bench bench-ops bench-cpu test test-all test-asan test-cpp lint format docs clean
+.PHONY: help setup bench bench-ops bench-cpu kernel-report tune gpu-check test test-all test-asan test-cpp lint format docs clean
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -57,6 +63,17 @@ bench-ops: setup
 
 bench-cpu: setup $(VENV)/.peers
 	$(BIN)/python -m benchmarks.engines --output $(RESULTS) $(ARGS)
+
+kernel-report: setup
+	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.gpu.report $(ARGS)
+
+tune: setup
+	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.gpu.tune $(ARGS)
+
+# The interpreter that was named, else that of the virtual environment where there is one.
+CHECKER := $(if $(filter default file undefined,$(origin PYTHON)),$(or $(wildcard $(BIN)/python),$(PYTHON)),$(PYTHON))
+gpu-check:
+	$(CHECKER) -m benchmarks.gpu_check $(if $(STAGE),--stage $(STAGE)) $(if $(REPORT),--report "$(REPORT)")
 
 test: setup test-cpp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

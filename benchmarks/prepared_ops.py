@@ -198,7 +198,7 @@ def main(*, output: Path, names: str, stages: str, batch: str, budget: float) ->
         [int(stage) for stage in options.names("--stages", stages, map(str, STAGES))],
         options.batch_sizes(batch),
     )
-    turns.require_native(CPU, *dict.fromkeys(case.op.kind for case in cases))
+    turns.require_native(CPU, *dict.fromkeys(f"prepare_{case.op.kind}" for case in cases))
     limits, found, console = turns.limits(CPU), [], table.console()
     for case in track(cases, "prepared ops", console=console, transient=True):
         found += measure(case, limits=limits, budget_s=budget)

@@ -14,8 +14,10 @@ from statistics import median
 
 import click
 
+from benchmarks.turns import OWN
 from hifuse_fast.bench import rows, table
 from hifuse_fast.bench.rows import Row
+from hifuse_fast.gpu.predict import predictions
 
 PAGES = ("README.md", "docs/performance.md")
 RESULTS = "benchmarks/results"
@@ -53,6 +55,23 @@ def prepared_ops(found: Sequence[Row]) -> str:
     return _tables([row for row in found if row.suite == "prepared_ops"], _prepared_table)
 
 
+def gpu_ops(found: Sequence[Row]) -> str:
+    """Every case of the ops and blocks on CUDA devices, a line a case with the engines side by side."""
+    return _tables([row for row in found if row.suite == "gpu_ops"], _op_table)
+
+
+def gpu_ops_summary(found: Sequence[Row]) -> str:
+    """For each peer the worst, the median and the best case of our kernels on CUDA devices."""
+    return _tables([row for row in found if row.suite == "gpu_ops"], _op_summary)
+
+
+def gpu_predictions(_: Sequence[Row]) -> str:
+    """The floor of every call on an H200, of no row at all."""
+    head, body = predictions()
+    note = "bfloat16 at 4.3 TB/s and 790 TFLOP/s, each tensor moved once: predicted, not yet measured."
+    return f"{table.markdown(head, body)}\n\nH200, {note}\n"
+
+
 BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "network": network,
     "engines": engines,
@@ -60,6 +79,9 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "window_attention": window_attention,
     "window_attention_summary": window_attention_summary,
     "prepared_ops": prepared_ops,
+    "gpu_ops": gpu_ops,
+    "gpu_ops_summary": gpu_ops_summary,
+    "gpu_predictions": gpu_predictions,
 }
 
 
@@ -124,36 +146,44 @@ def _cases(found: Sequence[Row], columns: Sequence[str]) -> dict[tuple[str, ...]
 
 def _op_table(found: Sequence[Row], columns: Sequence[str] = CASE) -> str:
     engines = list(dict.fromkeys(row.engine for row in found))
-    peers = [engine for engine in engines if engine != "native"]
+    peers, ours = [name for name in engines if name not in OWN], " or ".join(name for name in engines if name in OWN)
     body = []
     for case, by_engine in _cases(found, columns).items():
         milliseconds = [table.number(by_engine[name].ms_p50) if name in by_engine else "-" for name in engines]
-        native = by_engine.get("native")
-        share = table.share(native.floor_share if native else None)
-        body.append([*case, *milliseconds, *(_ratio(by_engine.get(peer), native) for peer in peers), share])
-    head = [*columns, *(f"{name}, ms" for name in engines), *(f"native vs {peer}" for peer in peers)]
-    return table.markdown([*head, "native, of floor"], body)
+        own = _own(by_engine)
+        share = table.share(own.floor_share if own else None)
+        body.append([*case, *milliseconds, *(_ratio(by_engine.get(peer), own) for peer in peers), share])
+    head = [*columns, *(f"{name}, ms" for name in engines), *(f"{ours} vs {peer}" for peer in peers)]
+    return table.markdown([*head, f"{ours}, of floor"], body)
 
 
 def _op_summary(found: Sequence[Row]) -> str:
-    ratios: dict[tuple[str, str, str], list[float]] = {}
+    ratios: dict[tuple[str, str, str, str], list[float]] = {}
     for (_, _, dtype, mode), by_engine in _cases(found, CASE).items():
+        own = _own(by_engine)
         for peer, row in by_engine.items():
-            mine = by_engine.get("native")
-            if peer != "native" and mine and mine.ms_p50 and row.ms_p50:
-                ratios.setdefault((mode, dtype, peer), []).append(row.ms_p50 / mine.ms_p50)
-    head = ["mode", "dtype", "native against", "worst case", "median", "best case", "cases"]
+            if peer not in OWN and own and own.ms_p50 and row.ms_p50:
+                ratios.setdefault((mode, dtype, own.engine, peer), []).append(row.ms_p50 / own.ms_p50)
+    ours = " or ".join(dict.fromkeys(own for _, _, own, _ in ratios))
+    head = ["mode", "dtype", f"{ours} against", "worst case", "median", "best case", "cases"]
+    several = " or " in ours
     body = [
-        [*key, *(table.factor(value) for value in (min(group), median(group), max(group))), str(len(group))]
-        for key, group in sorted(ratios.items())
-    ]
+        [mode, dtype, f"{own}, {peer}" if several else peer]
+        + [table.factor(value) for value in (min(group), median(group), max(group))] + [str(len(group))]
+        for (mode, dtype, own, peer), group in sorted(ratios.items())
+    ]  # fmt: skip
     return table.markdown(head, body)
 
 
-def _ratio(peer: Row | None, native: Row | None) -> str:
-    if not (peer and native and peer.ms_p50 and native.ms_p50):
+def _own(by_engine: dict[str, Row]) -> Row | None:
+    """The row of our engine."""
+    return next((row for name, row in by_engine.items() if name in OWN), None)
+
+
+def _ratio(peer: Row | None, own: Row | None) -> str:
+    if not (peer and own and peer.ms_p50 and own.ms_p50):
         return "-"
-    return table.factor(peer.ms_p50 / native.ms_p50)
+    return table.factor(peer.ms_p50 / own.ms_p50)
 
 
 def render(page: str, found: Sequence[Row]) -> str:

@@ -15,7 +15,7 @@ from benchmarks.prepared_ops import ENGINES, NAMES, STAGES, Case, all_cases, can
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", all_cases(NAMES, STAGES, (1, 8)), ids=lambda case: f"{case.name} B{case.batch} {case.dtype}")
 def test_prepared_op(benchmark: BenchmarkFixture, case: Case, engine: str) -> None:
-    if engine == "native" and (reason := hifuse_fast.info().ops[case.op.kind]["native cpu"]):
+    if engine == "native" and (reason := hifuse_fast.info().ops[f"prepare_{case.op.kind}"]["native cpu"]):
         pytest.skip(reason)
     candidate = candidates(case, [engine])[engine]
     assert candidate.ok, "wrong output: not timed"

@@ -17,10 +17,11 @@ import torch
 from rich.console import Console
 
 import hifuse_fast
-from hifuse_fast.bench import machine, rows, table, timing
+from hifuse_fast.bench import cuda, machine, rows, table, timing
 from hifuse_fast.bench.rows import Row
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OWN = ("native", "triton", "hifuse_fast")  #: the engines that are ours; a case has one of them
 
 
 class Case(Protocol):
@@ -54,8 +55,14 @@ class Candidate:
 
     call: timing.Call
     ok: bool
-    error: float
+    error: float | None
     note: str = ""
+    plain: timing.Call | None = None  #: whose memory is measured, where it is not that of `call` (a CUDA graph has its own)
+
+    @property
+    def missing(self) -> bool:
+        """Whether the engine cannot run here, see `rows.Row`."""
+        return self.note.startswith(rows.MISSING)
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,9 @@ class Limits:
         return max(case.flop / self.peak[case.dtype], case.moved / self.bandwidth)
 
 
-def limits(device: torch.device) -> Limits:
+def limits(device: torch.device, dtypes: Mapping[str, torch.dtype] = DTYPES) -> Limits:
     """Those of `device`, measured now."""
-    peak = {name: machine.arithmetic_peak(device, dtype) for name, dtype in DTYPES.items()}
+    peak = {name: machine.arithmetic_peak(device, dtype) for name, dtype in dtypes.items()}
     return Limits(peak, machine.copy_bandwidth(device))
 
 
@@ -89,7 +96,7 @@ def measure(
 ) -> list[Row]:
     """Time the candidates that are right, in turns; a row each."""
     calls = {name: candidate.call for name, candidate in candidates.items() if candidate.ok}
-    memory = {name: machine.peak_memory(call, device) for name, call in calls.items()}
+    memory = {name: machine.peak_memory(candidates[name].plain or call, device) for name, call in calls.items()}
     with machine.Neighbours() as neighbours:
         timings = _time(calls, device, budget_s)
     common = {**asdict(machine.conditions(device)), "suite": suite, "case": case.name, "per": "call"}
@@ -104,7 +111,8 @@ def measure(
     found = []
     for name, candidate in candidates.items():
         figures = rows.figures(timings.get(name), timings.get("reference"), **work)
-        note = ", ".join(filter(None, [candidate.note, "" if candidate.ok else "wrong output", neighbours.note]))
+        failed = "" if candidate.ok or candidate.missing else "wrong output"
+        note = ", ".join(filter(None, [candidate.note, failed, neighbours.note]))
         found.append(Row(**common, **figures, engine=name, peak_mib=memory.get(name), error=candidate.error, note=note))
     return found
 
@@ -112,7 +120,8 @@ def measure(
 def _time(calls: Mapping[str, timing.Call], device: torch.device, budget_s: float) -> dict[str, timing.Timing]:
     if not calls:  # all of them wrong
         return {}
-    return timing.interleave(calls, budget_s=budget_s, warmup=3, synchronize=machine.synchronize(device))
+    timer = cuda.EventTimer(device) if device.type == "cuda" else None
+    return timing.interleave(calls, budget_s=budget_s, warmup=3, timer=timer)
 
 
 def report(console: Console, found: Sequence[Row], title: str, output: Path | None) -> None:
@@ -126,17 +135,17 @@ def report(console: Console, found: Sequence[Row], title: str, output: Path | No
         file = output / f"{found[0].device}.csv"
         rows.update(file, found)
         console.print(f"written: {file}", soft_wrap=True)
-    wrong = [f"{row.engine} {row.case} {row.dtype} {row.mode}" for row in found if row.ms_p50 is None]
+    wrong = [f"{row.engine} {row.case} {row.dtype} {row.mode}" for row in found if row.ms_p50 is None and not row.missing]
     if wrong:
         raise click.ClickException("wrong output, not timed: " + "; ".join(wrong))
 
 
 def show(console: Console, found: Sequence[Row], title: str) -> None:
-    """The table of all rows, then of the native kernel against each peer its worst and its best case."""
-    native = {key(row): row.ms_p50 for row in found if row.engine == "native"}
+    """The table of all rows, then of our engine against each peer its worst and its best case."""
+    own = {key(row): row.ms_p50 for row in found if row.engine in OWN}
 
     def ratio(row: Row) -> str:
-        mine = native.get(key(row))
+        mine = own.get(key(row))
         return "-" if row.ms_p50 is None or mine is None else f"{row.ms_p50 / mine:.2f}x"
 
     columns: list[table.Column] = [
@@ -148,7 +157,7 @@ def show(console: Console, found: Sequence[Row], title: str) -> None:
         ("GFLOP/s", lambda row: table.number(row.gflop_per_s)),
         ("GB/s", lambda row: table.number(row.gb_per_s)),
         ("of floor", lambda row: table.share(row.floor_share)),
-        ("native is", ratio),
+        ("ours is", ratio),
         ("error", lambda row: "-" if row.error is None else f"{row.error:.1e}"),
     ]
     console.print(table.terminal(found, columns, title, table.describe(found[0])))
@@ -164,16 +173,18 @@ def key(row: Row) -> tuple[str, int, str, str]:
 
 
 def summary(found: Sequence[Row]) -> list[str]:
-    """For each dtype, mode and peer: how much faster the native kernel is, in its worst and its best case."""
-    mine = {key(row): row.ms_p50 for row in found if row.engine == "native" and row.ms_p50}
+    """For each dtype, mode and peer: how much faster our engine is, in its worst and its best case."""
+    mine = {key(row): row for row in found if row.engine in OWN and row.ms_p50}
     dtypes, modes, engines = (dict.fromkeys(getattr(row, name) for row in found) for name in ("dtype", "mode", "engine"))
     lines = []
-    for dtype, mode, peer in itertools.product(dtypes, modes, [name for name in engines if name != "native"]):
+    for dtype, mode, peer in itertools.product(dtypes, modes, [name for name in engines if name not in OWN]):
         group = [row for row in found if (row.dtype, row.mode, row.engine) == (dtype, mode, peer)]
         ratios = sorted(
-            (row.ms_p50 / mine[key(row)], f"{row.case} B{row.batch}") for row in group if row.ms_p50 and key(row) in mine
+            (row.ms_p50 / mine[key(row)].ms_p50, f"{row.case} B{row.batch}", mine[key(row)].engine)  # type: ignore[operator]
+            for row in group
+            if row.ms_p50 and key(row) in mine
         )
         if ratios:
-            (worst, where), (best, _) = ratios[0], ratios[-1]
-            lines.append(f"{dtype} {mode}: native is {worst:.2f}x (worst: {where}) to {best:.2f}x as fast as {peer}")
+            (worst, where, own), (best, _, _) = ratios[0], ratios[-1]
+            lines.append(f"{dtype} {mode}: {own} is {worst:.2f}x (worst: {where}) to {best:.2f}x as fast as {peer}")
     return lines

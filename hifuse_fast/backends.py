@@ -1,8 +1,8 @@
 """Which backends there are, which one serves a call, and why another one cannot.
 
-An op is a row in `_OPS`: its kernels, module by module. A kernel module has `forward` and `backward`, or for a prepared op a
-class, and `why_not(**call) -> str | None`: the reason it cannot serve this call, or None. Nothing falls back silently: a
-backend asked for by name that cannot serve raises `BackendError`; only "auto" chooses.
+An op is a row in `_OPS`: its kernels, module by module. A kernel module has `forward` and `backward` for the function over
+maps, the op's class for the prepared op, or both; and `why_not(**call) -> str | None`: the reason it cannot serve this call, or
+None. Nothing falls back silently: a backend asked for by name that cannot serve raises `BackendError`; only "auto" chooses.
 """
 
 from __future__ import annotations
@@ -27,9 +27,16 @@ BACKENDS = ("auto", "reference", "native", "triton")
 
 # Per op, the kernel modules in the order in which "auto" tries them on any device; the reference serves what they cannot.
 _OPS: dict[str, dict[str, str]] = {
-    "window_attention": {"native": "hifuse_fast.ops.window_attention.native"},
+    "window_attention": {
+        "triton": "hifuse_fast.ops.window_attention.triton",
+        "native": "hifuse_fast.ops.window_attention.native",
+    },
     "layer_norm": {"triton": "hifuse_fast.ops.layer_norm.triton"},
-    "linear": {"native": "hifuse_fast.ops.linear.native"},
+    "depthwise_norm": {"triton": "hifuse_fast.ops.depthwise_norm.triton"},
+    "batch_norm": {"triton": "hifuse_fast.ops.batch_norm.triton"},
+    "max_mean": {"triton": "hifuse_fast.ops.max_mean.triton"},
+    "concat_norm": {"triton": "hifuse_fast.ops.concat_norm.triton"},
+    "linear": {"triton": "hifuse_fast.ops.linear.triton", "native": "hifuse_fast.ops.linear.native"},
     "stem": {"native": "hifuse_fast.ops.stem.native"},
     "local_block": {"native": "hifuse_fast.ops.local_block.native"},
     "gated_concat": {"native": "hifuse_fast.ops.gated_concat.native"},
@@ -68,12 +75,13 @@ def current_backend() -> str:
     return _chosen.get()
 
 
-def select(op: str, backend: str, **call: Any) -> ModuleType | None:
+def select(op: str, backend: str, *, prepared: bool = False, **call: Any) -> ModuleType | None:
     """The kernel module that serves this call, or None for the reference.
 
     Args:
         op: the op's name, a folder of `hifuse_fast.ops`.
         backend: the call's own `backend` argument; "auto" defers to `use_backend`.
+        prepared: whether it is the prepared op that is called, not the function over maps.
         call: what the kernels' `why_not` look at (tensors and options of the op).
 
     Raises:
@@ -89,10 +97,10 @@ def select(op: str, backend: str, **call: Any) -> ModuleType | None:
         for name in _OPS[op]:
             if name == "triton" and call["device"].type != "cuda":
                 continue  # its interpreter is for tests
-            if why_not(op, name, **call) is None:
+            if why_not(op, name, prepared=prepared, **call) is None:
                 return _kernels(op, name)
         return None
-    reason = why_not(op, backend, **call)
+    reason = why_not(op, backend, prepared=prepared, **call)
     if reason is not None:
         raise BackendError(f"backend {backend!r} cannot serve {op}: {reason}")
     return _kernels(op, backend)
@@ -110,22 +118,31 @@ def prepared_class(op: str, backend: str, **call: Any) -> type[Any]:
 
     It has the op's name: `GatedConcat` of `hifuse_fast.ops.gated_concat.native` or `.reference`.
     """
-    module = select(op, backend, **call) or importlib.import_module(f"hifuse_fast.ops.{op}.reference")
-    found: type[Any] = getattr(module, "".join(word.capitalize() for word in op.split("_")))
+    module = select(op, backend, prepared=True, **call) or _reference(op)
+    found: type[Any] = getattr(module, _class_name(op))
     return found
 
 
-def why_not(op: str, backend: str, **call: Any) -> str | None:
-    """Why `backend` cannot serve this call of `op`, or None when it can."""
+def why_not(op: str, backend: str, *, prepared: bool = False, **call: Any) -> str | None:
+    """Why `backend` cannot serve this call of `op` (of its prepared form), or None when it can."""
     if backend == "reference":
         return None
     unavailable = _unavailable(backend)
     if unavailable is not None:
         return unavailable
-    if backend not in _OPS[op]:
+    if backend not in _OPS[op] or not hasattr(_kernels(op, backend), _class_name(op) if prepared else "forward"):
         return f"there is no {backend} kernel for it yet"
     reason: str | None = _kernels(op, backend).why_not(**call)
     return reason
+
+
+def _class_name(op: str) -> str:
+    """Of the prepared op."""
+    return "".join(word.capitalize() for word in op.split("_"))
+
+
+def _reference(op: str) -> ModuleType:
+    return importlib.import_module(f"hifuse_fast.ops.{op}.reference")
 
 
 def _unavailable(backend: str) -> str | None:
@@ -155,7 +172,10 @@ def _load(op: str, backend: str) -> bool:
 
 @dataclass(frozen=True)
 class Info:
-    """What this machine has, what was built, and which backend serves which op (None) or why it does not (a reason)."""
+    """What this machine has, what was built, and which backend serves which op (None) or why it does not (a reason).
+
+    Ops go by the name of their public function: "linear" is the one over maps, "prepare_linear" makes the prepared op.
+    """
 
     version: str
     machine: dict[str, str]
@@ -175,7 +195,7 @@ class Info:
 
 def info() -> Info:
     """What this machine has, what was built, and which backend serves what, with reasons where one does not."""
-    return Info(__version__, _machine(), _build(), {op: _served(op) for op in _OPS})
+    return Info(__version__, _machine(), _build(), _ops())
 
 
 def _machine() -> dict[str, str]:
@@ -202,11 +222,22 @@ def _build() -> dict[str, str]:
     }
 
 
-def _served(op: str) -> dict[str, str | None]:
-    """For each backend, whether it could serve a float32 call of `op` on the devices of this machine."""
+def _ops() -> dict[str, dict[str, str | None]]:
+    """What serves the public functions of each op; the reference has both forms where there are both."""
+    found = {}
+    for op in _OPS:
+        if hasattr(_reference(op), op):
+            found[op] = _served(op, prepared=False)
+        if hasattr(_reference(op), _class_name(op)):
+            found[f"prepare_{op}"] = _served(op, prepared=True)
+    return found
+
+
+def _served(op: str, prepared: bool) -> dict[str, str | None]:
+    """For each backend, whether it could serve a float32 call on the devices of this machine."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     return {
-        f"{backend} {device}": why_not(op, backend, device=torch.device(device), dtype=torch.float32)
+        f"{backend} {device}": why_not(op, backend, prepared=prepared, device=torch.device(device), dtype=torch.float32)
         for backend in BACKENDS[1:]
         for device in devices
     }

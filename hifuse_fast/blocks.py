@@ -6,13 +6,15 @@ normalisation (eps 1e-5), LN layer normalisation over the channels, GELU the exa
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifuse_fast import ops
 from hifuse_fast.checks import check_choice, check_count, check_flag, check_heads, check_map, check_rate
-from hifuse_fast.layers import BatchNorm2d, Conv2d, ConvNorm, DropPath, pad_to_multiple
+from hifuse_fast.layers import BatchNorm2d, Conv2d, ConvNorm, DropPath, batch_norm
 from hifuse_fast.ops.window_attention.api import MAX_WINDOW_SIZE
 from hifuse_fast.ops.window_attention.reference import relative_position_index
 
@@ -75,10 +77,12 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(check_rate("proj_drop", proj_drop))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """The attention of x, or of norm(x)."""
         check_map("x", x, self.dim)
+        scale: dict[str, Any] = {} if norm is None else {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
         x = ops.window_attention(
-            self.qkv(x),
+            ops.linear(x, self.qkv.weight, self.qkv.bias, **scale),
             self.relative_position_bias_table,
             num_heads=self.num_heads,
             window_size=self.window_size,
@@ -86,7 +90,7 @@ class WindowAttention(nn.Module):
             qkv_bias=self.qkv.bias,
             dropout_p=self.attn_drop if self.training else 0.0,
         )
-        out: Tensor = self.proj_drop(self.proj(x))
+        out: Tensor = self.proj_drop(ops.linear(x, self.proj.weight, self.proj.bias))
         return out
 
 
@@ -134,8 +138,7 @@ class GlobalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map("x", x, self.attn.dim)
-        out: Tensor = x + self.drop_path(F.gelu(self.fc1(self.attn(self.norm1(x)))))
-        return out
+        return _add_gelu_linear(x, self.attn(x, self.norm1), self.fc1, self.drop_path)
 
 
 class LocalBlock(nn.Module):
@@ -158,8 +161,9 @@ class LocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map("x", x, self.dim)
-        out: Tensor = x + self.drop_path(F.gelu(self.pwconv(self.norm(self.dwconv(x)))))
-        return out
+        conv, norm = self.dwconv, self.norm
+        mixed = ops.depthwise_norm(x, conv.weight, cast(Tensor, conv.bias), norm.weight, norm.bias, eps=norm.eps)
+        return _add_gelu_linear(x, mixed, self.pwconv, self.drop_path)
 
 
 class PatchMerging(nn.Module):
@@ -181,11 +185,10 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map("x", x, self.dim)
-        x = pad_to_multiple(x, 2)
-        batch, height, width, dim = x.shape
-        patches = x.reshape(batch, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5).flatten(3)
-        out: Tensor = self.reduction(self.norm(patches))
-        return out
+        norm = self.norm
+        return ops.linear(
+            x, self.reduction.weight, norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps, rows="patches"
+        )  # fmt: skip
 
 
 class InvertedMLP(nn.Module):
@@ -215,10 +218,11 @@ class InvertedMLP(nn.Module):
         self.conv3 = ConvNorm(hidden_dim, check_count("out_dim", out_dim), 1, bias=False)
         self.bn1 = BatchNorm2d(dim)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """The MLP of z, or shortcut + that."""
         check_map("z", z, self.dim)
-        mixed = self.bn1(F.gelu(self.conv1(z)) + z)
-        out: Tensor = self.conv3(F.gelu(self.conv2(mixed)))
+        mixed = batch_norm(self.bn1, F.gelu(self.conv1(z)) + z)
+        out: Tensor = self.conv3(F.gelu(self.conv2(mixed)), residual=shortcut)
         return out
 
 
@@ -283,30 +287,28 @@ class HFFBlock(nn.Module):
         self._check(local_map, global_map, fused_map)
         w_l, w_g = self.W_l(local_map), self.W_g(global_map)
         if fused_map is None:
-            x = F.gelu(self.W(self.norm2(torch.cat([w_l, w_g], -1))))
-            return self._fuse(local_map, global_map, x)
-        w_f = _average_pool(F.relu(self.Updim(fused_map)))
-        x = F.gelu(self.W3(self.norm1(torch.cat([w_f, w_l, w_g], -1))))
-        return w_f + self._fuse(local_map, global_map, x)
-
-    def _fuse(self, local_map: Tensor, global_map: Tensor, x: Tensor) -> Tensor:
-        gated = torch.cat([self._gate_channels(global_map), self._gate_space(local_map), x], -1)
-        out: Tensor = self.drop_path(self.residual(self.norm3(gated)))
+            w_f, norm, reduce, maps = None, self.norm2, self.W, [w_l, w_g]
+        else:
+            w_f = self.Updim(fused_map, activation="relu", pool=True)
+            norm, reduce, maps = self.norm1, self.W3, [w_f, w_l, w_g]
+        x = reduce(ops.concat_norm(*maps, weight=norm.weight, bias=norm.bias, eps=norm.eps), activation="gelu")
+        gates = [self._channel_gate(global_map), self._spatial_gate(local_map), None]
+        norm = self.norm3
+        z = ops.concat_norm(global_map, local_map, x, weight=norm.weight, bias=norm.bias, gates=gates, eps=norm.eps)
+        out: Tensor
+        if w_f is None or not self.drop_path.active:
+            out = self.drop_path(self.residual(z, w_f))
+        else:
+            out = w_f + self.drop_path(self.residual(z))
         return out
 
-    def _gate_space(self, x: Tensor) -> Tensor:
-        statistics = torch.cat([x.max(-1, keepdim=True).values, x.mean(-1, keepdim=True)], -1)
-        gate: Tensor = self.spatial(statistics).sigmoid()
-        return gate * x
+    def _spatial_gate(self, x: Tensor) -> Tensor:
+        gate: Tensor = self.spatial(ops.max_mean(x, over="channels"), activation="sigmoid")
+        return gate  # [B, H, W, 1]
 
-    def _gate_channels(self, x: Tensor) -> Tensor:
-        channels_first = x.permute(0, 3, 1, 2)
-        largest = F.adaptive_max_pool2d(channels_first, 1).permute(0, 2, 3, 1)
-        mean = F.adaptive_avg_pool2d(channels_first, 1).permute(0, 2, 3, 1)
-        gate: Tensor = (self.se(largest) + self.se(mean)).sigmoid()
-        if self.channel_gate == "double_sigmoid":
-            gate = gate.sigmoid()
-        return gate * x
+    def _channel_gate(self, x: Tensor) -> Tensor:
+        gate: Tensor = self.se(ops.max_mean(x, over="pixels")).sum(1, keepdim=True).sigmoid()
+        return gate.sigmoid() if self.channel_gate == "double_sigmoid" else gate  # [B, 1, 1, C]
 
     def _check(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None) -> None:
         check_map("local_map", local_map, self.dim)
@@ -328,5 +330,9 @@ def check_window_size(window_size: int) -> int:
     return window_size
 
 
-def _average_pool(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+def _add_gelu_linear(x: Tensor, branch: Tensor, linear: nn.Linear, drop_path: DropPath) -> Tensor:
+    """x + drop_path(GELU(linear(branch))), in one op where no path is dropped."""
+    if drop_path.active:
+        out: Tensor = x + drop_path(ops.linear(branch, linear.weight, linear.bias, activation="gelu"))
+        return out
+    return ops.linear(branch, linear.weight, linear.bias, activation="gelu", residual=x)

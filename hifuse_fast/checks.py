@@ -108,16 +108,22 @@ def check_weights(**weights: tuple[Any, str]) -> dict[str, int]:
     return sizes
 
 
-def check_parameter(name: str, value: Any, shape: Sequence[int], like: Tensor) -> None:
-    """Raise unless `value` is a tensor of `shape` on the device of `like`, of its dtype or float32 (as under autocast)."""
+def check_parameter(
+    name: str, value: Any, shape: Sequence[int], like: Tensor, dtypes: Sequence[torch.dtype] | None = None
+) -> None:
+    """Raise unless `value` is a tensor of `shape` on the device of `like`, of one of `dtypes`.
+
+    Where those are not given: of the dtype of `like`, or float32 (as under autocast).
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if list(value.shape) != list(shape):
         raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
     if value.device != like.device:
         raise ValueError(f"{name} must be on the device of the map, {like.device}, got {value.device}")
-    if value.dtype not in (like.dtype, torch.float32):
-        raise TypeError(f"{name} must be {like.dtype} like the map, or float32, got {value.dtype}")
+    if value.dtype not in (dtypes or (like.dtype, torch.float32)):
+        expected = f"{like.dtype} like the map, or float32" if dtypes is None else " or ".join(map(str, dtypes))
+        raise TypeError(f"{name} must be {expected}, got {value.dtype}")
 
 
 def check_eps(name: str, value: Any) -> float:

@@ -122,7 +122,8 @@ def predict_command(
     failed: list[Path] = []
     with _writing(output) as file, hifuse_fast.use_backend(backend), _progress(len(files), output) as on_progress:
         frozen = on.type == "cpu" and backend in ("auto", "native") and dtype != "float16"
-        network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=predict.DTYPES["float32" if frozen else dtype])
+        loaded = "float32" if frozen else dtype  # what is folded is folded before it is rounded
+        network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=predict.DTYPES[loaded])
         found = _check_model(model, network, checkpoint)
         names = predict.load_classes(classes, network.num_classes)
         serving = hifuse_fast.optimize_for_inference(network, predict.DTYPES[dtype]) if frozen else network

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hifuse_fast import ops
 from hifuse_fast.checks import check_rate
+from hifuse_fast.ops.batch_norm.reference import activate
 
 
 class Conv2d(nn.Conv2d):
@@ -28,19 +31,33 @@ class Conv2d(nn.Conv2d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over the channels of [B, H, W, C]."""
+    """`nn.BatchNorm2d` over the channels of [B, H, W, C], and what follows it: see `hifuse_fast.ops.batch_norm`."""
+
+    def forward(self, x: Tensor, activation: str = "none", pool: bool = False, residual: Tensor | None = None) -> Tensor:
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # a plain average over all batches
+                momentum = 1.0 / float(self.num_batches_tracked)
+        kept = (self.running_mean, self.running_var) if not self.training or self.track_running_stats else (None, None)
+        return ops.batch_norm(
+            x, self.weight, self.bias, *kept, training=self.training or self.running_mean is None, momentum=momentum,
+            eps=self.eps, activation=activation, pool=pool, residual=residual,
+        )  # fmt: skip
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` over the channels of [B, H, W, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 3, 1, 2)
-        if self.training and x.is_cpu:
-            # PyTorch's channels-last CPU kernel adds up a channel in one float32, which at 8 images of 56 x 56 already costs a
-            # relative error of 4e-5; its channels-first kernel keeps 3e-7, and two copies are little in a training step.
-            return super().forward(x.contiguous()).permute(0, 2, 3, 1).contiguous()
-        return super().forward(x).permute(0, 2, 3, 1)
+        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
 class ConvNorm(nn.Module):
-    """BN(conv(x)) with "same" padding, [B, H, W, in_dim] -> [B, H, W, out_dim]; `norm=False` leaves the conv alone."""
+    """act(BN(conv(x))) with "same" padding, [B, H, W, in_dim] -> [B, H, W, out_dim]; `norm=False` leaves the conv alone.
+
+    A call may ask for what `BatchNorm2d` can do after it: `activation`, `pool`, `residual`.
+    """
 
     def __init__(
         self, in_dim: int, out_dim: int, kernel_size: int, *, bias: bool = True, norm: bool = True, groups: int = 1
@@ -49,9 +66,22 @@ class ConvNorm(nn.Module):
         self.conv = Conv2d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=bias, groups=groups)
         self.bn = BatchNorm2d(out_dim) if norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **after: Any) -> Tensor:
         x = self.conv(x)
-        return x if self.bn is None else self.bn(x)
+        return x if self.bn is None else batch_norm(self.bn, x, **after)
+
+
+def batch_norm(
+    norm: nn.Module, x: Tensor, activation: str = "none", pool: bool = False, residual: Tensor | None = None
+) -> Tensor:
+    """`norm` of a map: a `BatchNorm2d`, or what a user put in its place for [B, C, H, W], as `nn.SyncBatchNorm`."""
+    if isinstance(norm, BatchNorm2d):
+        out: Tensor = norm(x, activation, pool, residual)
+        return out
+    x = activate(norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), activation)
+    if pool:
+        x = F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    return x if residual is None else residual + x
 
 
 class DropPath(nn.Module):
@@ -64,8 +94,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = check_rate("rate", rate)
 
+    @property
+    def active(self) -> bool:
+        """Whether a call does anything."""
+        return self.rate > 0.0 and self.training
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
+        if not self.active:
             return x
         keep = 1.0 - self.rate
         draw = torch.rand((x.shape[0],) + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)

@@ -25,7 +25,7 @@ from hifuse_fast.blocks import (
     check_window_size,
 )
 from hifuse_fast.checks import check_choice, check_count, check_counts, check_flag, check_heads, check_rate
-from hifuse_fast.layers import Conv2d, frozen_statistics, pad_to_multiple
+from hifuse_fast.layers import Conv2d, LayerNorm, frozen_statistics, pad_to_multiple
 
 STAGES = 4
 STRIDE = 32  # of the last stage; images are padded to a multiple of it
@@ -67,7 +67,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
         self.proj = Conv2d(in_chans, dim, kernel_size=4, stride=4)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.norm(self.proj(x))
@@ -161,9 +161,9 @@ class HiFuse(nn.Module):
 
         # The order of construction is the official one: it is the order of the state_dict and of the random draws.
         self.downsample_layers = nn.ModuleList(
-            [nn.Sequential(Conv2d(in_chans, dims[0], kernel_size=4, stride=4), nn.LayerNorm(dims[0], eps=1e-6))]
+            [nn.Sequential(Conv2d(in_chans, dims[0], kernel_size=4, stride=4), LayerNorm(dims[0], eps=1e-6))]
             + [
-                nn.Sequential(nn.LayerNorm(dims[i], eps=1e-6), Conv2d(dims[i], dims[i + 1], kernel_size=2, stride=2))
+                nn.Sequential(LayerNorm(dims[i], eps=1e-6), Conv2d(dims[i], dims[i + 1], kernel_size=2, stride=2))
                 for i in range(STAGES - 1)
             ]
         )

@@ -18,9 +18,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 Call = Callable[..., Tensor]  # (tensors by name, backend=...) -> output
 
 
-def kernels(op: str, *names: str) -> list[Any]:
+def kernels(op: str, *names: str, device: torch.device = DEVICE) -> list[Any]:
     """Parameters: these backends' kernels of an op; one that cannot serve on this machine is skipped with its reason."""
-    reasons = {name: backends.why_not(op, name, device=DEVICE, dtype=torch.float32) for name in names}
+    reasons = {name: backends.why_not(op, name, device=device, dtype=torch.float32) for name in names}
     return [
         pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=str(reason))) for name, reason in reasons.items()
     ]

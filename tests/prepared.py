@@ -20,7 +20,7 @@ Rule = Callable[[Tensor, Tensor, Tensor], None]
 
 def kernels(op: str) -> list[Any]:
     """Parameters: the kernels of an op; one that cannot serve here is skipped with its reason."""
-    reason = backends.why_not(op, "native", device=torch.device("cpu"), dtype=torch.float32)
+    reason = backends.why_not(op, "native", prepared=True, device=torch.device("cpu"), dtype=torch.float32)
     return [pytest.param("native", marks=pytest.mark.skipif(reason is not None, reason=str(reason)))]
 
 

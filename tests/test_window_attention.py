@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
 import hifuse_fast
-from hifuse_fast import backends
+from hifuse_fast.gpu import configs
 from hifuse_fast.ops import window_attention
 from hifuse_fast.testing import assert_within_rule, nan_poisoned_empty, relative_error
+from tests.functional import DEVICE, DTYPES, kernels
 
-KERNELS = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            backends.why_not("window_attention", name, device=torch.device("cpu"), dtype=torch.float32) is not None,
-            reason=str(backends.why_not("window_attention", name, device=torch.device("cpu"), dtype=torch.float32)),
-        ),
-    )
-    for name in ("native",)
-]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DEVICES = {"native": torch.device("cpu")}  # of a backend's tensors, where it is not DEVICE
+NATIVE = kernels("window_attention", "native", device=DEVICES["native"])
+TRITON = kernels("window_attention", "triton")
+KERNELS = [*NATIVE, *TRITON]
+
+
+def device_of(backend: str) -> torch.device:
+    return DEVICES.get(backend, DEVICE)
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Case:
             "scale": self.scale,
         }
 
-    def tensors(self, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor | None], Tensor]:
-        """[qkv, bias_table, qkv_bias] and a gradient of the output."""
-        generator = torch.Generator().manual_seed(seed)
+    def tensors(self, dtype: torch.dtype, backend: str = "native") -> tuple[list[Tensor | None], Tensor]:
+        """[qkv, bias_table, qkv_bias] and a gradient of the output, on the device of a backend."""
+        generator = torch.Generator().manual_seed(0)
 
         def normal(*size: int) -> Tensor:
-            return torch.randn(size, generator=generator).to(dtype)
+            return torch.randn(size, generator=generator).to(device_of(backend), dtype)
 
         channels = self.num_heads * self.head_dim
         qkv = normal(*self.shape, 3 * channels)
@@ -73,6 +73,21 @@ CASES = [
     Case("window of one token", (1, 3, 5), 2, 16, window_size=1),
     Case("window of two", (2, 5, 4), 1, 9, window_size=2, shift_size=1, scale=2.0),
     Case("many windows to a chunk", (2, 33, 40), 1, 8, window_size=3, shift_size=1),
+]
+# What Triton's interpreter, where there is no GPU, computes in a second or two.
+TRITON_CASES = [
+    Case("as stage 3 of HiFuse, shifted", (1, 14, 14), 1, 32, shift_size=3),
+    replace(CASES[1], num_heads=1),
+    Case("padded both ways, odd everything", (2, 6, 9), 2, 17, window_size=5, shift_size=2, scale=0.3),
+    replace(CASES[3], num_heads=1),
+    *CASES[4:5],
+    Case("two blocks of tokens to a window", (1, 8, 11), 1, 24, window_size=9, shift_size=4, scale=0.5),
+    *CASES[6:9],
+]
+SERVED = [
+    pytest.param(case, kernel.values[0], marks=kernel.marks, id=f"{kernel.values[0]}, {case.name}")
+    for kernel, cases in ((NATIVE[0], CASES), (TRITON[0], TRITON_CASES))
+    for case in cases
 ]
 SLOW_CASES = [
     Case(f"h{heads} d{dim} m{window} s{shift} {height}x{width}", (2, height, width), heads, dim, window, shift)
@@ -96,7 +111,7 @@ def run(case: Case, tensors: list[Tensor | None], grad: Tensor, backend: str, dt
 
 
 def check_parity(case: Case, dtype: torch.dtype, kernel: str) -> None:
-    tensors, grad = case.tensors(dtype)
+    tensors, grad = case.tensors(dtype, kernel)
     with nan_poisoned_empty():
         actual = run(case, tensors, grad, kernel, dtype)
     eager = run(case, tensors, grad, "reference", dtype)
@@ -148,9 +163,8 @@ def test_reference_is_the_definition(case: Case) -> None:
 # ---- Kernels -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("case", "kernel"), SERVED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@named(CASES)
 def test_kernel_obeys_the_rule(case: Case, dtype: torch.dtype, kernel: str) -> None:
     check_parity(case, dtype, kernel)
 
@@ -163,7 +177,38 @@ def test_kernel_obeys_the_rule_everywhere(case: Case, dtype: torch.dtype, kernel
     check_parity(case, dtype, kernel)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@contextlib.contextmanager
+def small_tiles() -> Iterator[None]:
+    """Within the block, Triton programs take several windows each, in blocks of 16 tokens."""
+    config = {"block": 16, "programs": 2, "num_warps": 4, "num_stages": 1}
+    with configs.override("window_attention_forward", config), configs.override("window_attention_backward", config):
+        yield
+
+
+TILED_CASES = [
+    Case("one block", (2, 6, 8), 1, 8, window_size=3, shift_size=1, scale=0.5),
+    Case("two blocks", (1, 6, 14), 1, 8, window_size=5, shift_size=2),
+]
+
+
+@pytest.mark.parametrize("kernel", TRITON)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@named(TILED_CASES)
+def test_programs_of_several_windows(case: Case, dtype: torch.dtype, kernel: str) -> None:
+    with small_tiles():
+        check_parity(case, dtype, kernel)
+
+
+@pytest.mark.parametrize("kernel", TRITON)
+@named(TILED_CASES)
+def test_equal_inputs_give_equal_bits(case: Case, kernel: str) -> None:
+    tensors, grad = case.tensors(torch.bfloat16, kernel)
+    with small_tiles():
+        once, again = (run(case, tensors, grad, kernel, torch.bfloat16) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
 @named(CASES)
 def test_float64_is_exact(case: Case, kernel: str) -> None:
     tensors, grad = case.tensors(torch.float64)
@@ -172,7 +217,7 @@ def test_float64_is_exact(case: Case, kernel: str) -> None:
         assert relative_error(a, e) < 1e-12
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", NATIVE)
 @pytest.mark.parametrize("case", [CASES[2], CASES[8]], ids=lambda case: case.name)
 def test_gradcheck(case: Case, kernel: str) -> None:
     small = Case("gradcheck", (1, *case.shape[1:]), 1, 8, case.window_size, case.shift_size, case.scale)
@@ -188,8 +233,8 @@ def test_gradcheck(case: Case, kernel: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_strides(kernel: str) -> None:
     """Views: permuted maps, a slice of channels, a broadcast batch; and a gradient that is an expanded scalar."""
-    case = Case("", (2, 9, 8), 2, 16, shift_size=3)
-    (qkv, table, bias), _ = case.tensors(torch.float32)
+    case = Case("", (2, 3, 5), 1, 16, window_size=3, shift_size=1)
+    (qkv, table, bias), _ = case.tensors(torch.float32, kernel)
     views = {
         "NCHW memory": qkv.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
         "W and H swapped": qkv.transpose(1, 2).contiguous().transpose(1, 2),
@@ -211,15 +256,16 @@ def test_strides(kernel: str) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_batch_0(backend: str) -> None:
-    qkv = torch.empty(0, 9, 8, 96, requires_grad=True)
-    table = torch.randn(169, 2, requires_grad=True)
-    out = window_attention(qkv, table, num_heads=2, shift_size=3, qkv_bias=torch.randn(96), backend=backend)
+    (_, table, bias), _ = Case("", (1, 1, 1), 2, 16).tensors(torch.float32, backend)
+    qkv = torch.empty(0, 9, 8, 96, device=table.device, requires_grad=True)
+    table.requires_grad_()
+    out = window_attention(qkv, table, num_heads=2, shift_size=3, qkv_bias=bias, backend=backend)
     assert out.shape == (0, 9, 8, 32)
     out.sum().backward()
     assert torch.equal(table.grad, torch.zeros_like(table))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", NATIVE)
 def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
     case = Case("", (3, 23, 19), 2, 24, shift_size=3)
     tensors, grad = case.tensors(torch.float32)
@@ -238,8 +284,8 @@ def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_extreme_values(kernel: str) -> None:
     """Scores of +-10000 neither overflow nor lose rows; a NaN or an infinity stays within its window."""
-    qkv = 100 * torch.randn(1, 7, 14, 96, generator=torch.Generator().manual_seed(0))
-    table = torch.zeros(169, 1)
+    qkv = 100 * torch.randn(1, 7, 14, 96, generator=torch.Generator().manual_seed(0)).to(device_of(kernel))
+    table = torch.zeros(169, 1, device=qkv.device)
     exact = window_attention(qkv.double(), table.double(), num_heads=1, scale=1.0, backend="reference")
     out = window_attention(qkv, table, num_heads=1, scale=1.0, backend=kernel)
     assert_within_rule(out, window_attention(qkv, table, num_heads=1, scale=1.0, backend="reference"), exact)
@@ -255,8 +301,8 @@ def test_extreme_values(kernel: str) -> None:
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_parameters_may_stay_float32(backend: str) -> None:
     """Under autocast the map is bfloat16 and the parameters are float32: each gets a gradient of its own dtype."""
-    case = CASES[2]
-    (qkv, table, bias), grad = case.tensors(torch.float32)
+    case = TRITON_CASES[2]
+    (qkv, table, bias), grad = case.tensors(torch.float32, backend)
     leaves = [qkv.bfloat16().requires_grad_(), table.requires_grad_(), bias.requires_grad_()]
     out = window_attention(leaves[0], leaves[1], qkv_bias=leaves[2], backend=backend, **case.options())
     out.backward(grad.bfloat16())
@@ -269,9 +315,9 @@ def test_parameters_may_stay_float32(backend: str) -> None:
 def test_offsets_past_2_31(kernel: str) -> None:
     """Two images more than 2^31 elements apart, in memory that is reserved but hardly touched."""
     case = Case("", (2, 7, 7), 1, 32)
-    (qkv, table, _), _ = case.tensors(torch.bfloat16)
+    (qkv, table, _), _ = case.tensors(torch.bfloat16, kernel)
     distance = 2**31 + 4096
-    far = torch.empty(distance + qkv[0].numel(), dtype=torch.bfloat16)
+    far = torch.empty(distance + qkv[0].numel(), dtype=torch.bfloat16, device=qkv.device)
     view = far.as_strided(qkv.shape, (distance, *qkv.stride()[1:]))
     view.copy_(qkv)
     assert torch.equal(
@@ -284,7 +330,7 @@ def test_offsets_past_2_31(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_autograd_only_where_a_gradient_is_wanted(kernel: str) -> None:
-    qkv, table = torch.randn(1, 7, 7, 96), torch.randn(169, 1)
+    (qkv, table, _), _ = Case("", (1, 7, 7), 1, 32).tensors(torch.float32, kernel)
     assert window_attention(qkv, table, num_heads=1, backend=kernel).grad_fn is None
     table.requires_grad_()
     with torch.no_grad():
@@ -298,7 +344,7 @@ def test_autograd_only_where_a_gradient_is_wanted(kernel: str) -> None:
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", NATIVE)
 def test_opcheck(kernel: str) -> None:
     case = CASES[2]
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -315,18 +361,19 @@ class Attend(torch.nn.Module):
     def __init__(self, backend: str) -> None:
         super().__init__()
         self.backend = backend
-        self.table = torch.nn.Parameter(torch.randn(169, 2))
+        self.table = torch.nn.Parameter(torch.randn(49, 2))
         self.bias = torch.nn.Parameter(torch.randn(96))
 
     def forward(self, qkv: Tensor) -> Tensor:
-        return window_attention(qkv, self.table, num_heads=2, shift_size=3, qkv_bias=self.bias, backend=self.backend).relu()
+        options = {"num_heads": 2, "window_size": 4, "shift_size": 3, "backend": self.backend}
+        return window_attention(qkv, self.table, qkv_bias=self.bias, **options).relu()
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", *KERNELS])
 def test_compile_and_export_see_through_it(backend: str) -> None:
     torch.manual_seed(0)
-    module = Attend(backend)
-    qkv = torch.randn(2, 9, 8, 96, requires_grad=True)
+    module = Attend(backend).to(device_of(backend))
+    qkv = torch.randn(1, 5, 8, 96, device=device_of(backend), requires_grad=True)
     expected = module(qkv)
     expected_grads = torch.autograd.grad(expected.sum(), [qkv, *module.parameters()])
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")(qkv)
@@ -387,7 +434,7 @@ def test_bad_input_is_named(name: str, value: object, error: type[Exception], me
         window_attention(**{**good(), name: value})
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", NATIVE)
 def test_the_dispatcher_op_refuses_what_would_touch_foreign_memory(kernel: str) -> None:
     qkv, table, bias = torch.randn(1, 7, 7, 96), torch.randn(169, 2), torch.randn(96)
     op = torch.ops.hifuse_fast.window_attention
@@ -410,15 +457,16 @@ def test_the_dispatcher_op_refuses_what_would_touch_foreign_memory(kernel: str) 
 
 def test_a_named_backend_that_cannot_serve_says_why() -> None:
     with pytest.raises(hifuse_fast.BackendError, match="'triton' cannot serve window_attention: "):
-        window_attention(**good(), backend="triton")
+        window_attention(**{**good(), "qkv": good()["qkv"].double()}, backend="triton")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_what_the_kernel_cannot_serve(kernel: str) -> None:
+    (qkv, table, bias), _ = Case("", (1, 7, 7), 2, 16).tensors(torch.float32, kernel)
     with pytest.raises(hifuse_fast.BackendError, match="dropout"):
-        window_attention(**good(), dropout_p=0.5, backend=kernel)
+        window_attention(qkv, table, num_heads=2, qkv_bias=bias, dropout_p=0.5, backend=kernel)
     with pytest.raises(hifuse_fast.BackendError, match="head_dim must be from 8 to 128, got 4"):
-        window_attention(torch.randn(1, 7, 7, 12), torch.randn(169, 1), num_heads=1, backend=kernel)
+        window_attention(qkv[..., :24], table, num_heads=2, backend=kernel)
     assert window_attention(**good(), dropout_p=0.5).shape == (1, 7, 7, 32)  # auto goes to the reference
 
 

@@ -31,6 +31,7 @@ def interleave(
     rest_s: float = 0.0,
     synchronize: Call | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    timer: Callable[[Call], float] | None = None,
     on_round: Callable[[float], object] | None = None,
 ) -> dict[str, Timing]:
     """Time `calls` in turns, in rounds A B C, B C A, C A B, ..., until `budget_s` is spent.
@@ -46,6 +47,7 @@ def interleave(
         synchronize: called before and after each call (`torch.cuda.synchronize` for CUDA); None for calls that return when
             their work is done.
         clock: the time in seconds.
+        timer: the seconds that a call takes, instead of `clock` before and after it (`cuda.EventTimer`).
         on_round: told after each round the share of the work that is done, 0 to 1.
 
     Returns:
@@ -70,7 +72,7 @@ def interleave(
     for done in range(1, max_rounds + 1):
         for name in names:
             time.sleep(rest_s)
-            seconds[name].append(_time_one(calls[name], wait, clock))
+            seconds[name].append(timer(calls[name]) if timer else _time_one(calls[name], wait, clock))
         names = names[1:] + names[:1]
         spent = clock() - begin
         if on_round:

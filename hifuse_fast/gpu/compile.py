@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import tempfile
@@ -17,9 +18,10 @@ from triton.compiler import ASTSource
 
 from hifuse_fast.gpu.launch import Launch
 
-TRITON_OPTIONS = ("num_warps", "num_stages")
+TRITON_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32", torch.int64: "*i64"}
 TENSOR_CORE = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b")
+DOT = re.compile(r"\btt\.dot\b.*: tensor<([\dx]+)x(\w+)> \* .*-> tensor<([\dx]+)x\w+>")
 REGISTERS = 65536  # of a multiprocessor
 # Of an architecture: KiB of shared memory a multiprocessor has and a program may have at most, and warps that fit.
 LIMITS = {"sm_80": (164, 163, 64), "sm_86": (100, 99, 48), "sm_90": (228, 227, 64), "sm_100": (228, 227, 64)}
@@ -29,36 +31,76 @@ LIMITS = {"sm_80": (164, 163, 64), "sm_86": (100, 99, 48), "sm_90": (228, 227, 6
 class Resources:
     """What a program of the kernel takes. `spill` is bytes of local memory a thread; `occupancy` a share of all warps."""
 
+    warps: int
     registers: int
     spill: int
     shared: int  #: bytes
     tensor_core: dict[str, int]  #: instruction -> how often it stands in the PTX
     occupancy: float
     limit: int  #: bytes of shared memory that a program may take
+    wgmma_fits: bool  #: whether a product of the kernel is such that Hopper's warpgroup instruction can take it
 
     @property
-    def ok(self) -> bool:
-        """Whether it can be launched and nothing of it spills."""
-        return self.spill == 0 and self.shared <= self.limit
+    def faults(self) -> list[str]:
+        """Why it cannot be launched, or is not to be: nothing may spill."""
+        spills = [f"spills {self.spill} bytes"] if self.spill else []
+        return spills + ([f"shared memory over the {self.limit} bytes there are"] if self.shared > self.limit else [])
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What decides the machine code of a launch: equal ones are one compilation. It can be sent to another process."""
+
+    kernel: str  #: module:function
+    architecture: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    divisible: tuple[str, ...]  #: arguments that are multiples of 16
+    options: tuple[tuple[str, int], ...]  #: Triton's own
+
+    def compile(self) -> Any:
+        """Triton's compiled kernel."""
+        module, name = self.kernel.split(":")
+        kernel = getattr(importlib.import_module(module), name)
+        place = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
+        # As a launch writes them, so that what is compiled here is found in Triton's cache by a launch.
+        free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+        hinted = [argument for argument, kind in self.signature if kind != "fp32" and argument not in free]
+        hints = {place[name]: [["tt.divisibility", 16]] if name in self.divisible else [] for name in hinted}
+        source = ASTSource(
+            kernel,
+            signature=dict(self.signature),
+            constexprs={place[argument]: value for argument, value in self.constants},
+            attrs=hints,
+        )
+        target = GPUTarget("cuda", int(self.architecture.removeprefix("sm_")), 32)
+        return triton.compile(source, target=target, options=dict(self.options))
+
+
+def compilation(recorded: Launch, architecture: str) -> Compilation:
+    """How this launch would be compiled on `architecture`."""
+    kernel, options = recorded.kernel, dict(recorded.constants)
+    chosen = {name: options.pop(name) for name in TRITON_OPTIONS if name in options}
+    values = dict(zip(kernel.arg_names, recorded.args, strict=False)) | options
+    signature = {
+        name: "constexpr" if parameter.is_constexpr else _type_of(values[name], parameter.do_not_specialize)
+        for name, parameter in zip(kernel.arg_names, kernel.params, strict=True)
+    }
+    specialised = {parameter.name for parameter in kernel.params if not parameter.do_not_specialize}
+    runtime = [name for name, kind in signature.items() if kind != "constexpr" and name in specialised]
+    return Compilation(
+        kernel=f"{kernel.fn.__module__}:{kernel.fn.__qualname__}",
+        architecture=architecture,
+        signature=tuple(signature.items()),
+        constants=tuple((name, values[name]) for name, kind in signature.items() if kind == "constexpr"),
+        divisible=tuple(name for name in runtime if _divisible(values[name])),
+        options=tuple(sorted(chosen.items())),
+    )
 
 
 def compile_launch(recorded: Launch, architecture: str) -> Any:
     """Triton's compiled kernel, as this launch would compile it on `architecture`."""
-    kernel, options = recorded.kernel, dict(recorded.constants)
-    chosen = {name: options.pop(name) for name in TRITON_OPTIONS if name in options}
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-    values = dict(zip(kernel.arg_names, recorded.args, strict=False)) | options
-    for i, name in enumerate(kernel.arg_names):
-        value = values[name]
-        signature[name] = "constexpr" if kernel.params[i].is_constexpr else _type_of(value)
-        if signature[name] == "constexpr":
-            constants[i,] = value
-        elif isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-            attributes[i,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32), options=chosen)
+    return compilation(recorded, architecture).compile()
 
 
 def resources(compiled: Any, architecture: str) -> Resources:
@@ -70,24 +112,39 @@ def resources(compiled: Any, architecture: str) -> Resources:
     by_registers = REGISTERS // (-(-usage["REG"] // 8) * 8 * 32 * warps)
     programs = min(by_registers, shared_kib * 1024 // (shared + 1024), most_warps // warps)
     return Resources(
+        warps=warps,
         registers=usage["REG"],
         spill=usage["STACK"],
         shared=shared,
         tensor_core={name: found.count(name) for name in sorted(set(found))},
         occupancy=programs * warps / most_warps,
         limit=program_kib * 1024,
+        wgmma_fits=any(_fits_wgmma(dtype, result, warps) for _, dtype, result in DOT.findall(compiled.asm["ttir"])),
     )
 
 
-def _type_of(value: Any) -> str:
-    """The type of an argument in a kernel's signature; Triton makes an integer 1 a constant."""
+def _fits_wgmma(dtype: str, result: str, warps: int) -> bool:
+    """Whether a warpgroup (four warps) can take the product: 64 rows or a multiple, 8 columns or one, 16-bit operands."""
+    sides = [int(side) for side in result.split("x")]
+    return len(sides) == 2 and sides[0] % 64 == 0 and sides[1] % 8 == 0 and dtype in ("bf16", "f16") and warps % 4 == 0
+
+
+def _type_of(value: Any, general: bool) -> str:
+    """The type of an argument in a kernel's signature; Triton makes an integer 1 a constant, unless told to stay general."""
     if isinstance(value, Tensor):
         return POINTERS[value.dtype]
+    if value is None:
+        return "constexpr"
     if isinstance(value, float):
         return "fp32"
-    if value == 1:
+    if value == 1 and not general:
         return "constexpr"
     return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _divisible(value: Any) -> bool:
+    """Whether Triton takes the argument for a multiple of 16: torch allocates tensors so."""
+    return isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0)
 
 
 def _usage(cubin: bytes) -> dict[str, int]:

@@ -32,7 +32,7 @@ def lookup(kernel: str, key: str, architecture: str) -> Config:
 
 @functools.cache
 def _find(kernel: str, key: str, architecture: str) -> Config:
-    entries = table(_nearest(architecture))[kernel]
+    entries = table(nearest(architecture))[kernel]
     entry = entries.get(key) or entries["*"]
     return {name: value for name, value in entry.items() if name != "origin"}
 
@@ -62,7 +62,7 @@ def lookups() -> Iterator[list[tuple[str, str]]]:
 
 def architectures() -> list[str]:
     """The architectures that have a table, oldest first."""
-    names = (entry.name for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    names = (entry.name for entry in _folder().iterdir() if entry.name.startswith("sm_"))
     return sorted((name.removesuffix(".toml") for name in names), key=_number)
 
 
@@ -81,6 +81,7 @@ def _number(architecture: str) -> int:
 
 
 @functools.cache
-def _nearest(architecture: str) -> str:
+def nearest(architecture: str) -> str:
+    """The architecture whose table this one uses: its own, or the newest one before it."""
     known = architectures()
     return max((name for name in known if _number(name) <= _number(architecture)), key=_number, default=known[0])

@@ -5,6 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr, acc=None):
+    """a b + acc in float32. The interpreter takes the bits of bfloat16 for integers, so it is given float32 of equal value."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
 
 @triton.jit
 def normalise(r, kept, eps, K: tl.constexpr):

@@ -2,7 +2,7 @@
 
 Statistics: a program takes a share of the pixels and a block of channels, and merges the mean and the sum of squared
 differences of tile after tile (Chan et al. 1979), so that nothing cancels; a second kernel merges the shares. The output is
-then one pass over the map, with activation, pooling and residual. Backward: sums over the pixels, in shares, then one more pass.
+then one pass over the map, with activation, pooling and residual. Backward: sums over the pixels, in shares, and another pass.
 """
 
 from __future__ import annotations

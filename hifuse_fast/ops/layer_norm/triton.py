@@ -36,7 +36,7 @@ def why_not(*, device: torch.device, dtype: torch.dtype, width: int = 1, **_: An
 def row_offsets(row, column, height, width, stride_b, stride_y, stride_x, C: tl.constexpr, PATCHES: tl.constexpr):
     """Where element `column` of row `row` lies in a map [B, height, width, C], and whether it lies on the map at all.
 
-    row [R, 1] counts pixels, or 2x2 patches, in int64; column [1, K].
+    row [R, 1] counts pixels, or 2x2 patches, in int64, or in int32 where they fit (its divisions are cheaper); column [1, K].
     """
     if PATCHES:
         patch_height, patch_width = (height + 1) // 2, (width + 1) // 2
@@ -52,7 +52,21 @@ def row_offsets(row, column, height, width, stride_b, stride_y, stride_x, C: tl.
         y = rest % height
         batch = rest // height
         channel = column
-    return batch * stride_b + y * stride_y + x * stride_x + channel, (y < height) & (x < width)
+    offset = batch.to(tl.int64) * stride_b + y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x + channel
+    return offset, (y < height) & (x < width)
+
+
+@triton.jit
+def _offsets(
+    row, column, height, width, stride_b, stride_y, stride_x,
+    C: tl.constexpr, PATCHES: tl.constexpr, FLAT: tl.constexpr,
+):  # fmt: skip
+    """As `row_offsets`; FLAT says that rows are the pixels of a contiguous map, which takes no division."""
+    if FLAT:
+        offset, on_map = row * C + column, row >= 0
+    else:
+        offset, on_map = row_offsets(row, column, height, width, stride_b, stride_y, stride_x, C, PATCHES)
+    return offset, on_map
 
 
 @triton.jit
@@ -62,12 +76,12 @@ def _forward_kernel(
     bias_ptr,  # [K]
     out_ptr,  # [rows, K]
     rows, height, width, stride_b, stride_y, stride_x, eps,
-    C: tl.constexpr, K: tl.constexpr, PATCHES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, PATCHES: tl.constexpr, FLAT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
     column = tl.arange(0, BLOCK_K)[None, :]
     kept = (row < rows) & (column < K)
-    offset, on_map = row_offsets(row, column, height, width, stride_b, stride_y, stride_x, C, PATCHES)
+    offset, on_map = _offsets(row, column, height, width, stride_b, stride_y, stride_x, C, PATCHES, FLAT)
     r = tl.load(x_ptr + offset, mask=kept & on_map, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + column, mask=column < K, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + column, mask=column < K, other=0.0).to(tl.float32)
@@ -83,7 +97,7 @@ def _backward_kernel(
     dx_ptr,  # [B, height, width, C]
     partial_ptr,  # [2, programs, K] float32: of the gradients of weight and bias
     rows, height, width, stride_b, stride_y, stride_x, eps,
-    C: tl.constexpr, K: tl.constexpr, PATCHES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, PATCHES: tl.constexpr, FLAT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)[None, :]
@@ -94,7 +108,7 @@ def _backward_kernel(
     for start in range(program * BLOCK_R, rows, tl.num_programs(0).to(tl.int64) * BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)[:, None]
         kept = (row < rows) & inside
-        offset, on_map = row_offsets(row, column, height, width, stride_b, stride_y, stride_x, C, PATCHES)
+        offset, on_map = _offsets(row, column, height, width, stride_b, stride_y, stride_x, C, PATCHES, FLAT)
         r = tl.load(x_ptr + offset, mask=kept & on_map, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + row * K + column, mask=kept, other=0.0).to(tl.float32)
         normed, scale = normalise(r, inside, eps, K)
@@ -103,7 +117,7 @@ def _backward_kernel(
         grad *= weight
         along = tl.sum(grad * normed, 1, keep_dims=True) / K
         dr = scale * (grad - tl.sum(grad, 1, keep_dims=True) / K - normed * along)
-        offset, _ = row_offsets(row, column, height, width, height * width * C, width * C, C, C, PATCHES)
+        offset, _ = _offsets(row, column, height, width, height * width * C, width * C, C, C, PATCHES, not PATCHES)
         tl.store(dx_ptr + offset, dr.to(dx_ptr.dtype.element_ty), mask=kept & on_map)
     place = partial_ptr + program * K + column
     tl.store(place, dweight, mask=inside)
@@ -124,7 +138,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: str, dtyp
     count, tile, options = _tiles("layer_norm_forward", out)
     launch(
         _forward_kernel, (blocks(count, tile["BLOCK_R"]),), x, weight.contiguous(), bias.contiguous(), out,
-        count, *_geometry(x), eps, C=x.shape[3], K=channels, PATCHES=rows == "patches", **tile, **options,
+        count, *_geometry(x), eps, C=x.shape[3], K=channels, **_rows(x, rows), **tile, **options,
     )  # fmt: skip
     return out
 
@@ -139,7 +153,7 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float, rows: str) -> 
     partial = x.new_empty((2, programs, grad.shape[3]), dtype=torch.float32)
     launch(
         _backward_kernel, (programs,), grad, x, weight.contiguous(), dx, partial,
-        count, *_geometry(x), eps, C=x.shape[3], K=grad.shape[3], PATCHES=rows == "patches", **tile, **options,
+        count, *_geometry(x), eps, C=x.shape[3], K=grad.shape[3], **_rows(x, rows), **tile, **options,
     )  # fmt: skip
     return dx, partial[0].sum(0), partial[1].sum(0)
 
@@ -153,5 +167,10 @@ def _tiles(kernel: str, rows: Tensor) -> tuple[int, dict[str, int], dict[str, in
 
 
 def _geometry(x: Tensor) -> tuple[int, ...]:
-    """height, width and strides of a map; a contiguous one is as well a single row of pixels (see `row_offsets`)."""
+    """height, width and strides of a map."""
     return (x.shape[1], x.shape[2], *x.stride()[:3])
+
+
+def _rows(x: Tensor, rows: str) -> dict[str, bool]:
+    """What the rows of a map are."""
+    return {"PATCHES": rows == "patches", "FLAT": rows == "pixels" and x.is_contiguous()}

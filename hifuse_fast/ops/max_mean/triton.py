@@ -1,6 +1,6 @@
 """Largest value and mean in Triton.
 
-Over channels a program takes whole rows. Over pixels it takes a share of an image's pixels and a block of channels, and a second
+Over channels a program takes whole rows. Over pixels it takes a share of an image's pixels and a block of channels, and another
 kernel merges the shares in their order, so that of equal values the first one is found.
 """
 

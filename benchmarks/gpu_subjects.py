@@ -1,0 +1,187 @@
+"""What `benchmarks.gpu_ops` measures: the calls of each op, two whole blocks, and the engines that run them.
+
+An engine is built for one case and maps its inputs, by name, to the output. Peers are compiled with max-autotune, without CUDA
+graphs of their own: the bench puts every engine into one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hifuse_fast import GlobalBlock, LocalBlock, use_backend
+from hifuse_fast.gpu.calls import STAGES, WINDOW, Call, all_calls
+from hifuse_fast.ops.window_attention import reference as definition
+
+Inputs = Mapping[str, Tensor]
+Function = Callable[[Inputs], Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the network, with the interface of a `Call`; its inputs are x and its parameters."""
+
+    kind: str  #: "global" or "local"
+    stage: int
+
+    @property
+    def name(self) -> str:
+        """The block and its map."""
+        side, channels, _ = STAGES[self.stage]
+        return f"{self.kind}_block {side}x{side}x{channels}"
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The block, shifted if global; its own parameters are not used."""
+        _, channels, heads = STAGES[self.stage]
+        return GlobalBlock(channels, heads, shift_size=3) if self.kind == "global" else LocalBlock(channels)
+
+    @property
+    def _parameters(self) -> dict[str, tuple[int, ...]]:
+        """Those that matter: nothing uses `norm2`."""
+        return {name: tuple(p.shape) for name, p in self.module.named_parameters() if not name.startswith("norm2")}
+
+    def inputs(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
+        """Seeded normal values; a row of a linear's weights has the length 1."""
+        side, channels, _ = STAGES[self.stage]
+        shapes = {"x": (batch, side, side, channels), **self._parameters}
+        generator = torch.Generator(device).manual_seed(self.stage)
+        made = {name: torch.randn(shape, generator=generator, device=device) for name, shape in shapes.items()}
+        scale = {name: shape[1] ** -0.5 if len(shape) == 2 else 1.0 for name, shape in shapes.items()}
+        return {name: (x * scale[name]).to(dtype).requires_grad_() for name, x in made.items()}
+
+    def gradient(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """A seeded gradient of the output."""
+        side, channels, _ = STAGES[self.stage]
+        generator = torch.Generator(device).manual_seed(-1)
+        return torch.randn(batch, side, side, channels, generator=generator, device=device).to(dtype)
+
+    def __call__(self, inputs: Inputs, backend: str) -> Tensor:
+        """The output."""
+        parameters = {name: x for name, x in inputs.items() if name != "x"}
+        with use_backend(backend):
+            out: Tensor = torch.func.functional_call(self.module, parameters, (inputs["x"],))
+        return out
+
+    def flop(self, batch: int, mode: str) -> float:
+        """Of the ops that it consists of."""
+        parts = ("linear qkv", "linear proj", "linear fc1", "window_attention shift 3")
+        wanted = parts if self.kind == "global" else ("linear fc1", "depthwise_norm")
+        return sum(call.flop(batch, mode) for call in all_calls() if call.stage == self.stage and call.name.startswith(wanted))
+
+    def moved(self, batch: int, mode: str, itemsize: int) -> float:
+        """If nothing between input and output were written: x, parameters and output, in the backward also their gradients."""
+        side, channels, _ = STAGES[self.stage]
+        parameters, pixels = sum(map(math.prod, self._parameters.values())), batch * side**2 * channels
+        forward, backward = 2 * pixels + parameters, 3 * pixels + 2 * parameters
+        return float(itemsize * (forward if mode == "forward" else forward + backward))
+
+
+Subject = Call | Block
+
+
+def subjects() -> list[Subject]:
+    """Blocks, then the calls of the ops."""
+    return [*(Block(kind, stage) for kind in ("global", "local") for stage in STAGES), *all_calls()]
+
+
+def engines(subject: Subject) -> dict[str, Callable[[Subject, int, torch.device], Function]]:
+    """What can run it, by name; the reference first, ours last."""
+    found: dict[str, Any] = {"reference": _backend("reference"), "compile": _compiled}
+    if isinstance(subject, Call) and subject.op == "window_attention":
+        found |= {"sdpa": _sdpa, "flex": _flex}
+    return found | ({"triton": _backend("triton")} if isinstance(subject, Call) else {"hifuse_fast": _backend("auto")})
+
+
+def _backend(backend: str) -> Callable[[Subject, int, torch.device], Function]:
+    def build(subject: Subject, _batch: int, _device: torch.device) -> Function:
+        return lambda inputs: subject(inputs, backend)
+
+    return build
+
+
+def _compile(function: Function) -> Function:
+    compiled: Function = torch.compile(function, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return compiled
+
+
+def _compiled(subject: Subject, batch: int, device: torch.device) -> Function:
+    return _compile(_backend("reference")(subject, batch, device))
+
+
+def _windows(call: Call) -> tuple[int, int, int, int]:
+    """Side, windows of a map, heads, shift."""
+    side, _, heads = STAGES[call.stage]
+    return side, (side // WINDOW) ** 2, heads, call.options["shift_size"]
+
+
+def _around(call: Call, attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Function:
+    """Roll and partition before `attend(q, k, v, table)` over [B windows, heads, N, D], merge and roll back after it."""
+    side, windows, heads, shift = _windows(call)
+
+    def run(inputs: Inputs) -> Tensor:
+        x = inputs["qkv"].roll((-shift, -shift), (1, 2)) if shift else inputs["qkv"]
+        q, k, v = (y.flatten(0, 1) for y in definition.partition(x, WINDOW, heads))
+        out = attend(q, k, v, inputs["bias_table"])
+        out = definition.merge(out.unflatten(0, (-1, windows)), side, side, WINDOW)
+        return out.roll((shift, shift), (1, 2)) if shift else out.contiguous()
+
+    return run
+
+
+def _sdpa(call: Call, batch: int, device: torch.device) -> Function:
+    """SDPA with bias and shift as one additive mask: made once without gradients, in each call with them."""
+    side, _, _, shift = _windows(call)
+    mask = definition.shift_mask(side, side, WINDOW, shift, device).repeat(batch, 1, 1)[:, None] if shift else None
+    made: list[Tensor] = []
+
+    def additive(table: Tensor) -> Tensor:
+        bias = definition.position_bias(table, WINDOW)
+        return bias if mask is None else bias + mask.to(bias.dtype)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=additive(table))
+        if not made:
+            made.append(additive(table).contiguous())
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=made[0])
+
+    return _around(call, attend)
+
+
+def flex(call: Call, batch: int, device: torch.device) -> Function:
+    """FlexAttention: the bias as score_mod (its table in float32, for the sum of gradients), the shift as a block mask."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    side, windows, _, shift = _windows(call)
+    index = definition.relative_position_index(WINDOW).to(device)
+    block_mask = None
+    if shift:
+        seen = definition.shift_mask(side, side, WINDOW, shift, device) == 0
+
+        def allowed(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return seen[b % windows, q, k]
+
+        block_mask = create_block_mask(allowed, batch * windows, None, WINDOW**2, WINDOW**2, device=str(device))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+        wide = table.float()
+
+        def biased(score: Tensor, _b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score + wide[index[i, j], h]
+
+        out: Tensor = flex_attention(q, k, v, score_mod=biased, block_mask=block_mask)
+        return out
+
+    return _around(call, attend)
+
+
+def _flex(call: Call, batch: int, device: torch.device) -> Function:
+    return _compile(flex(call, batch, device))
