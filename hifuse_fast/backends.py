@@ -37,11 +37,11 @@ _OPS: dict[str, dict[str, str]] = {
     "max_mean": {"triton": "hifuse_fast.ops.max_mean.triton"},
     "concat_norm": {"triton": "hifuse_fast.ops.concat_norm.triton"},
     "linear": {"triton": "hifuse_fast.ops.linear.triton", "native": "hifuse_fast.ops.linear.native"},
-    "stem": {"native": "hifuse_fast.ops.stem.native"},
-    "local_block": {"native": "hifuse_fast.ops.local_block.native"},
-    "gated_concat": {"native": "hifuse_fast.ops.gated_concat.native"},
-    "mixer": {"native": "hifuse_fast.ops.mixer.native"},
-    "mlp": {"native": "hifuse_fast.ops.mlp.native"},
+    "stem": {"triton": "hifuse_fast.ops.stem.triton", "native": "hifuse_fast.ops.stem.native"},
+    "local_block": {"triton": "hifuse_fast.ops.local_block.triton", "native": "hifuse_fast.ops.local_block.native"},
+    "gated_concat": {"triton": "hifuse_fast.ops.gated_concat.triton", "native": "hifuse_fast.ops.gated_concat.native"},
+    "mixer": {"triton": "hifuse_fast.ops.mixer.triton", "native": "hifuse_fast.ops.mixer.native"},
+    "mlp": {"triton": "hifuse_fast.ops.mlp.triton", "native": "hifuse_fast.ops.mlp.native"},
 }
 
 _chosen: ContextVar[str] = ContextVar("hifuse_fast_backend", default="auto")

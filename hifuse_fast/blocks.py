@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifuse_fast import ops
@@ -221,9 +220,9 @@ class InvertedMLP(nn.Module):
     def forward(self, z: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """The MLP of z, or shortcut + that."""
         check_map("z", z, self.dim)
-        mixed = batch_norm(self.bn1, F.gelu(self.conv1(z)) + z)
-        out: Tensor = self.conv3(F.gelu(self.conv2(mixed)), residual=shortcut)
-        return out
+        mixed = batch_norm(self.bn1, ops.mixer(z, self.conv1.conv.weight))
+        expand, project = (conv.conv.weight.flatten(1) for conv in (self.conv2, self.conv3))
+        return batch_norm(cast(nn.Module, self.conv3.bn), ops.mlp(mixed, expand, project), residual=shortcut)
 
 
 class HFFBlock(nn.Module):

@@ -13,21 +13,14 @@ from torch import Tensor, nn
 from hifuse_fast import ops
 from hifuse_fast.checks import check_rate
 from hifuse_fast.ops.batch_norm.reference import activate
+from hifuse_fast.ops.mixer.reference import convolve
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` from [B, H, W, C] to [B, H', W', C'], computed in the layout of its weight.
-
-    A 1x1 or depthwise weight fits channels last as it is. A dense larger one is channels first unless the user says
-    `model.to(memory_format=torch.channels_last)`, which a GPU wants. On a CPU copying the map is less than what PyTorch does
-    otherwise, which is to copy the weight at every call, and its gradient too; and oneDNN is 3 times as exact channels first.
-    """
+    """`nn.Conv2d` from [B, H, W, C] to [B, H', W', C'], computed in the layout of its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 3, 1, 2)
-        if self.weight.is_contiguous(memory_format=torch.channels_last):
-            return super().forward(x).permute(0, 2, 3, 1)
-        return super().forward(x.contiguous()).permute(0, 2, 3, 1).contiguous()
+        return convolve(super().forward, x, self.weight)
 
 
 class BatchNorm2d(nn.BatchNorm2d):

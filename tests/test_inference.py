@@ -28,10 +28,11 @@ from hifuse_fast import (
     use_backend,
 )
 from hifuse_fast.inference.buffers import MapPool, Maps
-from hifuse_fast.testing import golden_uniform, golden_weights, relative_error
+from hifuse_fast.testing import assert_within_rule, golden_uniform, golden_weights, relative_error
 from tests.prepared import kernels
 
-KERNELS = kernels("linear")
+KERNELS = kernels("linear", "native")  # Triton's interpreter is slow: it has a narrow network of its own
+TRITON = kernels("linear", "triton")[0]
 WIDTHS: dict[str, Any] = {
     "num_classes": 5,
     "in_chans": 2,
@@ -125,6 +126,32 @@ def test_winograd_off(model: Any, backend: str) -> None:
     x = image(dtype=torch.float32)
     torch.testing.assert_close(auto(x), off(x), rtol=1e-4, atol=1e-4)
     assert off.stages[0].fusion.mixer.options["algorithm"] == "direct"
+
+
+def narrow(**options: Any) -> Any:
+    widths = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "conv_depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
+    return make(**{**widths, **options})
+
+
+@pytest.mark.parametrize("backend", [TRITON])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"mixer": "depthwise", "channel_gate": "double_sigmoid"}], ids=["dense", "depthwise"])
+def test_triton(options: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
+    model, x = narrow(**options), image(1, 32, 64, torch.float32)
+    expected = run(model, x.to(dtype).double())
+    frozen, eager = (optimize_for_inference(model.float(), dtype, backend=each) for each in (backend, "reference"))
+    assert {op.backend for op in frozen._made.values()} == {backend}
+    actual = frozen(x)
+    if dtype == torch.float32:
+        torch.testing.assert_close(actual, eager(x), rtol=1e-5, atol=1e-5)
+    else:
+        assert_within_rule(actual, eager(x), expected)
+
+
+@pytest.mark.parametrize("backend", [TRITON])
+def test_triton_has_no_winograd(backend: str) -> None:
+    with pytest.raises(BackendError, match="'triton' cannot serve mixer: its convolution is the direct one"):
+        optimize_for_inference(narrow(), backend=backend, winograd="throughput")
 
 
 def test_channel_gate_overrides(model: Any) -> None:
@@ -332,6 +359,47 @@ def test_round_trip(dtype: torch.dtype, backend: str, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["network.safetensors"]
 
 
+@pytest.mark.parametrize("backend", [TRITON])
+def test_round_trip_of_triton(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, x = tmp_path / "network.safetensors", image(1, 32, 32, torch.float32)
+    frozen = optimize_for_inference(narrow(), backend=backend, cuda_graphs=False)
+    frozen.save(path)
+    loaded = load_optimized(path, device="cpu")
+    assert torch.equal(loaded(x), frozen(x))
+    assert loaded.configuration == frozen.configuration
+    monkeypatch.setattr("hifuse_fast.gpu.launch.INTERPRETED", False)
+    with pytest.raises(BackendError, match=r"'triton' cannot serve stem: it serves CUDA tensors.* on this machine, for cpu"):
+        load_optimized(path)
+
+
+def test_a_file_goes_to_devices_that_serve_it(
+    network: OptimizedHiFuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "network.safetensors"
+    network.save(path)
+    for device in ("meta", "nonsense", 1.5, None):
+        with pytest.raises(ValueError, match="device must be 'cpu' or a CUDA device, got"):
+            load_optimized(path, device)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"device must be one of this machine, which has . CUDA devices, got 'cuda:9'"):
+        load_optimized(path, "cuda:9")
+    backend = network.stem.backend
+    if backend == "native":
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        with pytest.raises(BackendError, match=r"'native' cannot serve stem: .* for cuda tensors.* on this machine, for cuda"):
+            load_optimized(path, "cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_file_on_a_gpu(tmp_path: Path) -> None:
+    path, x = tmp_path / "network.safetensors", image(2, 64, 64, torch.float32).cuda()
+    frozen = optimize_for_inference(narrow().cuda(), torch.bfloat16)
+    frozen.save(path)
+    loaded = load_optimized(path, device="cuda")
+    assert loaded.device == frozen.device
+    for _ in range(3):
+        assert torch.equal(loaded(x), frozen(x))
+
+
 @pytest.fixture
 def saved(network: OptimizedHiFuse, tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, Tensor]]:
     """A file, its metadata, its tensors."""
@@ -380,7 +448,8 @@ def test_files_that_do_not_fit_are_named(saved: Any) -> None:
     more = {**tensors, "more": torch.zeros(1)}
     without_head = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
     others = {name: entry for name, entry in entries.items() if name != "head"}
-    triton = {name: {**entry, "backend": "triton"} for name, entry in entries.items()}
+    foreign = {"backend": "triton", "options": {"algorithm": "winograd2"}}
+    triton = {name: entry | foreign if name.endswith(".mixer") else entry for name, entry in entries.items()}
     rows: list[tuple[dict[str, str], dict[str, Tensor], type[Exception], str]] = [
         (metadata, fewer, CheckpointError, "1 tensors are missing: stem.bias"),
         (metadata, more, CheckpointError, "1 tensors are unexpected: more"),
@@ -438,7 +507,8 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (make, {"dtype": torch.float64}, TypeError, "got torch.float64, which backend='reference' alone serves"),
     (make, {"dtype": torch.float64, "backend": "native"}, TypeError, "got torch.float64"),
     (make, {"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
-    (make, {"backend": "triton"}, BackendError, "'triton' cannot serve stem"),
+    (make, {"backend": "triton"}, BackendError, "'triton' cannot serve (window_attention: head_dim must|stem: it serves)"),
+    (make, {"cuda_graphs": 1}, TypeError, "cuda_graphs must be True or False, got 1"),
     (make, {"winograd": True}, ValueError, "winograd must be one of auto, throughput, off, got True"),
     (make, {"channel_gate": "none"}, ValueError, "channel_gate must be one of sigmoid, double_sigmoid, got 'none'"),
     (make, {"memory_format": torch.channels_last_3d}, TypeError, "memory_format must be torch.channels_last or "),

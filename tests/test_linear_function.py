@@ -235,11 +235,11 @@ def test_meta_device(way: str, backend: str) -> None:
 
 
 def test_what_serves_which_form() -> None:
-    """The function has no native kernel, the prepared op no Triton one: neither answers for the other."""
+    """The function has no native kernel, the prepared op has; a function without a prepared op does not answer for one."""
     call = {"device": torch.device("cpu"), "dtype": torch.float32}
     expected = backends._native.why_missing or "there is no native kernel for it yet"
     assert backends.why_not("linear", "native", **call) == expected
-    assert backends.why_not("linear", "triton", prepared=True, **call) is not None
+    assert backends.why_not("layer_norm", "triton", prepared=True, **call) == "there is no triton kernel for it yet"
     assert backends.select("linear", "auto", **call) is None
     assert {"linear", "prepare_linear", "window_attention", "prepare_mlp"} <= hifuse_fast.info().ops.keys()
 

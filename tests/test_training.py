@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -35,17 +37,40 @@ class Step:
     logits: Tensor
     grads: dict[str, Tensor]
     statistics: dict[str, Tensor]
+    served: set[tuple[str, str]]  #: ops and the backends that they were given
+
+
+def _note(served: set[tuple[str, str]]) -> Callable[..., Any]:
+    """`backends.select` that keeps which op was given to which backend."""
+    choose = backends.select
+
+    def select(op: str, backend: str, **call: Any) -> Any:
+        found = choose(op, backend, **call)
+        served.add((op, "reference" if found is None else found.__name__.rpartition(".")[2]))
+        return found
+
+    return select
+
+
+def train(
+    backend: str, dtype: torch.dtype, autocast: torch.dtype | None = None, mixer: str = "dense", again: bool = False
+) -> Step:
+    """One step of a narrow network with the golden weights on the golden image; kept, unless it shall be done `again`."""
+    return _train(backend, dtype, autocast, mixer, again)
 
 
 @functools.cache
-def train(backend: str, dtype: torch.dtype, autocast: torch.dtype | None = None, mixer: str = "dense", again: int = 0) -> Step:
-    """One step of a narrow network with the golden weights on the golden image, 2 images of 32 x 64; `again` for another."""
+def _train(backend: str, dtype: torch.dtype, autocast: torch.dtype | None, mixer: str, again: bool) -> Step:
     model = HiFuse(**NARROW, mixer=mixer).double()
     golden_weights(model)
     model = model.to(DEVICE, dtype).train()
     images = golden_image(2, 32, 64).to(DEVICE, dtype)
     enabled = autocast is not None
-    with hifuse_fast.use_backend(backend), torch.autocast(DEVICE.type, autocast or torch.bfloat16, enabled=enabled):
+    with (
+        hifuse_fast.use_backend(backend),
+        torch.autocast(DEVICE.type, autocast or torch.bfloat16, enabled=enabled),
+        mock.patch.object(backends, "select", side_effect=_note(served := set())),
+    ):
         logits = model(images)
     loss = F.cross_entropy(logits.float() if enabled else logits, torch.tensor([0, 3], device=DEVICE))
     with hifuse_fast.use_backend(backend):
@@ -55,6 +80,7 @@ def train(backend: str, dtype: torch.dtype, autocast: torch.dtype | None = None,
         logits.detach(),
         {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
         {name: b for name, b in model.named_buffers() if "running" in name or "tracked" in name},
+        served,
     )
 
 
@@ -82,32 +108,48 @@ def test_a_training_step_under_autocast(kernel: str) -> None:
     eager, actual = (train(backend, torch.float32, torch.bfloat16) for backend in ("reference", kernel))
     assert {name: g.dtype for name, g in actual.grads.items()} == {name: g.dtype for name, g in eager.grads.items()}
     assert relative_error(actual.logits, exact.logits) < 2 * relative_error(eager.logits, exact.logits) + 0.01
+    size = {name: grad.norm() for name, grad in exact.grads.items()}
+    own = {name: (eager.grads[name].double() - grad).norm() for name, grad in exact.grads.items()}
+    # One number decides the gradients of a gate, and may come out well by luck: so the median of all is allowed too.
+    typical = torch.stack([own[name] / size[name].clamp_min(1e-3) for name in size]).median()
     for name, grad in actual.grads.items():
-        own = (eager.grads[name].double() - exact.grads[name]).norm()
-        assert (grad.double() - exact.grads[name]).norm() <= 3 * own + 0.02 * exact.grads[name].norm() + 1e-4, name
+        assert (grad.double() - exact.grads[name]).norm() <= 3 * own[name] + typical * size[name] + 1e-4, name
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_two_steps_are_the_same_bits(kernel: str) -> None:
-    first, second = (train(kernel, torch.float32, again=i) for i in range(2))
+    first, second = (train(kernel, torch.float32, again=again) for again in (False, True))
     assert [name for name, grad in first.grads.items() if not torch.equal(grad, second.grads[name])] == []
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_every_op_of_the_branches_is_served(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_op_is_served(kernel: str) -> None:
     """Nothing goes to the reference unseen: a backend asked for by name raises where it cannot serve."""
-    served = set()
-    select = backends.select
+    ops = {
+        "window_attention",
+        "linear",
+        "layer_norm",
+        "depthwise_norm",
+        "concat_norm",
+        "batch_norm",
+        "max_mean",
+        "mixer",
+        "mlp",
+    }
+    assert train(kernel, torch.float32).served == {(op, kernel) for op in ops}
 
-    def spy(op: str, backend: str, **call: object) -> object:
-        found = select(op, backend, **call)
-        served.add((op, None if found is None else found.__name__.rpartition(".")[2]))
-        return found
 
-    monkeypatch.setattr(backends, "select", spy)
-    train(kernel, torch.float32, again=2)
-    ops = {"window_attention", "linear", "layer_norm", "depthwise_norm", "concat_norm", "batch_norm", "max_mean"}
-    assert served == {(op, kernel) for op in ops}
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_compile_takes_the_whole_network_as_one_graph(kernel: str) -> None:
+    model = HiFuse(**NARROW).to(DEVICE).train()
+    images = golden_image(2, 32, 32).to(DEVICE).float()
+    with hifuse_fast.use_backend("reference"):
+        expected = model(images)
+    with hifuse_fast.use_backend(kernel):
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(images)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+    compiled.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_sync_batch_norm_takes_the_place_of_batch_norm() -> None:

@@ -20,7 +20,7 @@ from hifuse_fast import ops
 
 WINDOW = 7
 STAGES = {1: (56, 96, 3), 2: (28, 192, 6), 3: (14, 384, 12), 4: (7, 768, 24)}  # side, channels, heads
-ORDER = ("window_attention", "linear", "depthwise_norm", "concat_norm", "batch_norm", "layer_norm", "max_mean")
+ORDER = ("window_attention", "linear", "depthwise_norm", "concat_norm", "batch_norm", "layer_norm", "max_mean", "mixer", "mlp")
 MODES = ("forward", "forward+backward")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What an H200 reaches: bytes a second of a copy, FLOP/s of a large matrix product by dtype (float32 without TF32).
@@ -54,7 +54,7 @@ class Call:
         return f"{self.op} {self.part} {side}x{side}x{channels}"
 
     def inputs(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
-        """Seeded normal values, leaves that want a gradient; linears' weights scaled so that rows keep their size."""
+        """Seeded normal values, leaves that want a gradient; products' weights scaled so that rows keep their size."""
         shapes = {name: (batch, *shape) for name, shape in self.maps.items()} | dict(self.parameters)
         return {name: x.to(dtype).requires_grad_() for name, x in self._values(shapes, torch.device(device)).items()}
 
@@ -117,6 +117,7 @@ def all_calls() -> tuple[Call, ...]:
             *_concatenations(stage, side, channels),
             *_batch_norms(stage, side, channels),
             *_statistics(stage, side, channels),
+            *_inverted_mlp(stage, side, 3 * channels),
         )
     ]
     return tuple(sorted(made, key=lambda call: ORDER.index(call.op)))
@@ -234,6 +235,19 @@ def _statistics(stage: int, side: int, channels: int) -> list[Call]:
     ]
 
 
+def _inverted_mlp(stage: int, side: int, channels: int) -> list[Call]:
+    """Its two halves, the first also as in the paper, depthwise."""
+    z, pixels = (side, side, channels), side**2
+    filters = {"dense": (channels, channels, 3, 3), "depthwise": (channels, 1, 3, 3)}
+    weights = {"expand_weight": (4 * channels, channels), "project_weight": (channels // 3, 4 * channels)}
+    flop = 2.0 * pixels * 4 * channels * (channels + channels // 3)
+    return [
+        *(Call("mixer", part, stage, {"z": z}, {"weight": weight}, z, 2.0 * 9 * pixels * channels * weight[1])
+          for part, weight in filters.items()),
+        Call("mlp", "conv2, conv3", stage, {"u": z}, weights, (side, side, channels // 3), flop),
+    ]  # fmt: skip
+
+
 def _size(name: str, shape: tuple[int, ...]) -> float:
     """The deviation of a parameter's values."""
-    return shape[1] ** -0.5 if name == "weight" and len(shape) == 2 else 0.5
+    return math.prod(shape[1:]) ** -0.5 if name.endswith("weight") and len(shape) > 1 else 0.5

@@ -48,7 +48,15 @@ class MapPool:
 
     @contextlib.contextmanager
     def lend(self, *shape: int) -> Iterator[Maps]:
-        """The maps for a call with images of this shape. Should the call fail, they are dropped."""
+        """The maps for a call with images of this shape. Should the call fail, they are dropped.
+
+        On a GPU they go to calls of the same stream, which run after one another; a CUDA graph that is captured gets its own.
+        """
+        if self._arguments[1].type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                yield Maps(*self._arguments[:2])
+                return
+            shape = (*shape, torch.cuda.current_stream(self._arguments[1]).cuda_stream)
         with self._lock:
             idle = self._idle[shape] = self._idle.pop(shape, [])
             while len(self._idle) > self._most_shapes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hifuse_fast import backends, ops
 from hifuse_fast.blocks import CHANNEL_GATES
 from hifuse_fast.checkpoints import CheckpointError, describe_checkpoint, strip_prefixes
-from hifuse_fast.checks import check_choice, check_dtype
+from hifuse_fast.checks import check_choice, check_dtype, check_flag
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.network import (
     ALGORITHMS,
@@ -46,6 +46,7 @@ def optimize_for_inference(
     winograd: str = "auto",
     channel_gate: str | None = None,
     memory_format: torch.memory_format = torch.channels_last,
+    cuda_graphs: bool = True,
 ) -> OptimizedHiFuse:
     """The network of `model` frozen for inference: weights folded in float64, packed once for the kernels, forward only.
 
@@ -57,14 +58,17 @@ def optimize_for_inference(
         model: a `HiFuse` or `HiFuseFeatures` of any options, or an instance of the official class, which is recognised by its
             state_dict; in eval mode, on one device.
         dtype: float32 or bfloat16, of maps and weights (sums are float32). float64 with backend="reference" alone.
-        backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" or "triton".
+        backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" (on the CPU) or "triton"
+            (on a GPU).
         winograd: of the 3x3 convolution. "auto" is the fastest for single images; "throughput" is faster for batches in
             float32, and needs the most memory (F(4x4, 3x3) in the last stage too); "off" is the direct one, which rounds less,
-            takes longer, and needs no more memory than the weights of the model.
+            takes longer, and needs no more memory than the weights of the model. Triton has the direct one alone.
         channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
             official instance.
         memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are
             read as they lie, whatever their strides.
+        cuda_graphs: on a GPU, whether calls of a shape are replayed as a CUDA graph from the second one on, see
+            `OptimizedHiFuse`. Without, the first launches wait for the CPU, which small batches notice; nothing else changes.
 
     Raises:
         TypeError: `model` is no module or was optimised already; a dtype or memory format that is not served.
@@ -90,19 +94,25 @@ def optimize_for_inference(
         dtype=_key(DTYPES, dtype),
         memory_format=_key(MEMORY_FORMATS, memory_format),
         out_indices=tuple(each["index"] for each in own.feature_info.info) if isinstance(own, HiFuseFeatures) else None,
+        cuda_graphs=check_flag("cuda_graphs", cuda_graphs),
     )
     return OptimizedHiFuse(configuration, Packer(weights, dtype, backend))
 
 
-def load_optimized(path: str | os.PathLike[str]) -> OptimizedHiFuse:
-    """The network that `OptimizedHiFuse.save` wrote, on the CPU. No code in the file runs.
+def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> OptimizedHiFuse:
+    """The network that `OptimizedHiFuse.save` wrote, on `device`. No code in the file runs.
+
+    Args:
+        path: of the file.
+        device: "cpu" or a CUDA device, one that the backends serve which the file was packed for.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: `device` is neither the CPU nor a CUDA device that is here.
         CheckpointError: it is truncated, no such file, of another version, or its tensors do not fit.
-        BackendError: a backend that the file was packed for cannot serve here.
+        BackendError: a backend that the file was packed for cannot serve here, or not on `device`.
     """
-    path = Path(path)
+    path, device = Path(path), _check_device(device)
     if not path.is_file():
         raise FileNotFoundError(f"optimised network {path}: no such file")
     metadata, tensors = _read(path)
@@ -115,10 +125,11 @@ def load_optimized(path: str | os.PathLike[str]) -> OptimizedHiFuse:
         raise CheckpointError(f"optimised network {path}: version must be {VERSION}, got {found}: optimise the model again")
     try:
         configuration = _configuration(metadata["configuration"])
-        maker = Unpacker(tensors, json.loads(metadata["ops"]), DTYPES[configuration.dtype])
+        maker = Unpacker(tensors, json.loads(metadata["ops"]), DTYPES[configuration.dtype], device)
         network = OptimizedHiFuse(configuration, maker)
     except backends.BackendError as error:
-        raise backends.BackendError(f"optimised network {path}: {error}; optimise the model again on this machine") from None
+        again = f"optimise the model again on this machine, for {device.type}"
+        raise backends.BackendError(f"optimised network {path}: {error}; {again}") from None
     except CheckpointError as error:
         raise CheckpointError(f"optimised network {path}: {error}") from None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -151,12 +162,14 @@ class Packer:
 
 
 class Unpacker:
-    """Makes ops of packed tensors by name."""
+    """Makes ops of packed tensors by name, on a device."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], ops: dict[str, dict[str, Any]], dtype: torch.dtype) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], ops: dict[str, dict[str, Any]], dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.made: dict[str, PreparedOp] = {}
         self.ops = ops
-        self._tensors, self._dtype = tensors, dtype
+        self._tensors, self._dtype, self._device = tensors, dtype, device
         expected = {f"{name}.{key}" for name, each in ops.items() for key in each["tensors"]}
         for kind, names in (("missing", expected - set(tensors)), ("unexpected", set(tensors) - expected)):
             if names:
@@ -167,13 +180,13 @@ class Unpacker:
         if name not in self.ops:
             raise CheckpointError(f"the op {name} is missing")
         backend, options = self.ops[name]["backend"], self.ops[name]["options"]
-        call = {"device": torch.device("cpu"), "dtype": self._dtype, **options, "backend": backend}
+        call = {"device": self._device, "dtype": self._dtype, **options, "backend": backend}
         if op == "window_attention":
             backends.select(op, **call)
             cls: type[PreparedOp] = WindowAttention
         else:
             cls = backends.prepared_class(op, **call)
-        made = cls({key: self._tensors[f"{name}.{key}"] for key in self.ops[name]["tensors"]}, **options)
+        made = cls({key: self._tensors[f"{name}.{key}"].to(self._device) for key in self.ops[name]["tensors"]}, **options)
         self.made[name] = made
         return made
 
@@ -181,11 +194,15 @@ class Unpacker:
 def _prepare_window_attention(
     bias_table: Tensor, qkv_bias: Tensor | None = None, *, dtype: torch.dtype, backend: str, **options: Any
 ) -> WindowAttention:
-    """The op with its backend resolved. Table and bias stay float32 with bfloat16 maps, which the op can take."""
+    """The op with its backend resolved. Table and bias stay float32 with bfloat16 maps, which the op can take; Triton takes the
+    bias in the dtype of the map."""
     kernels = backends.select("window_attention", backend, device=bias_table.device, dtype=dtype, **options)
     options["backend"] = "reference" if kernels is None else kernels.__name__.rpartition(".")[2]
     tensors = {"bias_table": bias_table} | ({} if qkv_bias is None else {"qkv_bias": qkv_bias})
-    return WindowAttention(WindowAttention.pack(tensors, torch.promote_types(dtype, torch.float32)), **options)
+    packed = WindowAttention.pack(tensors, torch.promote_types(dtype, torch.float32))
+    if options["backend"] == "triton" and qkv_bias is not None:
+        packed["qkv_bias"] = packed["qkv_bias"].to(dtype)
+    return WindowAttention(packed, **options)
 
 
 def _check_model(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -224,6 +241,19 @@ def _check_weights(weights: Mapping[str, Tensor]) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(end.item()) for end in tensor.aminmax())  # NaN where a value is; 15 times as fast as isfinite
+
+
+def _check_device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be 'cpu' or a CUDA device, got {device!r}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or a CUDA device, got {device!r}")
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ValueError(f"device must be one of this machine, which has {count} CUDA devices, got {device!r}")
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from hifuse_fast import ops
 from hifuse_fast.checkpoints import write_safetensors
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import MapPool, Maps
+from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.layers import pad_to_multiple
 from hifuse_fast.model import STAGES, STRIDE
 from hifuse_fast.ops.prepared import PreparedOp
@@ -46,6 +47,7 @@ class Configuration:
     dtype: str
     memory_format: str
     out_indices: tuple[int, ...] | None  # of a network that returns maps
+    cuda_graphs: bool = True
 
 
 class Maker(Protocol):
@@ -67,6 +69,9 @@ class OptimizedHiFuse(nn.Module):
     right and the bottom to the next one. There is no autograd. Calls from several threads at once are safe; a result never
     shares memory with the maps that are reused from call to call.
 
+    On a GPU, from the second call of a shape on, it replays a CUDA graph of that shape, and keeps those of the last few shapes
+    with their memory; `optimize_for_inference(cuda_graphs=False)` is without. Calls of one shape then take turns.
+
     The state_dict is empty: `save` writes the network. Neither its dtype nor its device can be changed.
     """
 
@@ -82,6 +87,7 @@ class OptimizedHiFuse(nn.Module):
         self.dtype, self.device = DTYPES[c.dtype], next(self.buffers()).device
         self._made = make.made
         self._pool = MapPool(self.dtype, self.device)
+        self._graphs = Graphs(capture) if c.cuda_graphs and self.device.type == "cuda" else None
         self.eval()
 
     @torch.no_grad()
@@ -92,6 +98,12 @@ class OptimizedHiFuse(nn.Module):
             TypeError, ValueError: images that do not fit, said in the message.
         """
         self._check_images(images)
+        if self._graphs is None or torch.cuda.is_current_stream_capturing():  # into a graph of the caller
+            return self._eager(images)
+        result: Tensor | list[Tensor] = self._graphs(self._eager, images)
+        return result
+
+    def _eager(self, images: Tensor) -> Tensor | list[Tensor]:
         images = pad_to_multiple(images.to(self.dtype).permute(0, 2, 3, 1), STRIDE).permute(0, 3, 1, 2)
         batch, _, height, width = images.shape
         with torch.autocast(self.device.type, enabled=False), self._pool.lend(batch, height, width) as maps:

@@ -12,8 +12,8 @@ from hifuse_fast.ops.layer_norm import layer_norm
 from hifuse_fast.ops.linear import linear, prepare_linear
 from hifuse_fast.ops.local_block import prepare_local_block
 from hifuse_fast.ops.max_mean import max_mean
-from hifuse_fast.ops.mixer import prepare_mixer
-from hifuse_fast.ops.mlp import prepare_mlp
+from hifuse_fast.ops.mixer import mixer, prepare_mixer
+from hifuse_fast.ops.mlp import mlp, prepare_mlp
 from hifuse_fast.ops.stem import prepare_stem
 from hifuse_fast.ops.window_attention import window_attention
 
@@ -24,6 +24,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "max_mean",
+    "mixer",
+    "mlp",
     "prepare_gated_concat",
     "prepare_linear",
     "prepare_local_block",

@@ -247,9 +247,17 @@ def forward(
 ) -> Tensor:  # fmt: skip
     """See `hifuse_fast.ops.batch_norm`; arguments are validated; the result is of `dtype`."""
     batch, height, width, channels = x.shape
-    x = x.contiguous()
-    out = x.new_empty((batch, height // 2, width // 2, channels) if pool else x.shape, dtype=dtype)
-    rows = out.numel() // channels
+    out = x.new_empty((batch, height // 2, width // 2, channels) if pool else (*x.shape,), dtype=dtype)
+    return write(x, weight, bias, residual, mean, var, eps, activation, pool, out)
+
+
+def write(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, mean: Tensor, var: Tensor,
+    eps: float, activation: str, pool: bool, out: Tensor,
+) -> Tensor:  # fmt: skip
+    """`forward` into `out`, contiguous, which is returned."""
+    _, height, width, channels = x.shape
+    x, rows = x.contiguous(), out.numel() // channels
     tile, _, options = _tiles("batch_norm_forward", rows, x)
     launch(
         _forward_kernel, (blocks(rows, tile["BLOCK_R"]), blocks(channels, tile["BLOCK_C"])), x,

@@ -195,7 +195,14 @@ def forward(
 ) -> Tensor:
     """See `hifuse_fast.ops.concat_norm`; arguments are validated; the result is of `dtype`."""
     batch, height, width, channels = maps[0].shape
-    out = maps[0].new_empty((batch, height, width, len(maps) * channels), dtype=dtype)
+    return write(maps, gates, weight, bias, eps, maps[0].new_empty((batch, height, width, len(maps) * channels), dtype=dtype))
+
+
+def write(
+    maps: Sequence[Tensor], gates: Sequence[Tensor | None], weight: Tensor, bias: Tensor, eps: float, out: Tensor
+) -> Tensor:
+    """`forward` into `out`, contiguous, which is returned."""
+    batch, height, width, channels = maps[0].shape
     tile, options = _tiles("concat_norm_forward", maps[0])
     rows = batch * height * width
     launch(

@@ -391,15 +391,25 @@ def backward(
         _backward_norm_kernel, (programs,), grad, x, taps, filter_bias.contiguous(), weight.contiguous(), dc, sums,
         tiles, *_geometry(x), eps, **shared, **sides, **options,
     )  # fmt: skip
+    dx, dfilters = backward_convolution(dc, x, filters)
+    return dx, dfilters, sums.sum(1)
+
+
+def backward_convolution(dc: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the gradient of a depthwise convolution those of x, in its dtype, and of the filters, in float32.
+
+    x, its channels side by side, and filters are taken in the dtype of `dc`, which is contiguous.
+    """
+    channels = x.shape[3]
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     sides, tiles, programs, options = _tiles("depthwise_norm_backward_filters", x, whole=False)
     slices = blocks(channels, sides["BLOCK_C"])
     dfilters = x.new_empty((programs, 9, channels), dtype=torch.float32)
     launch(
-        _backward_filters_kernel, (slices, programs), dc, x, taps, dx, dfilters,
-        tiles, *_geometry(x), **shared, **sides, **options,
+        _backward_filters_kernel, (slices, programs), dc, x, _by_tap(filters), dx, dfilters,
+        tiles, *_geometry(x), TAKEN=_triton_dtype(dc.dtype), C=channels, **sides, **options,
     )  # fmt: skip
-    return dx, dfilters.sum(0).t().reshape(filters.shape), sums.sum(1)
+    return dx, dfilters.sum(0).t().reshape(filters.shape)
 
 
 def _tiles(kernel: str, x: Tensor, *, whole: bool = True) -> tuple[dict[str, int], int, int, dict[str, int]]:

@@ -80,7 +80,7 @@ def prepare_gated_concat(
         "scale": scale,
         "shift": shift,
     }
-    cls = backends.prepared_class("gated_concat", backend, device=filters.device, dtype=dtype, **options)
+    cls = backends.prepared_class("gated_concat", backend, device=filters.device, dtype=dtype, width=len(expand), **options)
     op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
     return check_calls(op, partial(_check_call, like=filters.new_empty(0, dtype=dtype), channels=len(expand)))
 

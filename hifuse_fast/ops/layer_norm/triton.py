@@ -130,11 +130,18 @@ def _backward_kernel(
 @operator("layer_norm_forward")
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: str, dtype: torch.dtype) -> Tensor:
     """See `hifuse_fast.ops.layer_norm`; arguments are validated; the result is of `dtype`."""
+    return write(x, weight, bias, eps, rows, dtype)
+
+
+def write(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: str, dtype: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    """`forward` into `out`, contiguous, where that is given."""
     x = strided(x)
     batch, height, width, channels = x.shape
     if rows == "patches":
         height, width, channels = blocks(height, 2), blocks(width, 2), 4 * channels
-    out = x.new_empty((batch, height, width, channels), dtype=dtype)
+    out = x.new_empty((batch, height, width, channels), dtype=dtype) if out is None else out
     count, tile, options = _tiles("layer_norm_forward", out)
     launch(
         _forward_kernel, (blocks(count, tile["BLOCK_R"]),), x, weight.contiguous(), bias.contiguous(), out,

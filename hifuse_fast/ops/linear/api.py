@@ -210,7 +210,8 @@ def prepare_linear(
     if rows == "patches" and weight.shape[1] % 4:
         raise ValueError(f"weight must be [N, 4 C] with rows='patches', got {list(weight.shape)}")
     options = {"rows": rows, "norm": norm, "eps": check_eps("eps", eps), "activation": activation, "pool": pool}
-    cls = backends.prepared_class("linear", backend, device=weight.device, dtype=dtype, **options)
+    normed_width = 1 if norm is None else weight.shape[1]
+    cls = backends.prepared_class("linear", backend, device=weight.device, dtype=dtype, width=normed_width, **options)
     op: PreparedOp = cls(cls.pack({"weight": weight, "bias": bias}, dtype, **options), **options)
     depth = weight.shape[1] // 4 if rows == "patches" else weight.shape[1]
     like = weight.new_empty(0, dtype=dtype)

@@ -8,6 +8,9 @@ the bias gradient in one kernel, the normalised rows again, two products of the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -15,8 +18,11 @@ from torch import Tensor
 
 from hifuse_fast.gpu import configs, device
 from hifuse_fast.gpu.launch import architecture, blocks, launch, operator, precision, strided
+from hifuse_fast.ops.batch_norm import triton as batch_norm
+from hifuse_fast.ops.concat_norm import triton as concat_norm
 from hifuse_fast.ops.layer_norm import triton as layer_norm
 from hifuse_fast.ops.layer_norm.triton import row_offsets
+from hifuse_fast.ops.prepared import PreparedOp
 
 why_not = layer_norm.why_not  # of the width that is normalised, 1 for none
 
@@ -162,6 +168,23 @@ def forward(
 
     The second result is what goes into GELU, [rows, N], where it is to be kept; else it is empty.
     """
+    return write(x, weight, bias, norm_weight, norm_bias, residual, eps, rows, activation, keep)
+
+
+def write(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    rows: str,
+    activation: str,
+    keep: bool,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`forward` into `out`, contiguous, where that is given."""
     (columns, depth), gelu = weight.shape, activation == "gelu"
     height, width = (blocks(n, 2 if rows == "patches" else 1) for n in x.shape[1:3])
     count = x.shape[0] * height * width
@@ -174,16 +197,18 @@ def forward(
     z = weight.new_empty((count if keep else 0, columns))
     if not fused:
         r, transposed = _rows(x, norm_weight, norm_bias, eps, rows, weight.dtype), weight.t()
-        product = torch.mm(r, transposed) if bias is None else torch.addmm(bias, r, transposed)
-        if not gelu and residual is None:
-            return product.view(x.shape[0], height, width, columns), z
-        out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype)
+        plain = not gelu and residual is None
+        target = out.view(count, columns) if plain and out is not None else None
+        product = torch.mm(r, transposed, out=target) if bias is None else torch.addmm(bias, r, transposed, out=target)
+        if plain:
+            return product.view(x.shape[0], height, width, columns) if out is None else out, z
+        out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype) if out is None else out
         tile = configs.lookup("linear_finish", "*", architecture(x.device))
         grid = (blocks(out.numel(), tile["BLOCK"]),)
         launch(_finish_kernel, grid, product, residual, out, out.numel(), GELU=gelu, **tile)
         return out, product if keep else z
 
-    out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype)
+    out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype) if out is None else out
     source = strided(x) if rows == "patches" else strided(x.reshape(count, depth))
     geometry = (*source.shape[1:3], *source.stride()[:3]) if rows == "patches" else (1, count, 0, 0, source.stride(0))
     launch(
@@ -255,3 +280,58 @@ def _key(weight: Tensor, norm_weight: Tensor | None) -> str:
     if weight.dtype == torch.float32:
         return "float32"
     return f"{'' if norm_weight is None else 'norm '}{weight.shape[1]}x{weight.shape[0]}"
+
+
+# ---- The prepared op ---------------------------------------------------------------------------------------------------
+
+
+class Linear(PreparedOp):
+    """See `prepare_linear`. Norms are without scale and shift, for which the launchers are given ones and zeros."""
+
+    weight: Tensor
+    bias: Tensor
+    ones: Tensor
+    zeros: Tensor
+
+    @staticmethod
+    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        like, size = tensors["weight"], max(tensors["weight"].shape)
+        constants = {"ones": like.new_ones(size, dtype=torch.float32), "zeros": like.new_zeros(size, dtype=torch.float32)}
+        return PreparedOp.pack(tensors, dtype) | constants
+
+    @torch.no_grad()
+    def forward(self, *maps: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        o, x, norm = self.options, maps[0], self.options["norm"]
+        eps, rows, activation = o["eps"], o["rows"], o["activation"]
+        if rows == "patches" and norm != "row":
+            x, rows, norm = self._gather(x, norm, eps), "pixels", None
+        elif len(maps) > 1:
+            x, norm = self._concatenate(maps, norm, eps)
+        one, zero = (None, None) if norm is None else self._affine(self.weight.shape[1])
+        if activation != "relu" and not o["pool"]:
+            return write(x, self.weight, self.bias, one, zero, residual, eps, rows, activation, False, out)[0]
+        columns, half = len(self.weight), 2 if o["pool"] else 1
+        product = torch.mm(_rows(x, one, zero, eps, rows, x.dtype), self.weight.t()).view(*x.shape[:3], columns)
+        ones, zeros = self._affine(columns)
+        if out is None:
+            out = x.new_empty((x.shape[0], x.shape[1] // half, x.shape[2] // half, columns))
+        return batch_norm.write(product, ones, self.bias, residual, zeros, ones, 0.0, activation, o["pool"], out)
+
+    def _affine(self, width: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift of a norm, or variance and mean."""
+        return self.ones[:width], self.zeros[:width]
+
+    def _gather(self, x: Tensor, norm: str | None, eps: float) -> Tensor:
+        """[B, H / 2, W / 2, 4C], the norm of the pixels taken on the way: the columns of a pair of rows, and their pixels."""
+        batch, height, width, channels = x.shape
+        pairs = x.view(batch * height // 2, 2, width, channels).transpose(1, 2)
+        if norm == "pixel":
+            pairs = layer_norm.write(pairs, *self._affine(channels), eps, "pixels", x.dtype)
+        return pairs.reshape(batch, height // 2, width // 2, 4 * channels)
+
+    def _concatenate(self, maps: tuple[Tensor, ...], norm: str | None, eps: float) -> tuple[Tensor, str | None]:
+        """The maps side by side, normalised on the way where a kernel does; and the norm that is left to do."""
+        if norm is None or len({x.shape[3] for x in maps}) > 1 or maps[0].shape[3] > concat_norm.MAX_WIDTH:
+            return torch.cat(maps, -1), norm
+        out = maps[0].new_empty((*maps[0].shape[:3], self.weight.shape[1]))
+        return concat_norm.write(maps, [None] * len(maps), *self._affine(self.weight.shape[1]), eps, out), None

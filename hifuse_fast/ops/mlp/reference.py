@@ -1,4 +1,4 @@
-"""The MLP in plain PyTorch: the definition every kernel is tested against."""
+"""The MLP in plain PyTorch: the definition every kernel is tested against, of the function and the prepared op."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hifuse_fast.ops.prepared import PreparedOp, write
+
+
+def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor) -> Tensor:
+    """See `hifuse_fast.ops.mlp`; arguments are validated.
+
+    Two 1x1 convolutions, as in the official code: on a CPU they are the faster ones too.
+    """
+    hidden = F.gelu(F.conv2d(u.permute(0, 3, 1, 2), expand_weight[:, :, None, None]).permute(0, 2, 3, 1))
+    return F.conv2d(hidden.permute(0, 3, 1, 2), project_weight[:, :, None, None]).permute(0, 2, 3, 1)
 
 
 class Mlp(PreparedOp):
