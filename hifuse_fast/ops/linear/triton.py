@@ -211,9 +211,10 @@ def write(
     out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype) if out is None else out
     source = strided(x) if rows == "patches" else strided(x.reshape(count, depth))
     geometry = (*source.shape[1:3], *source.stride()[:3]) if rows == "patches" else (1, count, 0, 0, source.stride(0))
+    vectors = [None if vector is None else vector.contiguous() for vector in (bias, norm_weight, norm_bias)]
     launch(
         _forward_kernel, (blocks(count, config["BLOCK_M"]) * blocks(columns, config["BLOCK_N"]),),
-        source, weight.contiguous(), bias, norm_weight, norm_bias, residual, out, z if keep else None,
+        source, weight.contiguous(), *vectors, residual, out, z if keep else None,
         count, *geometry, eps, C=x.shape[3], K=depth, N=columns, PATCHES=rows == "patches", GELU=gelu,
         PRECISION=precision(weight.dtype), **config,
     )  # fmt: skip
