@@ -14,7 +14,7 @@ import platform
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -154,19 +154,20 @@ def _unavailable(backend: str) -> str | None:
     return None
 
 
-_loaded: dict[tuple[str, str], ModuleType] = {}
+_loaded = SimpleNamespace()  # modules by name: an attribute is looked up when torch.compile meets it, a dict was copied before
 
 
 def _kernels(op: str, backend: str) -> ModuleType:
     _load(op, backend)
-    return _loaded[op, backend]
+    module: ModuleType = getattr(_loaded, f"{op}_{backend}")
+    return module
 
 
 # torch.compile cannot trace an import, nor take a module for a constant.
 @torch.compiler.assume_constant_result  # type: ignore[misc, untyped-decorator, unused-ignore]
 def _load(op: str, backend: str) -> bool:
-    if (op, backend) not in _loaded:
-        _loaded[op, backend] = importlib.import_module(_OPS[op][backend])
+    if not hasattr(_loaded, f"{op}_{backend}"):
+        setattr(_loaded, f"{op}_{backend}", importlib.import_module(_OPS[op][backend]))
     return True
 
 

@@ -40,7 +40,7 @@ def check_rate(name: str, value: Any) -> float:
     """`value` as a probability in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and 0.0 <= value < 1.0):
+    if not 0.0 <= value < 1.0:
         raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
     return float(value)
 
@@ -128,7 +128,7 @@ def check_parameter(
 
 def check_eps(name: str, value: Any) -> float:
     """`value` as a positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value!r}")
     return float(value)
 

@@ -254,7 +254,7 @@ def test_backend_that_cannot_serve_is_named(run, picture, checkpoint, monkeypatc
     out = tmp_path / "out.csv"
     result = run("predict", picture, "--checkpoint", checkpoint, "--backend", "triton", "-o", out, *SMALL)
     assert result.exit_code == 2
-    assert "backend 'triton' cannot serve window_attention: it was taken away" in result.stderr
+    assert "backend 'triton' cannot serve layer_norm: it was taken away" in result.stderr
     assert not out.exists()
 
 

@@ -120,7 +120,7 @@ print(out.double().sum().item(), served["native cpu"], served["triton cpu"], sep
     exec(RUN_OP, here)
     assert float(total) == pytest.approx(here["out"].double().sum().item(), rel=1e-5)
     assert ("library" in native) == (missing in {"the compiled library", "both"})
-    assert triton != "None"
+    assert triton != "None" or missing == "the compiled library"  # which leaves Triton's interpreter
 
 
 def test_a_broken_library_is_told_from_a_missing_one(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def test_every_op_is_served(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compile_takes_the_whole_network_as_one_graph(kernel: str) -> None:
+    torch._dynamo.reset()  # as in a process of its own: other tests have compiled other sizes
     model = HiFuse(**NARROW).to(DEVICE).train()
     images = golden_image(2, 32, 32).to(DEVICE).float()
     with hifuse_fast.use_backend("reference"):

@@ -129,4 +129,4 @@ def strided(x: Tensor) -> Tensor:
 
 def blocks(length: int, block: int) -> int:
     """How many blocks cover `length`."""
-    return -(-length // block)
+    return (length + block - 1) // block  # of numbers that torch.compile may not know yet: no negative ones

@@ -201,7 +201,7 @@ def write(
         target = out.view(count, columns) if plain and out is not None else None
         product = torch.mm(r, transposed, out=target) if bias is None else torch.addmm(bias, r, transposed, out=target)
         if plain:
-            return product.view(x.shape[0], height, width, columns) if out is None else out, z
+            return product.unflatten(0, (x.shape[0], height, width)) if out is None else out, z
         out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype) if out is None else out
         tile = configs.lookup("linear_finish", "*", architecture(x.device))
         grid = (blocks(out.numel(), tile["BLOCK"]),)
