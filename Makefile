@@ -75,11 +75,12 @@ CHECKER := $(if $(filter default file undefined,$(origin PYTHON)),$(or $(wildcar
 gpu-check:
 	$(CHECKER) -m benchmarks.gpu_check $(if $(STAGE),--stage $(STAGE)) $(if $(REPORT),--report "$(REPORT)")
 
+# Two processes, a file of tests to each: Triton's interpreter takes one core.
 test: setup test-cpp
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-all: setup test-cpp
-	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "" $(PYTEST_ARGS)
 
 # A package of its own, whose library has to be loaded after the sanitizers' runtime.
 SANITIZED := linear stem local_block gated_concat mixer mlp window_attention inference

@@ -30,6 +30,8 @@ def patch_once_a_launch() -> None:
     interpreter.InterpretedFunction.__call__, interpreter.GridExecutor.__call__ = call, run
 
 
+torch.manual_seed(0)  # what test files draw when they are loaded names their tests: the same in every process
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):

@@ -428,7 +428,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "error", "message"), BAD, ids=[f"{name}={value!r:.20}" for name, value, _, _ in BAD])
+@pytest.mark.parametrize(("name", "value", "error", "message"), BAD, ids=[f"{bad[0]} {i}" for i, bad in enumerate(BAD)])
 def test_bad_input_is_named(name: str, value: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         window_attention(**{**good(), name: value})
