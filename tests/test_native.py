@@ -92,7 +92,7 @@ def test_prepared_ops_on_lesser_instruction_sets(capability: str) -> None:
     if capability.replace("default", "baseline") not in _native.lib.usable_isas():
         pytest.skip(f"this CPU does not run {capability}")
     files = [f"tests/test_{op}.py" for op in ("linear", "stem", "local_block", "gated_concat", "mixer", "mlp")]
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "parity", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "parity and not triton", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:]
