@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hifuse_fast import ops
 from hifuse_fast.checks import check_rate
-from hifuse_fast.ops.batch_norm.reference import activate
+from hifuse_fast.ops.batch_norm.reference import finish
 from hifuse_fast.ops.mixer.reference import convolve
 
 
@@ -71,10 +71,7 @@ def batch_norm(
     if isinstance(norm, BatchNorm2d):
         out: Tensor = norm(x, activation, pool, residual)
         return out
-    x = activate(norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), activation)
-    if pool:
-        x = F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    return x if residual is None else residual + x
+    return finish(norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), activation, pool, residual)
 
 
 class DropPath(nn.Module):

@@ -30,9 +30,25 @@ def patch_once_a_launch() -> None:
     interpreter.InterpretedFunction.__call__, interpreter.GridExecutor.__call__ = call, run
 
 
+def round_to_bfloat16() -> None:
+    """Make the interpreter's cast from float32 round to the nearest, as a GPU and PyTorch do: it truncates."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounded(values: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(values, source, target, mode)
+        return torch.tensor(values).bfloat16().view(torch.uint16).numpy()
+
+    interpreter._convert_float = rounded
+
+
 torch.manual_seed(0)  # what test files draw when they are loaded names their tests: the same in every process
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
         patch_once_a_launch()
+        round_to_bfloat16()

@@ -108,12 +108,9 @@ def test_a_training_step_under_autocast(kernel: str) -> None:
     eager, actual = (train(backend, torch.float32, torch.bfloat16) for backend in ("reference", kernel))
     assert {name: g.dtype for name, g in actual.grads.items()} == {name: g.dtype for name, g in eager.grads.items()}
     assert relative_error(actual.logits, exact.logits) < 2 * relative_error(eager.logits, exact.logits) + 0.01
-    size = {name: grad.norm() for name, grad in exact.grads.items()}
-    own = {name: (eager.grads[name].double() - grad).norm() for name, grad in exact.grads.items()}
-    # One number decides the gradients of a gate, and may come out well by luck: so the median of all is allowed too.
-    typical = torch.stack([own[name] / size[name].clamp_min(1e-3) for name in size]).median()
     for name, grad in actual.grads.items():
-        assert (grad.double() - exact.grads[name]).norm() <= 3 * own[name] + typical * size[name] + 1e-4, name
+        own = (eager.grads[name].double() - exact.grads[name]).norm()
+        assert (grad.double() - exact.grads[name]).norm() <= 3 * own + 0.02 * exact.grads[name].norm() + 1e-4, name
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

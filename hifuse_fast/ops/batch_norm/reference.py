@@ -27,16 +27,17 @@ def batch_norm(
     copied = training and x.is_cpu
     x = F.batch_norm(x.contiguous() if copied else x, running_mean, running_var, weight, bias, training, momentum, eps)
     x = x.permute(0, 2, 3, 1)
-    x = activate(x.contiguous() if copied else x, activation)
+    return finish(x.contiguous() if copied else x, activation, pool, residual)
+
+
+def finish(x: Tensor, activation: str, pool: bool, residual: Tensor | None) -> Tensor:
+    """residual + pool(act(x)); the activation is none, relu, gelu (the exact one) or sigmoid."""
+    if activation == "relu":
+        x = F.relu(x)
+    elif activation == "gelu":
+        x = F.gelu(x)
+    elif activation == "sigmoid":
+        x = x.sigmoid()
     if pool:
         x = F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     return x if residual is None else residual + x
-
-
-def activate(x: Tensor, activation: str) -> Tensor:
-    """none, relu, gelu (the exact one) or sigmoid."""
-    if activation == "relu":
-        return F.relu(x)
-    if activation == "gelu":
-        return F.gelu(x)
-    return x.sigmoid() if activation == "sigmoid" else x
