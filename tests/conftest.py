@@ -4,6 +4,7 @@ import contextlib
 import os
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -52,3 +53,16 @@ if not torch.cuda.is_available():
     with contextlib.suppress(ImportError):
         patch_once_a_launch()
         round_to_bfloat16()
+
+
+@pytest.fixture
+def row() -> Any:
+    """A row of the network bench."""
+    from hifuse_fast.bench.rows import Row
+
+    return Row(
+        date="2026-01-02T03:04:05Z", commit="abc", package="0.1.0", torch="2.13.0", python="3.11.7", device="box-2c", threads=2,
+        isa="avx2", suite="network", case="hifuse_tiny", engine="hifuse_fast", dtype="float32", batch=1, mode="inference",
+        per="image", ms_p20=99.0, ms_p50=123.456789, ms_p80=150.0, images_per_s=8.1, gflop_per_s=None, gb_per_s=None, ratio=1.5,
+        floor_share=0.5, peak_mib=100.0, error=1e-7, note="top-1 1/1",
+    )  # fmt: skip

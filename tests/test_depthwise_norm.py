@@ -25,7 +25,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.fixture
 def few_programs() -> Iterator[None]:
     """On a CPU, where a program takes its time, larger tiles and two programs; a GPU runs what its table says."""
-    config = {"elements": 256, "rows": 3, "programs": 2, "num_warps": 4}
+    config = {"elements": 256, "run": 2, "rows": 3, "programs": 2, "num_warps": 1}
     with contextlib.ExitStack() as stack:
         for kernel in ("forward", "backward_norm", "backward_filters") if DEVICE.type == "cpu" else ():
             slices = {"channels": 32} if kernel == "backward_filters" else {}
@@ -76,13 +76,26 @@ def test_kernel_obeys_the_rule(shape: tuple[int, ...], dtype: torch.dtype, kerne
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_programs_that_take_several_tiles(kernel: str) -> None:
     """Two programs for tiles of two rows, the last of them below the map; and slices of the channels."""
-    config = {"elements": 32, "rows": 2, "programs": 2, "num_warps": 1}
+    config = {"elements": 32, "run": 2, "rows": 2, "programs": 2, "num_warps": 1}
     with (
         configs.override("depthwise_norm_forward", config),
         configs.override("depthwise_norm_backward_norm", config),
         configs.override("depthwise_norm_backward_filters", config | {"channels": 4}),
     ):
         check_parity(depthwise_norm, make(1, 3, 5, 7), torch.float32, kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("run", [1, 2, 3])
+def test_pixels_that_several_warps_share(run: int, kernel: str) -> None:
+    """Runs of every length, on a map that has pixels beside its whole ones; a pixel's sums are over 64 threads."""
+    config = {"elements": 128, "run": run, "rows": 2, "programs": 3, "num_warps": 2}
+    with (
+        configs.override("depthwise_norm_forward", config),
+        configs.override("depthwise_norm_backward_norm", config),
+        configs.override("depthwise_norm_backward_filters", config | {"channels": 64}),
+    ):
+        check_parity(depthwise_norm, make(1, 2, 4, 192), torch.float32, kernel)
 
 
 @pytest.mark.usefixtures("few_programs")

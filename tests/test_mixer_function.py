@@ -40,7 +40,8 @@ class Case:
 
     @contextlib.contextmanager
     def configured(self) -> Iterator[None]:
-        backward = {"elements": 256, "channels": 64, "rows": 2, "programs": 1}  # few programs, of several tiles each
+        # Few programs, of several tiles each.
+        backward = {"elements": 64, "channels": 64, "run": 2, "rows": 2, "programs": 1, "num_warps": 1}
         with (
             configs.override("mixer_dense", WAYS.get(self.way, {})),
             configs.override("depthwise_norm_backward_filters", backward),

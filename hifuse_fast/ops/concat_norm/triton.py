@@ -47,19 +47,24 @@ def _load(map_ptr, gate_ptr, row, image, channel, kept, C: tl.constexpr, GATE: t
 
 
 @triton.jit
+def _sum(r0, r1, r2, THREE: tl.constexpr):
+    """The sum over the rows of two or three tiles."""
+    total = r0 + r1 + r2 if THREE else r0 + r1
+    return tl.sum(total, 1, keep_dims=True)
+
+
+@triton.jit
 def _statistics(r0, r1, r2, inside, eps, K: tl.constexpr, THREE: tl.constexpr):
-    """The tiles less the mean of their rows, and 1 / sqrt(var + eps); columns that are not inside stay zero."""
-    total = tl.sum(r0, 1, keep_dims=True) + tl.sum(r1, 1, keep_dims=True)
-    if THREE:
-        total += tl.sum(r2, 1, keep_dims=True)
-    mean = total / K
-    r0 = tl.where(inside, r0 - mean, 0.0)
-    r1 = tl.where(inside, r1 - mean, 0.0)
-    square = tl.sum(r0 * r0, 1, keep_dims=True) + tl.sum(r1 * r1, 1, keep_dims=True)
-    if THREE:
+    """The tiles less the mean of their rows, and 1 / sqrt(var + eps); columns that are not inside stay zero.
+
+    Centred twice: the mean of a row far from zero is rounded, and what is left of it is the mean of the centred row.
+    """
+    for _ in tl.static_range(2):
+        mean = _sum(r0, r1, r2, THREE) / K
+        r0 = tl.where(inside, r0 - mean, 0.0)
+        r1 = tl.where(inside, r1 - mean, 0.0)
         r2 = tl.where(inside, r2 - mean, 0.0)
-        square += tl.sum(r2 * r2, 1, keep_dims=True)
-    return r0, r1, r2, tl.rsqrt(square / K + eps)
+    return r0, r1, r2, tl.rsqrt(_sum(r0 * r0, r1 * r1, r2 * r2, THREE) / K + eps)
 
 
 @triton.jit

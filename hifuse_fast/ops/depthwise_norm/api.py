@@ -53,7 +53,9 @@ def depthwise_norm(
     check_parameter("filter_bias", filter_bias, [channels], x)
     check_parameter("weight", weight, [channels], x)
     check_parameter("bias", bias, [channels], x)
-    kernels = backends.select("depthwise_norm", backend, device=x.device, dtype=x.dtype, channels=channels, width=width)
+    kernels = backends.select(
+        "depthwise_norm", backend, key=(channels,), device=x.device, dtype=x.dtype, channels=channels, width=width
+    )
     if kernels is None:
         return reference.depthwise_norm(x, filters, filter_bias, weight, bias, eps=eps)
     autocast = backends.autocast_dtype(x.device)
