@@ -25,7 +25,8 @@ from hifuse_fast.checks import check_choice
 
 BACKENDS = ("auto", "reference", "native", "triton")
 
-# Per op, the kernel modules in the order in which "auto" tries them on any device; the reference serves what they cannot.
+# Per op, the kernel modules in the order in which "auto" tries them on any device; the reference serves what they cannot, and
+# on a GPU what it is faster at.
 _OPS: dict[str, dict[str, str]] = {
     "window_attention": {
         "triton": "hifuse_fast.ops.window_attention.triton",
@@ -44,6 +45,7 @@ _OPS: dict[str, dict[str, str]] = {
     "mlp": {"triton": "hifuse_fast.ops.mlp.triton", "native": "hifuse_fast.ops.mlp.native"},
 }
 
+_auto_triton = ("cuda", "meta")  # where "auto" may take Triton, whose interpreter on the CPU is for tests
 _chosen: ContextVar[str] = ContextVar("hifuse_fast_backend", default="auto")
 
 
@@ -75,13 +77,17 @@ def current_backend() -> str:
     return _chosen.get()
 
 
-def select(op: str, backend: str, *, prepared: bool = False, **call: Any) -> ModuleType | None:
+def select(
+    op: str, backend: str, *, prepared: bool = False, key: tuple[object, ...] | None = None, **call: Any
+) -> ModuleType | None:
     """The kernel module that serves this call, or None for the reference.
 
     Args:
         op: the op's name, a folder of `hifuse_fast.ops`.
         backend: the call's own `backend` argument; "auto" defers to `use_backend`.
         prepared: whether it is the prepared op that is called, not the function over maps.
+        key: what of the call decides whether Triton or the vendor's library is faster on a GPU, sizes and words ("" for none);
+            None where "auto" is not to ask the tables.
         call: what the kernels' `why_not` look at (tensors and options of the op).
 
     Raises:
@@ -95,10 +101,16 @@ def select(op: str, backend: str, *, prepared: bool = False, **call: Any) -> Mod
         return None
     if backend == "auto":
         for name in _OPS[op]:
-            if name == "triton" and call["device"].type != "cuda":
-                continue  # its interpreter is for tests
-            if why_not(op, name, prepared=prepared, **call) is None:
-                return _kernels(op, name)
+            if name == "triton" and call["device"].type not in _auto_triton:
+                continue
+            if why_not(op, name, prepared=prepared, **call) is not None:
+                continue
+            if name == "triton" and key is not None:
+                # Not sooner: a size in a string ties compiled code to that size.
+                words = [word for word in [f"{part}" for part in key] if word]
+                if not _takes_triton(op, " ".join(words), call["dtype"], call["device"]):
+                    return None
+            return _kernels(op, name)
         return None
     reason = why_not(op, backend, prepared=prepared, **call)
     if reason is not None:
@@ -134,6 +146,14 @@ def why_not(op: str, backend: str, *, prepared: bool = False, **call: Any) -> st
         return f"there is no {backend} kernel for it yet"
     reason: str | None = _kernels(op, backend).why_not(**call)
     return reason
+
+
+# torch.compile cannot trace the tables; they do not change.
+@torch.compiler.assume_constant_result  # type: ignore[misc, untyped-decorator, unused-ignore]
+def _takes_triton(op: str, key: str, dtype: torch.dtype, device: torch.device) -> bool:
+    from hifuse_fast.gpu import choices
+
+    return choices.takes_triton(op, key, dtype, device)
 
 
 def _class_name(op: str) -> str:

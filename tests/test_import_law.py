@@ -18,14 +18,15 @@ LAW = {
     "ops/*/reference.py": ["ops.prepared", "ops.*.reference"],
     "ops/*/native.py": ["_native", "ops.prepared", "ops.packing"],
     "ops/*/triton.py": ["ops.prepared", "ops.*.triton", "ops.*.triton_kernels", "gpu"],
-    "ops/*/triton_kernels.py": ["gpu"],
+    "ops/*/triton_kernels.py": ["ops.*.triton_maps", "gpu"],
+    "ops/*/triton_maps.py": ["gpu"],
     "gpu/*.py": ["gpu", "ops"],
     "ops/*/api.py": ["backends", "checks", "ops.*.reference", "ops.prepared"],
     "ops/prepared.py": [],
     "ops/packing.py": ["_native"],
     "inference/*.py": ["ops", "backends", "checks", "checkpoints", "model", "blocks", "layers", "inference"],
     "_native.py": ["_C"],
-    "backends.py": ["_native", "_version", "checks"],
+    "backends.py": ["_native", "_version", "checks", "gpu.choices"],
     "checks.py": [],
     "layers.py": ["ops", "checks"],
     "blocks.py": ["ops", "layers", "checks"],
@@ -93,6 +94,7 @@ def test_the_law_covers_every_op() -> None:
                 "native",
                 "triton",
                 "triton_kernels",
+                "triton_maps",
             }
             assert (folder / "api.py").exists()
             assert (folder / "reference.py").exists()

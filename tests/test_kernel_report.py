@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+from hifuse_fast import create_model, optimize_for_inference
 from hifuse_fast.gpu import calls, launch, report
+from hifuse_fast.gpu.frozen_calls import CLASSES, frozen_calls
+from hifuse_fast.ops.prepared import PreparedOp
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
@@ -42,7 +47,9 @@ def check(tmp_path: Path, *arguments: str) -> list[dict[str, str]]:
 
 def test_no_kernel_spills_or_is_too_large(tmp_path: Path) -> None:
     lines = check(tmp_path, "--dtypes", "bfloat16")
-    assert {line["kernel"].split()[0] for line in lines} == {call.op for call in calls.all_calls()}
+    found = {line["kernel"].split()[0] for line in lines}
+    assert found >= {call.op for call in calls.all_calls()}
+    assert found >= {"gated_concat"}  # the frozen network's own
     hopper = [line for line in lines if line["architecture"] == "sm_90" and line["kernel"] == "window_attention forward"]
     assert hopper
     assert all("wgmma" in line["tensor cores"] for line in hopper)
@@ -154,6 +161,29 @@ def test_flop_and_bytes_of_the_calls() -> None:
     pixel, parameters = 49 * 768, 768 * 769
     assert fc1.moved(1, "forward", 2) == 2 * (3 * pixel + parameters)
     assert fc1.moved(1, "forward+backward", 2) == 2 * (3 * pixel + parameters + 2 * (pixel + parameters) + pixel)
+
+
+@pytest.mark.parametrize("call", calls.choose("56x56x96,224,1x1x768", frozen_calls()), ids=lambda call: call.name)
+def test_prepared_calls_run(call: calls.PreparedCall) -> None:
+    inputs = call.inputs(1, torch.bfloat16, "cpu")
+    assert {inputs[name].dtype for name in call.parameters} == {torch.float32}
+    bound = call.bind(inputs, None, "reference")
+    out = bound()
+    assert sum(x.numel() for x in out) == math.prod(call.out)
+    assert all(x.dtype == torch.bfloat16 and x.isfinite().all() for x in out)
+    assert all(x.equal(y) for x, y in zip(out, bound(), strict=True))
+
+
+def test_prepared_calls_are_those_of_the_frozen_network() -> None:
+    """By the shapes of their weights."""
+    frozen = optimize_for_inference(create_model("hifuse_small", CLASSES).eval(), backend="reference")
+    made = {shapes({name: x.shape for name, x in op.packed().items()}) for op in frozen.modules() if isinstance(op, PreparedOp)}
+    attention = {shape for shape in made if "bias_table" in dict(shape)}
+    assert made - attention == {shapes(call.parameters) for call in frozen_calls()}
+
+
+def shapes(parameters: Mapping[str, Sequence[int]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, tuple(shape)) for name, shape in sorted(parameters.items()))
 
 
 @pytest.mark.parametrize("call", calls.choose("7x7"), ids=lambda call: call.name)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hifuse_fast.gpu import calls, configs, launch, table_file, tune
 from hifuse_fast.gpu.configs import Config
+from hifuse_fast.gpu.frozen_calls import network_calls
 
 KERNEL, KEY = "layer_norm_forward", "128"
 PRESENT = {"elements": 4096, "num_warps": 4}
@@ -99,14 +100,26 @@ def test_results_may_differ_by_rounding_only(got: list[float], ok: bool) -> None
 
 
 def test_the_plan_has_every_configured_kernel_of_the_calls() -> None:
-    keys = tune.plan(calls.all_calls(), "sm_90", ["bfloat16"], (64, 1))
+    keys = tune.plan(network_calls(), "sm_90", ["bfloat16"], (64, 1))
     looked_up = {kernel for kernel, _ in keys}
     assert looked_up >= {f"{op}_{way}" for op in ("layer_norm", "concat_norm", "linear") for way in ("forward", "backward")}
     assert looked_up >= {"window_attention_forward", "window_attention_backward", "depthwise_norm_forward"}
     assert all(1 <= len(found) <= tune.MOST_CASES for found in keys.values())
     assert {case.mode for case in keys[KERNEL, KEY]} == {"forward"}
     assert {case.mode for case in keys["layer_norm_backward", KEY]} == {"forward+backward"}
+    assert looked_up >= {"pixel_gates", "channel_gates"}  # of the frozen network alone
     pickle.loads(pickle.dumps(list(keys.values())))  # other processes compile for them
+
+
+def test_choices_come_after_the_tiles_and_weigh_training_and_inference() -> None:
+    keys = tune.plan(network_calls(), "sm_90", ["bfloat16"], (64, 1))
+    of_choices = [tune.is_choice(key) for key in keys]
+    assert of_choices == sorted(of_choices)
+    assert {kernel for kernel, _ in keys if tune.is_choice((kernel, ""))} == {call.op for call in calls.all_calls()}
+    found = keys["batch_norm", "16-bit 768 training gelu"]
+    assert {(case.batch, case.mode) for case in found} == {(batch, mode) for batch in (64, 1) for mode in calls.MODES}
+    assert {case.backend for case in found} == {"auto"}
+    assert {case.backend for case in keys[KERNEL, KEY]} == {"triton"}
 
 
 def test_every_kernel_of_the_tables_has_candidates() -> None:
@@ -116,16 +129,14 @@ def test_every_kernel_of_the_tables_has_candidates() -> None:
 
 def test_every_candidate_has_what_its_launcher_asks_for() -> None:
     """None of them fails for a name that is missing or unknown."""
-    keys = tune.plan(calls.all_calls(), "sm_90", ["bfloat16"], (1,))
+    keys = tune.plan(network_calls(), "sm_90", ["bfloat16"], (1,))
     first = {kernel: (key, cases[0]) for (kernel, key), cases in reversed(keys.items())}
-    frozen = {"pixel_gates", "channel_gates"}  # of the frozen network alone, which makes no call of an op with gradients
-    assert frozen.isdisjoint(first)
-    assert len(first) >= len(tune.declared()) - 1 - len(frozen)  # where every linear is fused, nothing is left to finish
+    assert len(first) >= len(tune.declared()) - 1  # where every linear is fused, nothing is left to finish
     for kernel, (key, case) in first.items():
         for config in tune.candidates(kernel, configs.lookup(kernel, key, "sm_90")):
             with configs.override(kernel, config), launch.recording("sm_90") as record:
-                case.run("meta")
-            assert record.launches or kernel == "linear_forward"
+                case.bind("meta")()
+            assert record.launches or kernel == "linear_forward" or tune.is_choice((kernel, key))
 
 
 def test_the_present_configuration_is_tried_first_and_once() -> None:
@@ -156,6 +167,67 @@ def test_entries_are_written_one_by_one_and_the_rest_stays(tmp_path: Path, cases
         before[KERNEL].pop(KEY, None)
         assert after == before
     assert "# Tile sizes on sm_90" in (tmp_path / "sm_90.toml").read_text()
+
+
+class TwoWays(Fake):
+    """A GPU on which the reference takes a time of its own per case, and Triton a millisecond."""
+
+    def __init__(self, *reference: float) -> None:
+        super().__init__()
+        self.reference = list(reference)
+
+    def seconds(self, case: tune.Case) -> float:
+        self.measured.append((case, self.config()))
+        return 1e-3 * (1 if self.config()["triton"] else self.reference.pop(0))
+
+    def faults(self, case: tune.Case) -> list[str]:
+        return []
+
+    def config(self) -> Config:
+        return configs.lookup("layer_norm", "16-bit 96 pixels", "sm_90")
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen", "ratio"), [([0.9, 0.4], 0, 0.6), ([4.0, 0.04], 0, 0.4), ([0.999, 0.999], 1, 1.0), ([9.0, 1.0], 1, 3.0)]
+)
+def test_a_choice_is_written_with_its_evidence(tmp_path: Path, times: list[float], chosen: int, ratio: float) -> None:
+    """Slow on one case and faster on the mean: a choice is measured on all of them."""
+    (call,) = calls.choose("layer_norm norm1 56x56")
+    cases = [tune.Case(call, 64, "bfloat16", mode, "auto") for mode in calls.MODES]
+    table, bench = tmp_path / "sm_90.toml", TwoWays(*times)
+    keys = {("layer_norm", "16-bit 96 pixels"): cases}
+    options = {"budget_s": 60.0, "jobs": 1, "console": Console(quiet=True)}
+    assert tune.run(keys, "sm_90", bench, table, DEVICE, **options) == 0
+    assert len(bench.measured) == 4
+    entry = table_file.read(table)["layer_norm"]["16-bit 96 pixels"]
+    assert entry == {"triton": chosen, "reference_time": ratio, "origin": DEVICE}
+
+
+def test_of_a_choice_that_was_the_reference_too(cases: list[tune.Case]) -> None:
+    bench = TwoWays(0.5, 0.5)
+    tuned = tune.tune("layer_norm", cases, [{"triton": 0}, {"triton": 1}], bench, late=never)
+    assert tune.entry_of(tuned) == {"triton": 0, "reference_time": 0.5}
+    bench = TwoWays(2.0, 2.0)
+    tuned = tune.tune("layer_norm", cases, [{"triton": 0}, {"triton": 1}], bench, late=never)
+    assert tune.entry_of(tuned) == {"triton": 1, "reference_time": 2.0}
+
+
+def test_a_reference_that_disagrees_is_not_taken(cases: list[tune.Case]) -> None:
+    class Wrong(TwoWays):
+        def results(self, case: tune.Case) -> list[Tensor]:
+            return [torch.tensor([1.0 if self.config()["triton"] else 2.0])]
+
+    tuned = tune.tune("layer_norm", cases, [{"triton": 1}, {"triton": 0}], Wrong(0.1, 0.1), late=never)
+    assert tune.entry_of(tuned) == {"triton": 1}
+    assert "WrongResultError" in tuned.left_out[0]
+
+
+def test_what_is_written_is_read_again(tmp_path: Path, cases: list[tune.Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a choice is measured with the tiles that were found before it."""
+    reloaded = []
+    monkeypatch.setattr(configs, "reload", lambda: reloaded.append(KEY))
+    run(tmp_path, {(KERNEL, KEY): cases})
+    assert reloaded == [KEY]
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, cases: list[tune.Case]) -> None:

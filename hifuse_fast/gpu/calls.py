@@ -1,5 +1,7 @@
 """The calls that HiFuse makes of each op with gradients at 224 x 224: for the kernel report, for tuning, benches and tests.
 
+`Call` is one of them, and `PreparedCall` one of a prepared op, of which frozen_calls.py has the list.
+
 FLOP are those of matrix products and convolutions, two a multiply-add; what is computed again is not counted. Bytes are those
 that have to move, each tensor once a pass: forward the inputs and the output; backward the inputs that it needs (no residual),
 the gradient of the output, and the gradients. Needs no Triton.
@@ -8,10 +10,10 @@ the gradient of the output, and the gradients. Needs no Triton.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +38,8 @@ def _by_name(inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Any]
 @dataclass(frozen=True)
 class Call:
     """One call of an op. Maps are [batch, H, W, C], the first one is `x` or `qkv`; the other tensors are parameters."""
+
+    modes: ClassVar[tuple[str, ...]] = MODES
 
     op: str
     part: str  #: of the network, or what tells the op's calls of a stage apart
@@ -86,6 +90,10 @@ class Call:
         out = self(inputs, backend)
         return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), grad)]
 
+    def bind(self, inputs: Mapping[str, Tensor], grad: Tensor | None, backend: str) -> Callable[[], list[Tensor]]:
+        """`run` on these tensors, to be called again and again."""
+        return partial(self.run, inputs, grad, backend)
+
     def flop(self, batch: int, mode: str) -> float:
         """Operations of a call."""
         return self.flop_per_image * batch * (1 if mode == "forward" else 3)
@@ -104,9 +112,44 @@ class Call:
         return max(moved / H200_BANDWIDTH, self.flop(batch, mode) / H200_PEAK[dtype])
 
 
+def _maps_in_order(inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
+    """The arguments of most prepared ops: maps by position, but for the residual."""
+    named = {name: x for name, x in inputs.items() if name == "residual"}
+    return [x for name, x in inputs.items() if name not in named], named
+
+
+@dataclass(frozen=True)
+class PreparedCall(Call):
+    """One call of what `ops.<op>`, as "prepare_linear", makes of the parameters: no gradients, and packing is no part of it."""
+
+    modes: ClassVar[tuple[str, ...]] = ("forward",)
+    arguments: Callable[[Mapping[str, Tensor]], tuple[list[Tensor], dict[str, Any]]] = _maps_in_order
+
+    def inputs(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
+        """Maps as those of a `Call`; parameters in float32, which the op packs."""
+        made = super().inputs(batch, dtype, device)
+        return {name: (x if name in self.maps else x.float()).detach() for name, x in made.items()}
+
+    def run(self, inputs: Mapping[str, Tensor], grad: Tensor | None, backend: str = "auto") -> list[Tensor]:
+        """The results; there are no gradients."""
+        return self.bind(inputs, grad, backend)()
+
+    def bind(self, inputs: Mapping[str, Tensor], grad: Tensor | None, backend: str) -> Callable[[], list[Tensor]]:
+        """The prepared op on these maps, to be called again and again."""
+        maps, parameters = ({name: inputs[name] for name in names} for names in (self.maps, self.parameters))
+        positional, named = self.arguments(maps)
+        op = getattr(ops, self.op)(**parameters, **self.options, dtype=positional[0].dtype, backend=backend)
+
+        def call() -> list[Tensor]:
+            out = op(*positional, **named)
+            return list(out) if isinstance(out, tuple) else [out]
+
+        return call
+
+
 @cache
 def all_calls() -> tuple[Call, ...]:
-    """Every call, op by op, from stage 1 to 4."""
+    """Every call of an op with gradients, op by op, from stage 1 to 4."""
     made = [
         call
         for stage, (side, channels, heads) in STAGES.items()
@@ -123,17 +166,18 @@ def all_calls() -> tuple[Call, ...]:
     return tuple(sorted(made, key=lambda call: ORDER.index(call.op)))
 
 
-def choose(names: str) -> list[Call]:
-    """The calls whose name has one of the comma-separated `names` in it; all for "".
+def choose(names: str, calls: Sequence[Call] | None = None) -> list[Call]:
+    """Of `calls` (those with gradients) the ones whose name has one of the comma-separated `names` in it; all for "".
 
     Raises:
         ValueError: no call has one of them.
     """
+    calls = all_calls() if calls is None else calls
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
-        if not any(name in call.name for call in all_calls()):
-            raise ValueError(f"no call has {name!r} in its name; ops: {', '.join(sorted({call.op for call in all_calls()}))}")
-    return [call for call in all_calls() if any(name in call.name for name in wanted)]
+        if not any(name in call.name for call in calls):
+            raise ValueError(f"no call has {name!r} in its name; ops: {', '.join(sorted({call.op for call in calls}))}")
+    return [call for call in calls if any(name in call.name for name in wanted)]
 
 
 def _attention(stage: int, side: int, channels: int, heads: int) -> list[Call]:
@@ -250,4 +294,5 @@ def _inverted_mlp(stage: int, side: int, channels: int) -> list[Call]:
 
 def _size(name: str, shape: tuple[int, ...]) -> float:
     """The deviation of a parameter's values."""
-    return math.prod(shape[1:]) ** -0.5 if name.endswith("weight") and len(shape) > 1 else 0.5
+    product = name.endswith("weight") or name in ("expand", "project", "squeeze")
+    return math.prod(shape[1:]) ** -0.5 if product and len(shape) > 1 else 0.5

@@ -1,4 +1,4 @@
-"""Tile sizes: which configuration a kernel is launched with on an architecture.
+"""Tile sizes: which configuration a kernel is launched with on an architecture, and where the library is the faster one.
 
 `tables/<architecture>.toml` holds them, a table per kernel and a line per key (what of the call decides, as the launcher says;
 "*" for all others), with the origin of each: "predicted", or where and when it was measured. An architecture without a table
@@ -16,6 +16,8 @@ from importlib import resources
 from typing import Any
 
 Config = dict[str, int]
+REFERENCE = "reference_time"  #: beside a choice that was measured: the time of the reference over that of the Triton kernels
+_NOTES = ("origin", REFERENCE)  # what an entry says beside its configuration
 
 _override: dict[str, Config] = {}
 _lookups: list[tuple[str, str]] | None = None
@@ -34,7 +36,7 @@ def lookup(kernel: str, key: str, architecture: str) -> Config:
 def _find(kernel: str, key: str, architecture: str) -> Config:
     entries = table(nearest(architecture))[kernel]
     entry = entries.get(key) or entries["*"]
-    return {name: value for name, value in entry.items() if name != "origin"}
+    return {name: value for name, value in entry.items() if name not in _NOTES}
 
 
 @contextlib.contextmanager
@@ -58,6 +60,12 @@ def lookups() -> Iterator[list[tuple[str, str]]]:
         yield _lookups
     finally:
         _lookups = before
+
+
+def reload() -> None:
+    """Read the tables again, which were written."""
+    for cached in (_find, table, nearest):
+        cached.cache_clear()
 
 
 def architectures() -> list[str]:

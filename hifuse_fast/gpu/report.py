@@ -1,7 +1,8 @@
 """What the machine code of every kernel takes, on any machine: `make kernel-report`.
 
-The launches of all calls of HiFuse are recorded from meta tensors, forward and backward, compiled ahead of time for each
-architecture, and what comes out is read: registers, spilled bytes, shared memory, tensor-core instructions, occupancy. The exit
+The launches of all calls of HiFuse, of ops with gradients and of prepared ones, are recorded from meta tensors, forward and
+backward, compiled ahead of time for each architecture, and what comes out is read: registers, spilled bytes, shared memory,
+tensor-core instructions, occupancy. The exit
 code is 1 where a kernel cannot be launched, spills, or does not compile. Where a product fits the architecture's warpgroup
 instruction (see `compile.Resources.wgmma_fits`) but was compiled to an older one, the note says so; that is no failure.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
@@ -22,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hifuse_fast.gpu import compile as ahead
-from hifuse_fast.gpu.calls import DTYPES, Call, all_calls, choose
+from hifuse_fast.gpu.calls import DTYPES, Call, choose
 from hifuse_fast.gpu.compile import Compilation, Resources
+from hifuse_fast.gpu.frozen_calls import network_calls
 from hifuse_fast.gpu.launch import INTERPRETED, recording
 from hifuse_fast.gpu.predict import predictions
 
@@ -89,13 +92,11 @@ def report(
 
 
 def _compilations(call: Call, architecture: str, dtypes: Iterable[str], batches: Iterable[int]) -> list[Compilation]:
-    """What the call launches without and with gradients."""
+    """What the call launches without and, where it has them, with gradients."""
     with recording(architecture) as record:
-        for batch in batches:
-            for dtype in dtypes:
-                inputs = call.inputs(batch, DTYPES[dtype], "meta")
-                call.run(inputs, None, "triton")
-                call.run(inputs, call.gradient(batch, DTYPES[dtype], "meta"), "triton")
+        for batch, dtype, mode in itertools.product(batches, dtypes, call.modes):
+            inputs = call.inputs(batch, DTYPES[dtype], "meta")
+            call.run(inputs, None if mode == "forward" else call.gradient(batch, DTYPES[dtype], "meta"), "triton")
     return [ahead.compilation(launch, architecture) for launch in record.launches]
 
 
@@ -115,12 +116,13 @@ def measure(made: Compilation) -> tuple[Resources | None, str]:
 
 
 def _describe(made: Compilation) -> tuple[str, str, str]:
-    """The op and the kernel, the dtype of its first tensor, and its compile-time constants."""
+    """The op and the kernel (or "pointwise", of several), the dtype of its first tensor, and its compile-time constants."""
     module, function = made.kernel.split(":")
+    *_, folder, file = module.split(".")
     dtype = next((kind[1:] for _, kind in made.signature if kind.startswith("*")), "")
     constants = [f"{name}={value}" for name, value in made.constants if name.isupper()]  # the others are arguments that are 1
     constants += [f"{name}={value}" for name, value in made.options if name != "num_warps"]
-    return f"{module.split('.')[-2]} {function.strip('_').removesuffix('_kernel')}", dtype, " ".join(constants)
+    return f"{file if folder == 'gpu' else folder} {function.strip('_').removesuffix('_kernel')}", dtype, " ".join(constants)
 
 
 def _first_line(error: Exception) -> str:
@@ -183,7 +185,7 @@ def main(
         return _show_predictions(console)
     on, of = chosen("--architectures", architectures, ahead.LIMITS), chosen("--dtypes", dtypes, DTYPES)
     try:
-        calls = choose(names) if names else all_calls()
+        calls = choose(names, network_calls())
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if INTERPRETED:

@@ -6,11 +6,11 @@ import os
 import re
 import tempfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hifuse_fast.gpu import configs
-from hifuse_fast.gpu.configs import Config
 
 _SECTION = re.compile(r"^\[(.+)\]\s*$")
 
@@ -30,14 +30,14 @@ def read(table: Path) -> dict[str, dict[str, Any]]:
     return tomllib.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
 
 
-def put(table: Path, kernel: str, key: str, config: Config, origin: str, *, start: Path | None = None) -> None:
+def put(table: Path, kernel: str, key: str, config: Mapping[str, float], origin: str, *, start: Path | None = None) -> None:
     """Set one entry, at once or not at all; a new table starts as `start`, or as the one its architecture uses so far."""
     source = table if table.exists() else start or path(configs.nearest(table.stem))
     text = source.read_text(encoding="utf-8").replace(source.stem, table.stem)
     _write(table, set_entry(text, kernel, key, config, origin))
 
 
-def set_entry(text: str, kernel: str, key: str, config: Config, origin: str) -> str:
+def set_entry(text: str, kernel: str, key: str, config: Mapping[str, float], origin: str) -> str:
     """The text of a table with this entry in it."""
     values = ", ".join(f"{name} = {value}" for name, value in config.items())
     entry = f'"{key}" = {{ {values}, origin = "{origin}" }}'

@@ -5,10 +5,16 @@ A candidate whose results differ from the present configuration's, or which does
 said.
 The others are timed in CUDA graphs; the best by the geometric mean of its times over the present ones is written, key by key,
 so that a run that ends early keeps what it has, and the next one goes on with the other keys.
+
+Which of an op's two ways "auto" takes (choices.py) is tuned like a tile size, after these: its candidates are the Triton
+kernels and the reference, its cases the op's calls of that key, forward alone and with the backward, for one large batch and
+for single images, which weigh alike. In CUDA graphs: what the CPU takes to launch, which decides eager calls of few images, is
+left out of both.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import multiprocessing
@@ -17,7 +23,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -29,9 +35,11 @@ from rich.console import Console
 from torch import Tensor
 
 from hifuse_fast.gpu import configs, table_file
-from hifuse_fast.gpu.calls import DTYPES, MODES, Call, all_calls, choose
+from hifuse_fast.gpu.calls import DTYPES, Call, choose
+from hifuse_fast.gpu.choices import CHOICE
 from hifuse_fast.gpu.compile import Compilation, compilation, resources
 from hifuse_fast.gpu.configs import Config
+from hifuse_fast.gpu.frozen_calls import network_calls
 from hifuse_fast.gpu.launch import INTERPRETED, recording
 
 BATCHES = (64, 1)
@@ -49,22 +57,19 @@ class Case:
     batch: int
     dtype: str
     mode: str
+    backend: str = "triton"  #: "auto" where the choice itself is measured
 
     @property
     def moved(self) -> float:
         """Bytes that the call must move."""
         return self.call.moved(self.batch, self.mode, DTYPES[self.dtype].itemsize)
 
-    def run(self, device: str, inputs: dict[str, Tensor] | None = None, grad: Tensor | None = None) -> list[Tensor]:
-        """The results, of fresh inputs where none are given."""
-        inputs = self.inputs(device) if inputs is None else inputs
-        if self.mode != "forward" and grad is None:
+    def bind(self, device: str) -> Callable[[], list[Tensor]]:
+        """The call on seeded inputs, to be called again and again under one configuration or another."""
+        inputs, grad = self.call.inputs(self.batch, DTYPES[self.dtype], device), None
+        if self.mode != "forward":
             grad = self.call.gradient(self.batch, DTYPES[self.dtype], device)
-        return self.call.run(inputs, grad, "triton")
-
-    def inputs(self, device: str) -> dict[str, Tensor]:
-        """Seeded inputs."""
-        return self.call.inputs(self.batch, DTYPES[self.dtype], device)
+        return self.call.bind(inputs, grad, self.backend)
 
 
 class Bench(Protocol):
@@ -87,23 +92,21 @@ class Cuda:
     """The current CUDA device."""
 
     def __init__(self) -> None:
-        self._held: tuple[Case, dict[str, Tensor], Tensor | None] | None = None
+        self._held: tuple[Case, Callable[[], list[Tensor]]] | None = None
 
-    def _inputs(self, case: Case) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _bound(self, case: Case) -> Callable[[], list[Tensor]]:
         if self._held is None or self._held[0] is not case:
-            self._held = None  # before the next ones are made
-            grad = None if case.mode == "forward" else case.call.gradient(case.batch, DTYPES[case.dtype], "cuda")
-            self._held = (case, case.inputs("cuda"), grad)
-        return self._held[1:]
+            self._held = None  # before the next inputs are made
+            self._held = (case, case.bind("cuda"))
+        return self._held[1]
 
     def results(self, case: Case) -> list[Tensor]:
-        found = case.run("cuda", *self._inputs(case))
+        found = self._bound(case)()
         torch.cuda.synchronize()
         return found
 
     def seconds(self, case: Case) -> float:
-        inputs, grad = self._inputs(case)
-        median: float = triton.testing.do_bench_cudagraph(lambda: case.run("cuda", inputs, grad), rep=5, return_mode="median")
+        median: float = triton.testing.do_bench_cudagraph(self._bound(case), rep=5, return_mode="median")
         return 1e-3 * median
 
     def faults(self, case: Case) -> list[str]:
@@ -116,19 +119,32 @@ class Cuda:
 
 
 def plan(calls: Iterable[Call], architecture: str, dtypes: Iterable[str], batches: Iterable[int]) -> dict[Key, list[Case]]:
-    """For each (kernel, key) that has candidates the calls that look it up; forward alone where that suffices."""
+    """For each (kernel, key) that has candidates the calls that look it up; forward alone where that suffices.
+
+    The calls of a choice are those with and without the backward.
+    """
     found: dict[Key, list[Case]] = {}
-    for call, dtype, batch in itertools.product(calls, dtypes, batches):
-        for mode in MODES:
-            case = Case(call, batch, dtype, mode)
-            with recording(architecture), configs.lookups() as looked_up:
-                case.run("meta")
-            for key in dict.fromkeys(looked_up):
-                found.setdefault(key, []).append(case)
+    for call, dtype, batch, backend in itertools.product(calls, dtypes, batches, ("triton", "auto")):
+        for mode in call.modes:
+            case = Case(call, batch, dtype, mode, backend)
+            for key in _looked_up(case, architecture):
+                if is_choice(key) == (backend == "auto"):
+                    found.setdefault(key, []).append(case)
     order = list(declared())
     known = sorted((key for key in found if key[0] in order), key=lambda key: order.index(key[0]))
-    forward = {key: [case for case in found[key] if case.mode == "forward"] for key in known}
+    forward = {key: [case for case in found[key] if case.mode == "forward" and not is_choice(key)] for key in known}
     return {key: spread(forward[key] or found[key]) for key in known}
+
+
+def _looked_up(case: Case, architecture: str) -> Iterable[Key]:
+    with recording(architecture), configs.lookups() as found:
+        case.bind("meta")()
+    return dict.fromkeys(found)
+
+
+def is_choice(key: Key) -> bool:
+    """Whether the key's candidates are an op's two ways, and not tile sizes."""
+    return any(CHOICE in group for group in declared().get(key[0], []))
 
 
 def spread(cases: list[Case]) -> list[Case]:
@@ -139,6 +155,7 @@ def spread(cases: list[Case]) -> list[Case]:
     return [ordered[round(i * (len(ordered) - 1) / (MOST_CASES - 1))] for i in range(MOST_CASES)]
 
 
+@functools.cache
 def declared() -> dict[str, list[dict[str, list[int]]]]:
     """The candidates of each kernel, as groups of lists."""
     return tomllib.loads((table_file.folder() / "candidates.toml").read_text(encoding="utf-8"))
@@ -158,6 +175,7 @@ class Tuned:
     config: Config
     ratio: float
     left_out: list[str]
+    measured: list[tuple[float, Config]] = field(default_factory=list)  #: the ratios of the others
 
 
 def tune(
@@ -186,9 +204,17 @@ def tune(
         with configs.override(kernel, config):
             faults = [fault for case in cases for fault in bench.faults(case)]
         if not faults:
-            return Tuned(config, ratio, left_out)
+            return Tuned(config, ratio, left_out, measured)
         left_out.append(f"{config}: {ratio:.2f} of the time, but {faults[0]}")
-    return Tuned(present, 1.0, left_out)
+    return Tuned(present, 1.0, left_out, measured)
+
+
+def entry_of(tuned: Tuned) -> dict[str, float]:
+    """What the table is to say: the configuration, and for a choice the time of the reference over that of the kernels."""
+    if CHOICE not in tuned.config or not tuned.measured:
+        return dict(tuned.config)
+    ((ratio, other),) = tuned.measured
+    return {**tuned.config, configs.REFERENCE: round(1 / ratio if other[CHOICE] else ratio, 2)}
 
 
 class WrongResultError(Exception):
@@ -203,7 +229,7 @@ def _ratio(cases: Sequence[Case], expected: Sequence[list[Tensor]], times: Seque
             if not close(got, wanted):
                 raise WrongResultError(f"{case.call.name}, batch {case.batch}, {case.dtype}")
         logs.append(math.log(bench.seconds(case) / present))
-        if logs[-1] > math.log(HOPELESS):
+        if logs[-1] > math.log(HOPELESS) and case.backend != "auto":  # a choice is slower here and faster there
             break
     return math.exp(sum(logs) / len(logs))
 
@@ -226,7 +252,7 @@ def prepare(kernel: str, config: Config, case: Case, architecture: str) -> None:
 def launched(case: Case, architecture: str) -> list[Compilation]:
     """What the call launches under the present configurations."""
     with recording(architecture) as record:
-        case.run("meta")
+        case.bind("meta")()
     return list(dict.fromkeys(compilation(launch, architecture) for launch in record.launches))
 
 
@@ -261,11 +287,12 @@ def run(
             tuned = tune(kernel, cases, work[kernel, key], bench, late=lambda: time.monotonic() > end)
             if tuned is None:
                 break
-            table_file.put(table, kernel, key, tuned.config, origin)
+            table_file.put(table, kernel, key, entry_of(tuned), origin)
             if output is not None:
-                table_file.put(output / table.name, kernel, key, tuned.config, origin, start=table)
+                table_file.put(output / table.name, kernel, key, entry_of(tuned), origin, start=table)
+            configs.reload()  # what is tuned after this, a choice above all, is measured with it
             left.remove((kernel, key))
-            console.print(f"{kernel} {key}: {tuned.config}, {tuned.ratio:.2f} of the time", highlight=False)
+            console.print(f"{kernel} {key}: {entry_of(tuned)}, {tuned.ratio:.2f} of the time", highlight=False)
             for reason in tuned.left_out:
                 console.print(f"  left out: {reason}", style="yellow", highlight=False)
         pool.shutdown(wait=False, cancel_futures=True)
@@ -305,7 +332,7 @@ def main(*, budget: float, kernels: str, names: str, dtypes: str, again: bool, j
     there = torch.cuda.is_available() and not INTERPRETED
     architecture = device_architecture() if there else "sm_90"
     try:
-        calls = choose(names) if names else all_calls()
+        calls = choose(names, network_calls())
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     begins = tuple(name.strip() for name in kernels.split(","))

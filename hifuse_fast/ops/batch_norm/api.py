@@ -63,7 +63,9 @@ def batch_norm(
     _check(x, weight, bias, running_mean, running_var, check_flag("training", training), check_flag("pool", pool), residual)
     eps = check_eps("eps", eps)
     momentum = momentum if momentum == 1 else check_rate("momentum", momentum)
-    kernels = backends.select("batch_norm", backend, device=x.device, dtype=x.dtype)
+    after = ("" if activation == "none" else activation, "pool" if pool else "", "" if residual is None else "residual")
+    key = (x.shape[3], "training" if training else "", *after)
+    kernels = backends.select("batch_norm", backend, key=key, device=x.device, dtype=x.dtype)
     options: dict[str, Any] = {"eps": eps, "activation": activation, "pool": pool}
     if kernels is None:
         return reference.batch_norm(

@@ -53,7 +53,9 @@ def concat_norm(
     present = [gate for gate in gates if gate is not None]
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in (*maps, *present)])
     device = maps[0].device
-    kernels = backends.select("concat_norm", backend, device=device, dtype=dtype, width=maps[0].shape[3])
+    width = maps[0].shape[3]
+    key = (len(maps), width, "gated" if present else "")
+    kernels = backends.select("concat_norm", backend, key=key, device=device, dtype=dtype, width=width)
     if kernels is None:
         return reference.concat_norm(maps, weight, bias, gates=gates, eps=eps)
     if maps[0].is_cuda and backends.autocast_dtype(device):

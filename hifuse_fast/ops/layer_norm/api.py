@@ -47,7 +47,7 @@ def layer_norm(
     width = x.shape[3] * (4 if rows == "patches" else 1)
     check_parameter("weight", weight, [width], x)
     check_parameter("bias", bias, [width], x)
-    kernels = backends.select("layer_norm", backend, device=x.device, dtype=x.dtype, width=width)
+    kernels = backends.select("layer_norm", backend, key=(width, rows), device=x.device, dtype=x.dtype, width=width)
     if kernels is None:
         return reference.layer_norm(x, weight, bias, eps=eps, rows=rows)
     dtype = torch.float32 if x.is_cuda and backends.autocast_dtype(x.device) else x.dtype

@@ -89,7 +89,9 @@ def linear(
 
     dtype = autocast or x.dtype
     normed_width = 1 if norm_weight is None else width
-    kernels = backends.select("linear", backend, device=x.device, dtype=dtype, width=normed_width)
+    after = ("" if activation == "none" else activation, "" if residual is None else "residual")
+    key = (width, len(weight), rows, "" if norm_weight is None else "norm", *after)
+    kernels = backends.select("linear", backend, key=key, device=x.device, dtype=dtype, width=normed_width)
     if kernels is None:
         return reference.linear(
             x, weight, bias, norm_weight, norm_bias, residual, eps=eps, rows=rows, activation=activation
@@ -184,7 +186,7 @@ def prepare_linear(
         eps: of the norm.
         activation: "none", "gelu" (the exact one, with erf) or "relu".
         pool: average the 2x2 patches of the result; pixels only, even H and W; H' = H / 2, W' = W / 2.
-        dtype: of the maps, float32 or bfloat16 (float64 in the reference).
+        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:

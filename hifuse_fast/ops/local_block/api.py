@@ -36,7 +36,7 @@ def prepare_local_block(
         weight: [C, C], the scale of the norm folded in.
         bias: [C], its shift folded in.
         eps: of the norm.
-        dtype: of the maps, float32 or bfloat16 (float64 in the reference).
+        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:

@@ -39,7 +39,7 @@ def max_mean(x: Tensor, *, over: str, backend: str = "auto") -> Tensor:
     """
     check_choice("over", over, OVER)
     check_map("x", x)
-    kernels = backends.select("max_mean", backend, device=x.device, dtype=x.dtype, width=x.shape[3])
+    kernels = backends.select("max_mean", backend, key=(x.shape[3], over), device=x.device, dtype=x.dtype, width=x.shape[3])
     if kernels is None:
         return reference.max_mean(x, over=over)
     if torch.is_grad_enabled() and x.requires_grad:

@@ -53,7 +53,8 @@ def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     check_parameter("weight", weight, getattr(weight, "shape", ()), z, (z.dtype,) if autocast is None else MIXED)
 
     dtype = autocast or z.dtype
-    kernels = backends.select("mixer", backend, device=z.device, dtype=dtype)
+    key = (channels, "depthwise" if depthwise else "dense")
+    kernels = backends.select("mixer", backend, key=key, device=z.device, dtype=dtype)
     if kernels is None:
         return reference.mixer(z, weight)
     weight = weight.to(dtype)
@@ -97,7 +98,7 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     Args:
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
         algorithm: "auto" (the fastest within the bounds for this dtype), "direct", "winograd2" or "winograd4".
-        dtype: of the maps, float32 or bfloat16 (float64 in the reference).
+        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -114,8 +115,8 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     check_weights(weight=(weight, "C 1 3 3" if depthwise else "C C 3 3"))
     check_dtype("dtype", dtype, DTYPES)
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
-    if algorithm == "winograd4" and dtype == torch.bfloat16:
-        raise ValueError("algorithm 'winograd4' loses too many digits in bfloat16: use 'auto', 'winograd2' or 'direct'")
+    if algorithm == "winograd4" and dtype in (torch.bfloat16, torch.float16):
+        raise ValueError(f"algorithm 'winograd4' loses too many digits in {dtype}: use 'auto', 'winograd2' or 'direct'")
     cls = backends.prepared_class("mixer", backend, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack({"weight": weight}, dtype, **options), **options)
     return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))

@@ -54,7 +54,8 @@ def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: st
     check_parameter("project_weight", project_weight, project or (), u, dtypes)
 
     dtype = autocast or u.dtype
-    kernels = backends.select("mlp", backend, device=u.device, dtype=dtype)
+    key = (u.shape[3], len(expand_weight), len(project_weight))
+    kernels = backends.select("mlp", backend, key=key, device=u.device, dtype=dtype)
     if kernels is None:
         return reference.mlp(u, expand_weight, project_weight)
     tensors = (u, expand_weight.to(dtype), project_weight.to(dtype))
@@ -103,7 +104,7 @@ def prepare_mlp(
         expand_bias: b_2, [H].
         project: W_3, [N, H], the batch norm after it folded in.
         project_bias: b_3, [N].
-        dtype: of the maps, float32 or bfloat16 (float64 in the reference).
+        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:

@@ -74,10 +74,11 @@ def window_attention(
         "shift_size": shift_size,
         "scale": scale,
     }
+    head_dim = qkv.shape[-1] // (3 * num_heads)
+    key = (window_size, num_heads, head_dim, "shifted" if shift_size else "")
     kernels = backends.select(
-        "window_attention", backend, device=qkv.device, dtype=qkv.dtype, head_dim=qkv.shape[-1] // (3 * num_heads),
-        dropout_p=dropout_p,
-    )  # fmt: skip
+        "window_attention", backend, key=key, device=qkv.device, dtype=qkv.dtype, head_dim=head_dim, dropout_p=dropout_p
+    )
     if kernels is None:
         return reference.window_attention(qkv, bias_table, qkv_bias=qkv_bias, dropout_p=dropout_p, **options)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, bias_table, qkv_bias)):
