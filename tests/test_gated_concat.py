@@ -101,8 +101,9 @@ BAD = [
     ({"shift": None}, TypeError, "shift must be a torch.Tensor, got NoneType"),
     ({"double_sigmoid": "yes"}, TypeError, "double_sigmoid must be True or False, got 'yes'"),
     ({"eps": -1.0}, ValueError, "eps must be a positive number, got -1.0"),
-    ({"dtype": torch.float16}, TypeError, "dtype must be one of"),
+    ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
     ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve gated_concat"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve gated_concat"),
 ]
 
 

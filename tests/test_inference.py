@@ -1,9 +1,11 @@
-"""The frozen network: against the model in float64, its options, its file, its memory, its refusals."""
+"""The frozen network: against the model in float64, its options, its memory, its refusals.
+
+Its file: test_inference_files; on Triton: test_inference_triton.
+"""
 
 from __future__ import annotations
 
 import copy
-import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,61 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 import hifuse_fast
-from hifuse_fast import (
-    BackendError,
-    CheckpointError,
-    OptimizedHiFuse,
-    create_model,
-    load_optimized,
-    optimize_for_inference,
-    save_checkpoint,
-    use_backend,
-)
+from hifuse_fast import BackendError, OptimizedHiFuse, optimize_for_inference, use_backend
 from hifuse_fast.inference.buffers import MapPool, Maps
-from hifuse_fast.testing import assert_within_rule, golden_uniform, golden_weights, relative_error
+from hifuse_fast.testing import relative_error
+from tests.frozen import VARIANTS, image, make, run
 from tests.prepared import kernels
 
-KERNELS = kernels("linear", "native")  # Triton's interpreter is slow: it has a narrow network of its own
-TRITON = kernels("linear", "triton")[0]
-WIDTHS: dict[str, Any] = {
-    "num_classes": 5,
-    "in_chans": 2,
-    "dims": (8, 12, 20, 32),
-    "depths": (1, 2, 3, 1),
-    "conv_depths": (2, 1, 1, 1),
-    "num_heads": (2, 3, 5, 4),
-    "window_size": 4,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "double sigmoid": {"channel_gate": "double_sigmoid"},
-    "depthwise": {"mixer": "depthwise"},
-    "no qkv bias": {"qkv_bias": False},
-    "no classifier": {"num_classes": 0},
-    "official window, dropout": {"window_size": 7, "drop_rate": 0.5, "drop_path_rate": 0.3},
-}
+KERNELS = kernels("linear", "native")
 SIZES = [(2, 33, 70), (1, 1, 1), (1, 64, 32), (3, 96, 130)]
-
-
-def make(dtype: torch.dtype = torch.float64, **options: Any) -> Any:
-    model = create_model("hifuse_tiny", **{**WIDTHS, **options}, dtype=dtype)
-    golden_weights(model)
-    return model.eval()
-
-
-def image(batch: int = 1, height: int = 64, width: int = 64, dtype: torch.dtype = torch.float64) -> Tensor:
-    return (2 * golden_uniform("image", (batch, 2, height, width)) - 1).to(dtype)
-
-
-def run(model: nn.Module, x: Tensor) -> Any:
-    with torch.no_grad(), use_backend("reference"):
-        return model(x)
 
 
 def exact(model: nn.Module) -> OptimizedHiFuse:
@@ -119,6 +78,16 @@ def test_every_backend_is_close_to_float64(options: dict[str, Any], dtype: torch
     assert relative_error(out, run(model.double(), x.to(dtype).double())) < allowed
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_float16_on_a_cpu_is_left_to_pytorch(backend: str) -> None:
+    model, x = make(num_heads=(1, 1, 2, 4)), image(2, 65, 90, torch.float32)
+    frozen = optimize_for_inference(model.float(), torch.float16, backend=backend, winograd="throughput")
+    assert {op.backend for name, op in frozen._made.items() if not name.endswith("attention")} == {"reference"}
+    out = frozen(x)
+    assert out.dtype == torch.float16
+    assert relative_error(out, run(model.double(), x.half().double())) < 5e-3
+
+
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_winograd_off(model: Any, backend: str) -> None:
     auto = optimize_for_inference(make(torch.float32, num_heads=(1, 1, 2, 4)), backend=backend)
@@ -126,32 +95,6 @@ def test_winograd_off(model: Any, backend: str) -> None:
     x = image(dtype=torch.float32)
     torch.testing.assert_close(auto(x), off(x), rtol=1e-4, atol=1e-4)
     assert off.stages[0].fusion.mixer.options["algorithm"] == "direct"
-
-
-def narrow(**options: Any) -> Any:
-    widths = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "conv_depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
-    return make(**{**widths, **options})
-
-
-@pytest.mark.parametrize("backend", [TRITON])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", [{}, {"mixer": "depthwise", "channel_gate": "double_sigmoid"}], ids=["dense", "depthwise"])
-def test_triton(options: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
-    model, x = narrow(**options), image(1, 32, 64, torch.float32)
-    expected = run(model, x.to(dtype).double())
-    frozen, eager = (optimize_for_inference(model.float(), dtype, backend=each) for each in (backend, "reference"))
-    assert {op.backend for op in frozen._made.values()} == {backend}
-    actual = frozen(x)
-    if dtype == torch.float32:
-        torch.testing.assert_close(actual, eager(x), rtol=1e-5, atol=1e-5)
-    else:
-        assert_within_rule(actual, eager(x), expected)
-
-
-@pytest.mark.parametrize("backend", [TRITON])
-def test_triton_has_no_winograd(backend: str) -> None:
-    with pytest.raises(BackendError, match="'triton' cannot serve mixer: its convolution is the direct one"):
-        optimize_for_inference(narrow(), backend=backend, winograd="throughput")
 
 
 def test_channel_gate_overrides(model: Any) -> None:
@@ -341,137 +284,6 @@ def test_it_holds_packed_weights_only(network: OptimizedHiFuse) -> None:
     assert network.float() is network
 
 
-# ---- Files ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", ["reference", "auto"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_round_trip(dtype: torch.dtype, backend: str, tmp_path: Path) -> None:
-    for options in (VARIANTS["plain"], VARIANTS["no qkv bias"], {"features_only": True, "out_indices": (2, 1)}):
-        frozen = optimize_for_inference(make(torch.float32, **options), dtype, backend=backend)
-        path = tmp_path / "network.safetensors"
-        frozen.save(path)
-        loaded = load_optimized(path)
-        assert loaded.configuration == frozen.configuration
-        x = image(2, 40, 64, torch.float32)
-        for a, b in zip(loaded(x), frozen(x), strict=True):
-            assert torch.equal(a, b)
-    assert [file.name for file in tmp_path.iterdir()] == ["network.safetensors"]
-
-
-@pytest.mark.parametrize("backend", [TRITON])
-def test_round_trip_of_triton(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, x = tmp_path / "network.safetensors", image(1, 32, 32, torch.float32)
-    frozen = optimize_for_inference(narrow(), backend=backend, cuda_graphs=False)
-    frozen.save(path)
-    loaded = load_optimized(path, device="cpu")
-    assert torch.equal(loaded(x), frozen(x))
-    assert loaded.configuration == frozen.configuration
-    monkeypatch.setattr("hifuse_fast.gpu.launch.INTERPRETED", False)
-    with pytest.raises(BackendError, match=r"'triton' cannot serve stem: it serves CUDA tensors.* on this machine, for cpu"):
-        load_optimized(path)
-
-
-def test_a_file_goes_to_devices_that_serve_it(
-    network: OptimizedHiFuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "network.safetensors"
-    network.save(path)
-    for device in ("meta", "nonsense", 1.5, None):
-        with pytest.raises(ValueError, match="device must be 'cpu' or a CUDA device, got"):
-            load_optimized(path, device)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"device must be one of this machine, which has . CUDA devices, got 'cuda:9'"):
-        load_optimized(path, "cuda:9")
-    backend = network.stem.backend
-    if backend == "native":
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-        with pytest.raises(BackendError, match=r"'native' cannot serve stem: .* for cuda tensors.* on this machine, for cuda"):
-            load_optimized(path, "cuda")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_file_on_a_gpu(tmp_path: Path) -> None:
-    path, x = tmp_path / "network.safetensors", image(2, 64, 64, torch.float32).cuda()
-    frozen = optimize_for_inference(narrow().cuda(), torch.bfloat16)
-    frozen.save(path)
-    loaded = load_optimized(path, device="cuda")
-    assert loaded.device == frozen.device
-    for _ in range(3):
-        assert torch.equal(loaded(x), frozen(x))
-
-
-@pytest.fixture
-def saved(network: OptimizedHiFuse, tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, Tensor]]:
-    """A file, its metadata, its tensors."""
-    path = tmp_path / "network.safetensors"
-    network.save(path)
-    with safe_open(path, framework="pt") as opened:
-        metadata = opened.metadata()
-    return path, metadata, safetensors.torch.load_file(path)
-
-
-def test_a_loaded_network_does_not_depend_on_its_file(network: OptimizedHiFuse, saved: Any) -> None:
-    path, _, _ = saved
-    loaded = load_optimized(path)
-    path.write_bytes(b"")
-    x = image(dtype=torch.float32)
-    assert torch.equal(loaded(x), network(x))
-    again = path.with_name("again.safetensors")
-    loaded.save(again)
-    assert torch.equal(load_optimized(again)(x), network(x))
-
-
-def test_damaged_and_foreign_files_are_named(model: Any, saved: Any) -> None:
-    path, _, _ = saved
-    content = path.read_bytes()
-    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors: no such file"):
-        load_optimized(path.with_name("nowhere.safetensors"))
-    for damaged in (b"", b"nonsense", content[: len(content) // 2], content[:100]):
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"network.safetensors cannot be read: it is damaged"):
-            load_optimized(path)
-    save_checkpoint(model, path)
-    with pytest.raises(CheckpointError, match=r"not written by OptimizedHiFuse.save; .*create_model_from_checkpoint"):
-        load_optimized(path)
-    with pytest.raises(ValueError, match=r"path must end in .safetensors"):
-        optimize_for_inference(model).save(path.with_suffix(".pt"))
-
-
-def change_configuration(metadata: dict[str, str], **changes: Any) -> dict[str, str]:
-    return {**metadata, "configuration": json.dumps({**json.loads(metadata["configuration"]), **changes})}
-
-
-def test_files_that_do_not_fit_are_named(saved: Any) -> None:
-    path, metadata, tensors = saved
-    entries = json.loads(metadata["ops"])
-    fewer = {name: tensor for name, tensor in tensors.items() if name != "stem.bias"}
-    more = {**tensors, "more": torch.zeros(1)}
-    without_head = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
-    others = {name: entry for name, entry in entries.items() if name != "head"}
-    foreign = {"backend": "triton", "options": {"algorithm": "winograd2"}}
-    triton = {name: entry | foreign if name.endswith(".mixer") else entry for name, entry in entries.items()}
-    rows: list[tuple[dict[str, str], dict[str, Tensor], type[Exception], str]] = [
-        (metadata, fewer, CheckpointError, "1 tensors are missing: stem.bias"),
-        (metadata, more, CheckpointError, "1 tensors are unexpected: more"),
-        ({**metadata, "ops": json.dumps(others)}, without_head, CheckpointError, "the op head is missing"),
-        ({**metadata, "version": "0"}, tensors, CheckpointError, "version must be 1, got 0: optimise the model again"),
-        ({**metadata, "configuration": "{"}, tensors, CheckpointError, "its configuration does not fit"),
-        (change_configuration(metadata, more=1), tensors, CheckpointError, "its configuration does not fit"),
-        (change_configuration(metadata, dtype="int8"), tensors, CheckpointError, "its configuration does not fit"),
-        (change_configuration(metadata, depths=(1, 1, 1, 1)), tensors, CheckpointError, "ops that its configuration has not"),
-        (
-            {**metadata, "ops": json.dumps(triton)},
-            tensors,
-            BackendError,
-            "'triton' cannot serve .*: .*; optimise the model again",
-        ),
-    ]
-    for changed, content, error, message in rows:
-        safetensors.torch.save_file(content, path, changed)
-        with pytest.raises(error, match=f"optimised network .*network.safetensors: .*{message}"):
-            load_optimized(path)
-
-
 # ---- Refusals ------------------------------------------------------------------------------------------------------------
 
 
@@ -492,6 +304,18 @@ def overflow(model: Any) -> None:
         model.fu2.W_l.bn.weight.fill_(1e5)
 
 
+def overflow_16(model: Any) -> None:
+    """Of what float32 holds, and float16 does not."""
+    with torch.no_grad():
+        model.fu2.W_l.conv.weight.fill_(1e3)
+        model.fu2.W_l.bn.weight.fill_(1e3)
+
+
+def overflow_mixer(model: Any) -> None:
+    with torch.no_grad():
+        model.fu1.residual.conv1.conv.weight[0, 0] = 1e5
+
+
 REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (lambda: "hifuse_tiny", {}, TypeError, "model must be a torch.nn.Module, got str"),
     (lambda: nn.Linear(2, 2).eval(), {}, ValueError, "model must be HiFuse with the official state_dict: .*missing"),
@@ -502,7 +326,10 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (lambda: broken(overflow), {}, ValueError, "not finite once folded and in torch.float32: weight of fu2.W_l.conv_norm"),
     (lambda: make().to("meta"), {}, ValueError, "weights on one device, and not on meta, got meta"),
     (lambda: optimize_for_inference(make(torch.float32)), {}, TypeError, "got an OptimizedHiFuse: it is optimised already"),
-    (make, {"dtype": torch.float16}, TypeError, "dtype must be one of .*, got torch.float16"),
+    (make, {"dtype": torch.int8}, TypeError, "dtype must be one of .*, got torch.int8"),
+    (make, {"dtype": torch.float16, "backend": "native"}, BackendError, "'native' cannot serve stem: .*"),
+    (lambda: broken(overflow_16), {"dtype": torch.float16}, ValueError, "once folded and in torch.float16: weight of fu"),
+    (lambda: broken(overflow_mixer), {"dtype": torch.float16}, ValueError, "in torch.float16: weight of fu1.mixer"),
     (make, {"dtype": "float32"}, TypeError, "dtype must be one of"),
     (make, {"dtype": torch.float64}, TypeError, "got torch.float64, which backend='reference' alone serves"),
     (make, {"dtype": torch.float64, "backend": "native"}, TypeError, "got torch.float64"),

@@ -165,14 +165,15 @@ BAD = [
     ({"eps": math.nan}, ValueError, "eps must be a positive number, got nan"),
     ({"activation": "silu"}, ValueError, "activation must be one of none, gelu, relu, got 'silu'"),
     (
-        {"dtype": torch.float16},
+        {"dtype": torch.int8},
         TypeError,
-        "dtype must be one of torch.float32, torch.bfloat16, torch.float64, got torch.float16",
+        "dtype must be one of torch.float32, torch.bfloat16, torch.float16, torch.float64, got torch.int8",
     ),
     ({"dtype": "float32"}, TypeError, "dtype must be one of .*, got 'float32'"),
     ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
     ({"backend": "triton", "dtype": torch.float64}, BackendError, "'triton' cannot serve linear"),
     ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve linear"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve linear"),
 ]
 
 

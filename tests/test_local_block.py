@@ -67,8 +67,9 @@ BAD = [
     ({"weight": torch.randn(8, 7)}, ValueError, r"weight must be \[C, C\] = \[8, 8\], got \[8, 7\]"),
     ({"bias": None}, TypeError, "bias must be a torch.Tensor, got NoneType"),
     ({"eps": "0"}, ValueError, "eps must be a positive number, got '0'"),
-    ({"dtype": torch.float16}, TypeError, "dtype must be one of"),
+    ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
     ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve local_block"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve local_block"),
 ]
 
 

@@ -119,8 +119,12 @@ BAD = [
     ({"weight": torch.randn(8, 1, 3, 1)}, ValueError, r"weight must be \[C, 1, 3, 3\]"),
     ({"weight": None}, TypeError, "weight must be a torch.Tensor, got NoneType"),
     ({"algorithm": "fft"}, ValueError, "algorithm must be one of auto, direct, winograd2, winograd4, got 'fft'"),
-    ({"dtype": torch.float16}, TypeError, "dtype must be one of"),
+    ({"algorithm": "winograd4", "dtype": torch.bfloat16}, ValueError, "'winograd4' loses too many digits in torch.bfloat16"),
+    ({"algorithm": "winograd4", "dtype": torch.float16}, ValueError, "'winograd4' loses too many digits in torch.float16"),
+    ({"backend": "triton", "algorithm": "winograd4"}, BackendError, "'triton' cannot serve mixer: its convolution is the"),
+    ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
     ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve mixer"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve mixer"),
     ({"backend": "triton", "algorithm": "winograd2"}, BackendError, "'triton' cannot serve mixer: its convolution is the"),
 ]
 

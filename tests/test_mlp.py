@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hifuse_fast import BackendError
-from hifuse_fast.ops import prepare_mlp
+from hifuse_fast.gpu import configs
+from hifuse_fast.ops import mlp, prepare_mlp
 from tests.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
 
 KERNELS = kernels("mlp")
@@ -23,6 +24,11 @@ SHAPES = [
     (2, 19, 13, 24, 200, 65),
     (1, 2, 2, 288, 1152, 96),
 ]
+WAYS = {  # of the Triton kernels
+    "one kernel": {"fused": 1, "BLOCK_M": 32, "BLOCK_H": 32, "num_warps": 4, "num_stages": 1},
+    "in parts": {"fused": 0, "scratch": 4},  # KiB: the larger shapes take several parts
+}
+ways = pytest.mark.parametrize("way", WAYS)
 
 
 def weights(depth: int, hidden: int, columns: int) -> dict[str, Tensor]:
@@ -57,14 +63,43 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, with_residual: bool,
     check_parity(prepare_mlp, weights(*shape[3:]), [uniform("u", *shape[:4])], dtype, kernel, residual=residual)
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if max(shape) > 1], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+@ways
+@pytest.mark.parametrize("kernel", kernels("mlp", "triton"))
+def test_parity_of_both_ways(shape: tuple[int, ...], dtype: torch.dtype, with_residual: bool, way: str, kernel: str) -> None:
+    residual = uniform("residual", *shape[:3], shape[5]) if with_residual else None
+    with configs.override("mlp_forward", WAYS[way]):
+        check_parity(prepare_mlp, weights(*shape[3:]), [uniform("u", *shape[:4])], dtype, kernel, residual=residual)
+
+
 def prepared(backend: str, *sizes: int) -> Any:
     values = {name: tensor.float() for name, tensor in weights(*(sizes or (8, 20, 5))).items()}
     return prepare_mlp(**values, dtype=torch.float32, backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
-def test_batch_0(backend: str) -> None:
-    assert prepared(backend)(torch.empty(0, 3, 5, 8)).shape == (0, 3, 5, 5)
+@ways
+def test_batch_0(way: str, backend: str) -> None:
+    with configs.override("mlp_forward", WAYS[way]):
+        assert prepared(backend)(torch.empty(0, 3, 5, 8)).shape == (0, 3, 5, 5)
+        residual = torch.empty(0, 3, 5, 5)
+        assert prepared(backend)(torch.empty(0, 3, 5, 8), residual=residual).shape == (0, 3, 5, 5)
+
+
+@pytest.mark.parametrize("kernel", kernels("mlp", "triton"))
+@ways
+def test_one_look_up_serves_the_function_and_the_prepared_op(way: str, kernel: str) -> None:
+    """What is measured for the one holds for the other: the biases and the residual are a few loads more."""
+    u = uniform("u", 1, 3, 5, 8).float()
+    w = {name: tensor.float() for name, tensor in weights(8, 20, 5).items()}
+    with configs.override("mlp_forward", WAYS[way]), configs.lookups() as of_op:
+        prepared(kernel)(u)
+    with configs.override("mlp_forward", WAYS[way]), configs.lookups() as of_function:
+        mlp(u, w["expand"], w["project"], backend=kernel)
+    assert of_op == of_function
+    assert len([name for name, _ in of_op if name == "mlp_forward"]) == 1
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -78,8 +113,9 @@ BAD = [
     ({"project": torch.randn(20, 5)}, ValueError, r"project must be \[N, H\] = \[20, 20\], got \[20, 5\]"),
     ({"project_bias": torch.randn(6)}, ValueError, r"project_bias must be \[N\] = \[5\], got \[6\]"),
     ({"project": None}, TypeError, "project must be a torch.Tensor, got NoneType"),
-    ({"dtype": torch.float16}, TypeError, "dtype must be one of"),
+    ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
     ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve mlp"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve mlp"),
 ]
 
 

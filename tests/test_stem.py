@@ -98,8 +98,9 @@ BAD = [
     ({"shift": None}, TypeError, "shift must be a torch.Tensor, got NoneType"),
     ({"eps": 1e-6}, ValueError, "eps must be a pair of numbers, got 1e-06"),
     ({"eps": (1e-6, -1.0)}, ValueError, r"eps\[1\] must be a positive number, got -1.0"),
-    ({"dtype": torch.float16}, TypeError, "dtype must be one of"),
+    ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
     ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve stem"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve stem"),
 ]
 
 

@@ -57,12 +57,14 @@ def optimize_for_inference(
     Args:
         model: a `HiFuse` or `HiFuseFeatures` of any options, or an instance of the official class, which is recognised by its
             state_dict; in eval mode, on one device.
-        dtype: float32 or bfloat16, of maps and weights (sums are float32). float64 with backend="reference" alone.
+        dtype: float32, bfloat16 or float16, of maps and weights (sums are float32). float64 with backend="reference" alone.
+            float16 is for GPUs: "native" does not serve it, and on a CPU "auto" takes PyTorch's own ops for nearly all.
+            In float16 a value above 65504 in a map becomes infinite, and so the result: such a network wants bfloat16.
         backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" (on the CPU) or "triton"
             (on a GPU).
         winograd: of the 3x3 convolution. "auto" is the fastest for single images; "throughput" is faster for batches in
             float32, and needs the most memory (F(4x4, 3x3) in the last stage too); "off" is the direct one, which rounds less,
-            takes longer, and needs no more memory than the weights of the model. Triton has the direct one alone.
+            takes longer, and needs no more memory than the weights of the model. On Triton all three are the direct one.
         channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
             official instance.
         memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are
@@ -81,7 +83,8 @@ def optimize_for_inference(
     resolved = backends.current_backend() if check_choice("backend", backend, backends.BACKENDS) == "auto" else backend
     if dtype == torch.float64 and resolved != "reference":
         raise TypeError(
-            "dtype must be torch.float32 or torch.bfloat16, got torch.float64, which backend='reference' alone serves"
+            "dtype must be torch.float32, torch.bfloat16 or torch.float16, "
+            "got torch.float64, which backend='reference' alone serves"
         )
     if memory_format not in MEMORY_FORMATS.values():
         raise TypeError(f"memory_format must be torch.channels_last or torch.contiguous_format, got {memory_format!r}")
@@ -149,16 +152,26 @@ class Packer:
 
     def __call__(self, op: str, folding: Folding, module: str = "", **options: Any) -> PreparedOp:
         name = _name(folding, module)
+        if op == "mixer":
+            options["algorithm"] = self._algorithm(options["algorithm"])
         prepare = _prepare_window_attention if op == "window_attention" else getattr(ops, f"prepare_{op}")
         prepared: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype, backend=self._backend)
         # As from a file: without the checks of a user's calls.
         made = type(prepared)(prepared.packed(), **prepared.options)
-        if folding is not fold.mixer:  # which folds nothing: the model's own weights were checked, and these are most of them
+        # The mixer folds nothing, and most weights are its: the model's own were checked, which fit but into float16.
+        if folding is not fold.mixer or self._dtype == torch.float16:
             for key, tensor in made.packed().items():
                 if not _is_finite(tensor):
                     raise ValueError(f"model has weights that are not finite once folded and in {self._dtype}: {key} of {name}")
         self.made[name] = made
         return made
+
+    def _algorithm(self, wish: str) -> str:
+        """Of the mixer: "throughput" asks for speed, and of Triton's one convolution there is no faster one."""
+        device = next(iter(self._weights.values())).device
+        served = backends.select("mixer", self._backend, prepared=True, device=device, dtype=self._dtype)
+        triton = served is not None and served.__name__.endswith(".triton")
+        return "auto" if triton and wish == "winograd4" else wish
 
 
 class Unpacker:

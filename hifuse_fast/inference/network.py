@@ -25,7 +25,7 @@ from hifuse_fast.model import STAGES, STRIDE
 from hifuse_fast.ops.prepared import PreparedOp
 
 FORMAT, VERSION = "hifuse_fast.optimized", "1"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # `winograd` of the network -> `algorithm` of its mixers.
 ALGORITHMS = {"auto": "auto", "throughput": "winograd4", "off": "direct"}
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
@@ -264,8 +264,8 @@ class Fusion(nn.Module):
 
 
 def _algorithm(c: Configuration) -> str:
-    """Of the mixer. In bfloat16 F(4x4) would lose too many digits."""
-    return "auto" if c.dtype == "bfloat16" and c.winograd == "throughput" else ALGORITHMS[c.winograd]
+    """Of the mixer. In 16 bits F(4x4) would lose too many digits."""
+    return "auto" if c.dtype in ("bfloat16", "float16") and c.winograd == "throughput" else ALGORITHMS[c.winograd]
 
 
 def _replace(op: nn.Module, x: Tensor, maps: Maps) -> Tensor:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hifuse_fast.gpu import configs, device
+from hifuse_fast.gpu import configs, device, pointwise
 from hifuse_fast.gpu.launch import architecture, blocks, launch, operator, precision, strided
 from hifuse_fast.ops.batch_norm import triton as batch_norm
 from hifuse_fast.ops.concat_norm import triton as concat_norm
@@ -107,47 +107,6 @@ def _forward_kernel(
     tl.store(out_ptr + first + place, acc.to(out_ptr.dtype.element_ty), mask=kept)
 
 
-@triton.jit
-def _finish_kernel(
-    z_ptr,  # [length]
-    residual_ptr,  # [length] or None
-    out_ptr,  # [length]
-    length,
-    GELU: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    y = tl.load(z_ptr + i, mask=i < length, other=0.0).to(tl.float32)
-    if GELU:
-        y = device.gelu(y)
-    if residual_ptr is not None:
-        y += tl.load(residual_ptr + i, mask=i < length, other=0.0).to(tl.float32)
-    tl.store(out_ptr + i, y.to(out_ptr.dtype.element_ty), mask=i < length)
-
-
-@triton.jit
-def _gelu_backward_kernel(
-    grad_ptr,  # [rows, N]
-    z_ptr,  # [rows, N]
-    dz_ptr,  # [rows, N]
-    partial_ptr,  # [programs, N] float32, or None: of the gradient of the bias
-    rows,
-    N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    dbias = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-    for start in range(program * BLOCK_R, rows, tl.num_programs(0).to(tl.int64) * BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R)[:, None]
-        kept = (row < rows) & (n < N)
-        grad = tl.load(grad_ptr + row * N + n, mask=kept, other=0.0).to(tl.float32)
-        z = tl.load(z_ptr + row * N + n, mask=kept, other=0.0).to(tl.float32)
-        dz = grad * device.gelu_derivative(z)
-        dbias += dz
-        tl.store(dz_ptr + row * N + n, dz.to(dz_ptr.dtype.element_ty), mask=kept)
-    if partial_ptr is not None:
-        tl.store(partial_ptr + program * N + n, tl.sum(dbias, 0, keep_dims=True), mask=n < N)
-
-
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
 
 
@@ -203,9 +162,7 @@ def write(
         if plain:
             return product.unflatten(0, (x.shape[0], height, width)) if out is None else out, z
         out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype) if out is None else out
-        tile = configs.lookup("linear_finish", "*", architecture(x.device))
-        grid = (blocks(out.numel(), tile["BLOCK"]),)
-        launch(_finish_kernel, grid, product, residual, out, out.numel(), GELU=gelu, **tile)
+        pointwise.finish(product, residual, out, gelu=gelu)
         return out, product if keep else z
 
     out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype) if out is None else out
@@ -246,7 +203,7 @@ def backward(
         dbias = grad.sum(0, dtype=torch.float32) if need_bias else dbias
     else:
         dz = torch.empty_like(z)
-        dbias = _gelu_backward(grad, z, dz, need_bias)
+        dbias = pointwise.gelu_backward(grad, z, dz, need_bias=need_bias)
     if need_weight:
         dweight = dz.t() @ _rows(x, norm_weight, norm_bias, eps, rows, weight.dtype)
     if need_rows:
@@ -256,17 +213,6 @@ def backward(
         else:
             dx, dscale, dshift = layer_norm.backward(dr, x, norm_weight, eps, rows)
     return dx, dweight, dbias, dscale, dshift
-
-
-def _gelu_backward(grad: Tensor, z: Tensor, dz: Tensor, need_bias: bool) -> Tensor:
-    """Writes the gradient of z to `dz`, and returns that of the bias, empty if not needed."""
-    count, columns = z.shape
-    config = dict(configs.lookup("linear_backward", str(columns), architecture(z.device)))
-    programs = min(config.pop("programs"), blocks(count, config["BLOCK_R"]))
-    partial = z.new_empty((programs, columns), dtype=torch.float32) if need_bias else None
-    grid = (programs, blocks(columns, config["BLOCK_N"]))
-    launch(_gelu_backward_kernel, grid, grad, z, dz, partial, count, N=columns, **config)
-    return z.new_empty(0) if partial is None else partial.sum(0)
 
 
 def _rows(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, rows: str, dtype: torch.dtype) -> Tensor:

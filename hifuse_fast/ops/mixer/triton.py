@@ -2,8 +2,8 @@
 
 The table of tile sizes says which of the two a dense convolution is, by the channels (`fused`). The one kernel is a matrix
 product over taps and channels, a tile of pixels by a tile of results: the nine taps of some channels follow each other, so that
-they find the neighbours of their pixels in the caches. The backward is composed: GELU's derivative as in `linear`, then the
-gradients of the convolution, the vendor's if it is dense, those of `depthwise_norm` if not.
+they find the neighbours of their pixels in the caches. The backward is composed: GELU's derivative, then the gradients of the
+convolution, the vendor's if it is dense, those of `depthwise_norm` if not.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hifuse_fast.gpu import configs, device
+from hifuse_fast.gpu import configs, device, pointwise
 from hifuse_fast.gpu.launch import architecture, blocks, launch, operator, precision, strided
 from hifuse_fast.gpu.launch import why_not as why_not_triton
 from hifuse_fast.ops.depthwise_norm import triton as depthwise_norm
-from hifuse_fast.ops.linear import triton as linear
 from hifuse_fast.ops.prepared import PreparedOp
 
 
@@ -145,9 +144,7 @@ def write(z: Tensor, weight: Tensor, keep: bool, out: Tensor) -> tuple[Tensor, T
         return out, c
 
     product = F.conv2d(_channels_last(z.to(weight.dtype)), _weight(weight), padding=1).permute(0, 2, 3, 1).contiguous()
-    config = configs.lookup("linear_finish", "*", architecture(z.device))
-    grid = (blocks(product.numel(), config["BLOCK"]),)
-    launch(linear._finish_kernel, grid, product, z, out, product.numel(), GELU=True, **config)
+    pointwise.finish(product, z, out, gelu=True)
     return out, product if keep else c
 
 
@@ -158,7 +155,7 @@ def backward(
     """Gradients of z and weight in their dtypes; empty where not needed. `c` is what went into GELU."""
     channels, depth = weight.shape[:2]
     grad, dc = grad.contiguous(), torch.empty_like(c)
-    linear._gelu_backward(grad.view(-1, channels), c.view(-1, channels), dc.view(-1, channels), False)
+    pointwise.gelu_backward(grad.view(-1, channels), c.view(-1, channels), dc.view(-1, channels), need_bias=False)
     dz, dweight = z.new_empty(0), weight.new_empty(0)
     if depth == 1:
         dz, dweight = depthwise_norm.backward_convolution(dc, strided(z), weight)

@@ -7,6 +7,8 @@ part of the second weight. A power of two that holds 3 * 2^n channels would be f
 The other way, and the backward always, goes through memory of bounded size (`scratch`, KiB): as many pixels at a time as have
 their hidden units there. The backward computes these once more, and adds up the gradients of the weights over the parts, one
 after another, in float32.
+
+The prepared op is the same launch, with biases and a residual.
 """
 
 from __future__ import annotations
@@ -18,10 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hifuse_fast.gpu import configs, device
+from hifuse_fast.gpu import configs, device, pointwise
 from hifuse_fast.gpu.launch import architecture, blocks, launch, operator, precision, strided
 from hifuse_fast.gpu.launch import why_not as why_not_triton
-from hifuse_fast.ops.linear import triton as linear
 from hifuse_fast.ops.prepared import PreparedOp
 
 FEW_ROWS = 32768  # of which the one kernel, 128 rows a program, has too few programs to fill a GPU
@@ -36,10 +37,25 @@ def why_not(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str | None
 
 
 @triton.jit
+def _store_columns(acc, bias_ptr, residual_ptr, out_ptr, first, row, n, rows, N: tl.constexpr):
+    """residual + acc + bias to the columns n [1, C] of the rows first + row [R, 1], of which `rows` are there."""
+    kept = (row < rows) & (n < N)
+    place = row * N + n
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        acc += tl.load(residual_ptr + first * N + place, mask=kept, other=0.0).to(tl.float32)
+    tl.store(out_ptr + first * N + place, acc.to(out_ptr.dtype.element_ty), mask=kept)
+
+
+@triton.jit
 def _forward_kernel(
     u_ptr,  # [rows, K], its rows strided
     expand_ptr,  # [H, K]
+    expand_bias_ptr,  # [H] or None
     project_ptr,  # [N, H]
+    project_bias_ptr,  # [N] or None
+    residual_ptr,  # [rows, N] or None
     out_ptr,  # [rows, N]
     rows, stride,
     K: tl.constexpr, H: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
@@ -72,16 +88,17 @@ def _forward_kernel(
                 expand_ptr + (unit[None, :] * K + far[:, None]), mask=(unit[None, :] < H) & (far[:, None] < K), other=0.0
             )
             h = device.dot(rest, expand_rest, PRECISION, h)
+        if expand_bias_ptr is not None:
+            h += tl.load(expand_bias_ptr + unit, mask=unit < H, other=0.0).to(tl.float32)[None, :]
         h = device.gelu(h).to(expand.dtype)
         project = tl.load(project_ptr + (n * H + unit[:, None]), mask=(unit[:, None] < H) & (n < N), other=0.0)
         acc = device.dot(h, project, PRECISION, acc)
         if REST_N:
             project_rest = tl.load(project_ptr + (m * H + unit[:, None]), mask=(unit[:, None] < H) & (m < N), other=0.0)
             acc_rest = device.dot(h, project_rest, PRECISION, acc_rest)
-    out_ptr += first * N
-    tl.store(out_ptr + (row * N + n), acc.to(out_ptr.dtype.element_ty), mask=(row < rows) & (n < N))
+    _store_columns(acc, project_bias_ptr, residual_ptr, out_ptr, first, row, n, rows, N)
     if REST_N:
-        tl.store(out_ptr + (row * N + m), acc_rest.to(out_ptr.dtype.element_ty), mask=(row < rows) & (m < N))
+        _store_columns(acc_rest, project_bias_ptr, residual_ptr, out_ptr, first, row, m, rows, N)
 
 
 @triton.jit
@@ -104,30 +121,54 @@ def _backward_kernel(
 @operator("mlp_forward")
 def forward(u: Tensor, expand_weight: Tensor, project_weight: Tensor) -> Tensor:
     """See `hifuse_fast.ops.mlp`; arguments are validated, the products are in the dtype of the weights."""
-    (hidden, depth), columns = expand_weight.shape, len(project_weight)
-    out = expand_weight.new_empty((*u.shape[:3], columns))
+    return write(u, expand_weight, None, project_weight, None, None)
+
+
+def write(
+    u: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor | None,
+    project: Tensor,
+    project_bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`forward` with biases and a residual, contiguous, where they are given; into `out`, contiguous, where that is."""
+    (hidden, depth), columns = expand.shape, len(project)
+    out = expand.new_empty((*u.shape[:3], columns)) if out is None else out
     rows, target = u.reshape(-1, depth), out.view(-1, columns)
-    config = dict(configs.lookup("mlp_forward", _key(len(rows), expand_weight, project_weight), architecture(u.device)))
+    config = dict(configs.lookup("mlp_forward", _key(len(rows), expand, project), architecture(u.device)))
     if config.pop("fused"):
         rows = strided(rows)
         (block_k, rest_k), (block_n, rest_n) = _powers(depth), _powers(columns)
         launch(
             _forward_kernel, (blocks(len(rows), config["BLOCK_M"]),),
-            rows, expand_weight.contiguous(), project_weight.contiguous(), target, len(rows), rows.stride(0),
-            K=depth, H=hidden, N=columns, PRECISION=precision(expand_weight.dtype),
+            rows, expand.contiguous(), expand_bias, project.contiguous(), project_bias, residual, target,
+            len(rows), rows.stride(0), K=depth, H=hidden, N=columns, PRECISION=precision(expand.dtype),
             BLOCK_K=block_k, REST_K=rest_k, BLOCK_N=block_n, REST_N=rest_n, **config,
         )  # fmt: skip
         return out
 
-    finish = configs.lookup("linear_finish", "*", architecture(u.device))
-    parts, size = _parts(len(rows), hidden * expand_weight.element_size(), config["scratch"])
-    scratch = expand_weight.new_empty((size, hidden))
+    added = None if residual is None else residual.view(-1, columns)
+    parts, size = _parts(len(rows), hidden * expand.element_size(), config["scratch"])
+    scratch = expand.new_empty((size, hidden))
     for i in range(parts):
-        x = rows[i * size : (i + 1) * size].to(expand_weight.dtype)
-        h = torch.mm(x, expand_weight.t(), out=scratch[: len(x)])
-        launch(linear._finish_kernel, (blocks(h.numel(), finish["BLOCK"]),), h, None, h, h.numel(), GELU=True, **finish)
-        torch.mm(h, project_weight.t(), out=target[i * size : (i + 1) * size])
+        part = slice(i * size, (i + 1) * size)
+        x = rows[part].to(expand.dtype)
+        h = _product(x, expand, expand_bias, scratch[: len(x)])
+        pointwise.finish(h, None, h, gelu=True)
+        if added is None:
+            _product(h, project, project_bias, target[part])
+        else:
+            pointwise.finish(_product(h, project, project_bias), added[part], target[part], gelu=False)
     return out
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """x weight^T + bias, the vendor's."""
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
 
 
 @operator("mlp_backward")
@@ -195,7 +236,7 @@ def _key(rows: int, expand_weight: Tensor, project_weight: Tensor) -> str:
 
 
 class Mlp(PreparedOp):
-    """See `prepare_mlp`. It has biases, which the one kernel has not: so it is products over some pixels at a time."""
+    """See `prepare_mlp`."""
 
     expand: Tensor
     expand_bias: Tensor
@@ -204,19 +245,4 @@ class Mlp(PreparedOp):
 
     @torch.no_grad()
     def forward(self, u: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        (hidden, depth), columns = self.expand.shape, len(self.project)
-        out = u.new_empty((*u.shape[:3], columns)) if out is None else out
-        rows, target = u.view(-1, depth), out.view(-1, columns)
-        added = None if residual is None else residual.view(-1, columns)
-        scratch_size = configs.lookup("mlp_backward", "*", architecture(u.device))["scratch"]
-        parts, size = _parts(len(rows), 2 * hidden * u.element_size(), scratch_size)
-        scratch, finish = u.new_empty((size, hidden)), configs.lookup("linear_finish", "*", architecture(u.device))
-        for i in range(parts):
-            part = slice(i * size, (i + 1) * size)
-            h = torch.addmm(self.expand_bias, rows[part], self.expand.t(), out=scratch[: len(rows[part])])
-            launch(linear._finish_kernel, (blocks(h.numel(), finish["BLOCK"]),), h, None, h, h.numel(), GELU=True, **finish)
-            linear.write(
-                h[None, None], self.project, self.project_bias, None, None, None if added is None else added[part],
-                0.0, "pixels", "none", False, target[part],
-            )  # fmt: skip
-        return out
+        return write(u, self.expand, self.expand_bias, self.project, self.project_bias, residual, out)
