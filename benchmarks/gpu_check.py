@@ -4,7 +4,8 @@ build    the compiled library, in place, with the tools that are there; nothing 
 parity   the tests of the ops with gradients on CUDA, the slow ones too
 tune     tile sizes, into hifuse_fast/gpu/tables; goes on where the last run stopped
 ops      the ops and blocks against their peers, into benchmarks/results; goes on where the last run stopped
-network  the network
+network  `hifuse-fast bench`, then the network, inference and training, against its peers, those that are quick to get ready
+         first; goes on where the last run stopped
 
 A stage ends within its limit of seconds and keeps what it has. The report folder gets a log a step, `check.md`, and copies of
 the tables and results, also while a step runs. The interpreter is the one that runs this. Without a GPU it prints commands.
@@ -56,7 +57,8 @@ def build(_report: Path) -> list[Step]:
 
 def parity(report: Path) -> list[Step]:
     """A step for each file of tests that runs on the device there is; the options of pyproject.toml need a plugin."""
-    files = sorted(path for path in (ROOT / "tests").glob("test_*.py") if "from tests.functional import" in path.read_text())
+    shared = ("from tests.functional import", "from tests.attention import")
+    files = sorted(path for path in (ROOT / "tests").glob("test_*.py") if any(line in path.read_text() for line in shared))
     return [
         Step(path.stem, _fixed("-m", "pytest", "-o", "addopts=", "-ra", "-q", "-p", "no:cacheprovider",
                                f"--junitxml={report / path.stem}.xml", f"tests/{path.name}"))
@@ -79,7 +81,15 @@ def network(report: Path) -> list[Step]:
     images = [] if importlib.util.find_spec("skimage") else ["--images", str(report / "images")]
     each = [option for name in ("bfloat16", "float16") for option in ("--dtype", name)]
     common = ["-m", "hifuse_fast.cli", "bench", "--device", "cuda", "--batch-size", "1", "--batch-size", str(IMAGES)]
-    return [Step("network", _fixed(*common, *each, "--seconds", "60", *images))]
+    peers = ["-m", "benchmarks.gpu_network", "--resume"]
+    return [
+        Step("network", _fixed(*common, *each, "--seconds", "20", *images)),
+        # Compiling the network takes minutes a case: what needs none is measured alone before, in half of the time at most.
+        Step(
+            "network_eager", lambda s: [*peers, "--engines", "eager,hifuse_fast", "--limit", f"{max(0, s / 2 - GRACE_S):.0f}"]
+        ),
+        Step("network_compile", lambda s: [*peers, "--limit", f"{max(0, s - 2 * GRACE_S):.0f}"]),
+    ]
 
 
 STAGES: dict[str, Callable[[Path], list[Step]]] = {

@@ -57,7 +57,8 @@ class Candidate:
     ok: bool
     error: float | None
     note: str = ""
-    plain: timing.Call | None = None  #: whose memory is measured, where it is not that of `call` (a CUDA graph has its own)
+    peak_mib: float | None = None  #: what was measured before, where it is not that of `call` (a CUDA graph has its own memory)
+    ready_s: float | None = None  #: until its first output was there
 
     @property
     def missing(self) -> bool:
@@ -92,36 +93,49 @@ def require_native(device: torch.device, *ops: str) -> None:
 
 
 def measure(
-    suite: str, case: Case, candidates: Mapping[str, Candidate], device: torch.device, *, limits: Limits, budget_s: float
+    suite: str,
+    case: Case,
+    candidates: Mapping[str, Candidate],
+    device: torch.device,
+    *,
+    limits: Limits,
+    budget_s: float,
+    baseline: str = "reference",
+    per: str = "call",
 ) -> list[Row]:
-    """Time the candidates that are right, in turns; a row each."""
-    calls = {name: candidate.call for name, candidate in candidates.items() if candidate.ok}
-    memory = {name: machine.peak_memory(candidates[name].plain or call, device) for name, call in calls.items()}
+    """Time the candidates that are right, in turns; a row each, with its ratio over `baseline` and milliseconds `per` that."""
+    right = {name: candidate for name, candidate in candidates.items() if candidate.ok}
+    calls = {name: candidate.call for name, candidate in right.items()}
+    memory = {name: _peak_mib(candidate, device) for name, candidate in right.items()}
     with machine.Neighbours() as neighbours:
         timings = _time(calls, device, budget_s)
-    common = {**asdict(machine.conditions(device)), "suite": suite, "case": case.name, "per": "call"}
+    common = {**asdict(machine.conditions(device)), "suite": suite, "case": case.name, "per": per}
     common |= {"dtype": case.dtype, "batch": case.batch, "mode": case.mode}
     work: dict[str, Any] = {
         "batch": case.batch,
-        "calls": 1,
+        "calls": case.batch if per == "image" else 1,
         "flop": case.flop,
         "moved": case.moved,
         "floor_s": limits.floor(case),
     }
     found = []
     for name, candidate in candidates.items():
-        figures = rows.figures(timings.get(name), timings.get("reference"), **work)
+        figures = rows.figures(timings.get(name), timings.get(baseline), **work)
         failed = "" if candidate.ok or candidate.missing else "wrong output"
         note = ", ".join(filter(None, [candidate.note, failed, neighbours.note]))
-        found.append(Row(**common, **figures, engine=name, peak_mib=memory.get(name), error=candidate.error, note=note))
+        common |= {"engine": name, "error": candidate.error, "note": note, "ready_s": candidate.ready_s}
+        found.append(Row(**common, **figures, peak_mib=memory.get(name)))
     return found
+
+
+def _peak_mib(candidate: Candidate, device: torch.device) -> float | None:
+    return machine.peak_memory(candidate.call, device) if candidate.peak_mib is None else candidate.peak_mib
 
 
 def _time(calls: Mapping[str, timing.Call], device: torch.device, budget_s: float) -> dict[str, timing.Timing]:
     if not calls:  # all of them wrong
         return {}
-    timer = cuda.EventTimer(device) if device.type == "cuda" else None
-    return timing.interleave(calls, budget_s=budget_s, warmup=3, timer=timer)
+    return timing.interleave(calls, budget_s=budget_s, warmup=3, timer=cuda.timer(device))
 
 
 def report(console: Console, found: Sequence[Row], title: str, output: Path | None) -> None:

@@ -121,12 +121,12 @@ def predict_command(
     warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
     failed: list[Path] = []
     with _writing(output) as file, hifuse_fast.use_backend(backend), _progress(len(files), output) as on_progress:
-        frozen = on.type == "cpu" and backend in ("auto", "native") and dtype != "float16"
-        loaded = "float32" if frozen else dtype  # what is folded is folded before it is rounded
-        network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=predict.DTYPES[loaded])
+        frozen = predict.can_freeze(on, predict.DTYPES[dtype], backend)
+        loaded = torch.float32 if frozen else predict.DTYPES[dtype]  # what is folded is folded before it is rounded
+        network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=loaded)
         found = _check_model(model, network, checkpoint)
         names = predict.load_classes(classes, network.num_classes)
-        serving = hifuse_fast.optimize_for_inference(network, predict.DTYPES[dtype]) if frozen else network
+        serving = predict.freeze(network, predict.DTYPES[dtype], _note) if frozen else network
         del network  # its memory is as much again
         rows = predict.predict(
             files, serving, preprocess, names, batch_size=batch_size, device=on, dtype=predict.DTYPES[dtype], workers=workers,
@@ -251,8 +251,13 @@ def _name_failures(rows: Iterator[predict.Row], failed: list[Path]) -> Iterator[
     for row in rows:
         if row.error is not None:
             failed.append(row.path)
-            click.echo(_one_line(f"{row.path}: {row.error}"), err=True)
+            _note(f"{row.path}: {row.error}")
         yield row
+
+
+def _note(text: str) -> None:
+    """On stderr, beside the results."""
+    click.echo(_one_line(text), err=True)
 
 
 def _one_line(text: str) -> str:

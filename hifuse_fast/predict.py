@@ -18,7 +18,9 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor, nn
 
+from hifuse_fast.backends import BackendError
 from hifuse_fast.images import MAX_PIXELS, ImageError, Preprocess, load_image
+from hifuse_fast.inference import optimize_for_inference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,6 +71,30 @@ def _names_of_json(indices: Any) -> list[str]:
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"every name must be a string, got {names}")
     return names
+
+
+def can_freeze(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> bool:
+    """Whether a network on `device` is to be frozen by `optimize_for_inference`: where its kernels serve it there.
+
+    Under a backend asked for by name, only where that is the one of the device; in float16 on a CPU there are none.
+    """
+    kernels = "triton" if device.type == "cuda" else "native"
+    return backend in ("auto", kernels) and (device.type == "cuda" or dtype != torch.float16)
+
+
+def freeze(network: nn.Module, dtype: torch.dtype, refused: Callable[[str], object]) -> nn.Module:
+    """The network frozen for inference in `dtype`; where a backend cannot serve that, itself in `dtype`.
+
+    Args:
+        network: in eval mode; float32 unless it exists in `dtype` alone: what is folded is folded before it is rounded.
+        dtype: of the result.
+        refused: told why it was not frozen.
+    """
+    try:
+        return optimize_for_inference(network, dtype)
+    except BackendError as error:
+        refused(f"the network is not frozen for inference, which would be faster: {error}")
+        return network.to(dtype)
 
 
 def predict(

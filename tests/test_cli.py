@@ -258,6 +258,19 @@ def test_backend_that_cannot_serve_is_named(run, picture, checkpoint, monkeypatc
     assert not out.exists()
 
 
+def test_a_network_that_cannot_be_frozen_predicts_as_it_is(run, picture, checkpoint, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise hifuse_fast.BackendError("it was taken away")
+
+    monkeypatch.setattr("hifuse_fast.predict.optimize_for_inference", refuse)
+    out = tmp_path / "out.json"
+    result = run("predict", picture, "--checkpoint", checkpoint, "-o", out, *SMALL)
+    assert result.exit_code == 0
+    assert result.stderr == "the network is not frozen for inference, which would be faster: it was taken away\n"
+    written = torch.tensor(json.loads(out.read_text())["images"][0]["probabilities"])
+    torch.testing.assert_close(written, by_hand(checkpoint, picture), rtol=0, atol=1e-6)
+
+
 def test_a_defect_keeps_its_traceback(run, picture, checkpoint, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("a defect")

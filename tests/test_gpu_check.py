@@ -25,8 +25,15 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
     found = CliRunner().invoke(gpu_check.main, ["--report", str(tmp_path / "report")])
     assert found.exit_code == 0
     assert "nothing is run" in found.output
-    tests = ("tests/test_window_attention.py", "tests/test_layer_norm.py", "tests/test_linear_function.py")
+    tests = (
+        "tests/test_window_attention.py",
+        "tests/test_window_attention_calls.py",
+        "tests/test_layer_norm.py",
+        "tests/test_linear_function.py",
+    )
     modules = ("hifuse_fast.gpu.tune --budget 495", "benchmarks.gpu_ops --resume --limit 450", "hifuse_fast.cli bench")
+    network = ("gpu_network --resume --engines eager,hifuse_fast --limit 225", "benchmarks.gpu_network --resume --limit 450")
+    assert found.output.index("hifuse_fast.cli bench") < found.output.index(network[0]) < found.output.index(network[1])
     for part in ("setup.py build_ext --inplace", *tests, *modules):
         assert part in found.output
     assert "pip" not in found.output
@@ -78,6 +85,14 @@ def test_a_report_of_what_passed_failed_and_was_cut_off(tmp_path: Path, monkeypa
         assert part in text
     assert (tmp_path / "report" / "new.csv").read_text() == "x"
     assert not (tmp_path / "report" / "old.csv").exists()
+
+
+def test_what_needs_no_compiler_comes_first_and_leaves_time(tmp_path: Path) -> None:
+    """Also where hardly any time is left: a limit is no negative one."""
+    _, eager, compiled = gpu_check.network(tmp_path)
+    for seconds in (540.0, 30.0):
+        limits = [float(step.arguments(seconds)[-1]) for step in (eager, compiled)]
+        assert 0 <= limits[0] <= limits[1] < seconds
 
 
 @pytest.mark.usefixtures("cuda")

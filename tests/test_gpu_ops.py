@@ -48,6 +48,17 @@ def test_blocks_are_measured_with_all_their_parameters(name: str, mode: str) -> 
     assert len(measured.subject.inputs(1, torch.float32, CPU)) == {"g": 10, "l": 7}[name[0]]
 
 
+@pytest.mark.parametrize("name", ["global_block 7x7x768", "local_block 7x7x768", "max_mean over pixels 7x7x768"])
+def test_a_peer_is_compiled_as_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the vendor's code generator."""
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, *, mode, **options: plain(f, backend="aot_eager", **options))
+    for mode in calls.MODES:
+        (_, row) = gpu_ops.measure(case(name, mode), ("reference", "compile"), CPU, limits=LIMITS, budget_s=0.0)
+        assert row.ms_p50 is not None, row.note
+        assert row.ready_s is not None
+
+
 def test_work_of_a_block() -> None:
     block = case("global_block 7x7x768", batch=2)
     c = 768
@@ -97,8 +108,8 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> list[gpu_ops.Case]:
 
 def run(tmp_path: Path, cases: list[gpu_ops.Case], limit_s: float = 1e9) -> int:
     console = Console(file=(tmp_path / "log").open("w"))
-    options = {"output": tmp_path, "budget_s": 0.0, "limit_s": limit_s, "resume": True, "console": console}
-    return gpu_ops.run_cases(cases, None, CPU, **options)[1]
+    options = {"output": tmp_path, "limit_s": limit_s, "resume": True, "console": console}
+    return gpu_ops.suite(("reference",), 0.0).run_cases(cases, CPU, **options)[1]
 
 
 def test_rows_are_written_case_by_case_and_a_second_run_goes_on(tmp_path: Path, measure: list[gpu_ops.Case]) -> None:
@@ -146,6 +157,7 @@ def test_a_timer_replaces_the_clock() -> None:
 def test_the_pages_show_predictions_and_gpu_rows() -> None:
     assert "| window_attention shift 3 56x56x288 |" in readme.gpu_predictions([])
     assert "predicted, not yet measured" in readme.gpu_predictions([])
+    assert "| batch_norm | all | Triton (predicted) |" in readme.gpu_choices([])
     row = gpu_ops.measure(case("layer_norm norm1 7x7x768"), ("reference",), CPU, limits=LIMITS, budget_s=0.0)[0]
     ours = dataclasses.replace(row, engine="triton", ms_p50=row.ms_p50 / 2)
     assert "| triton vs reference |" in readme.gpu_ops([row, ours])

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from hifuse_fast import OptimizedHiFuse, create_model
 from hifuse_fast import predict as module
 from hifuse_fast.images import ImageError, Preprocess
 from hifuse_fast.predict import Row, load_classes, predict, replacing, write_csv, write_json
@@ -282,3 +283,30 @@ def test_image_error_is_a_value_error_with_its_reason():
     assert str(ImageError("why", "a.png")) == "a.png: why"
     assert ImageError("why", "a.png").reason == "why"
     assert issubclass(ImageError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "backend", "expected"),
+    [
+        ("cpu", torch.float32, "auto", True),
+        ("cpu", torch.bfloat16, "native", True),
+        ("cpu", torch.float16, "auto", False),
+        ("cpu", torch.float32, "triton", False),
+        ("cuda", torch.float16, "auto", True),
+        ("cuda:1", torch.bfloat16, "triton", True),
+        ("cuda", torch.float32, "native", False),
+        ("cuda", torch.float32, "reference", False),
+    ],
+)
+def test_what_is_frozen_for_inference(device: str, dtype: torch.dtype, backend: str, expected: bool):
+    assert module.can_freeze(torch.device(device), dtype, backend) is expected
+
+
+@pytest.mark.parametrize("dtype", module.DTYPES.values())
+def test_every_dtype_of_the_command_can_be_frozen(dtype: torch.dtype):
+    """On a GPU all of them are."""
+    told = []
+    options = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}
+    network = module.freeze(create_model("hifuse_tiny", num_classes=3, **options).eval(), dtype, told.append)
+    assert isinstance(network, OptimizedHiFuse)
+    assert (network.dtype, told) == (dtype, [])

@@ -17,6 +17,7 @@ import hifuse_fast
 from hifuse_fast import HiFuse, backends
 from hifuse_fast.testing import golden_image, golden_weights, nan_poisoned_empty, relative_error
 from tests.functional import DEVICE, kernels
+from tests.golden import check_training_step, make
 
 KERNELS = kernels("linear", "triton")
 # Every kind of block, shifted windows and padded ones, in a size for the interpreter.
@@ -111,6 +112,14 @@ def test_a_training_step_under_autocast(kernel: str) -> None:
     for name, grad in actual.grads.items():
         own = (eager.grads[name].double() - exact.grads[name]).norm()
         assert (grad.double() - exact.grads[name]).norm() <= 3 * own + 0.02 * exact.grads[name].norm() + 1e-4, name
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="the full width takes the interpreter hours: it needs a CUDA device")
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_training_step_at_full_width_has_the_official_numbers(kernel: str) -> None:
+    model = make("tiny").to(DEVICE, torch.float32)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is meant: the vendor's convolutions
+        check_training_step(model, kernel)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -32,6 +32,11 @@ class EventTimer:
         return 1e-3 * float(self._begin.elapsed_time(self._end))
 
 
+def timer(device: torch.device) -> EventTimer | None:
+    """What times calls on `device`; None where the clock does."""
+    return EventTimer(device) if device.type == "cuda" else None
+
+
 def graphed(call: Call, warmup: int = 3) -> Call:
     """`call` as one CUDA graph: replayed, it launches the same work on the same memory with next to no time on the CPU.
 

@@ -100,11 +100,6 @@ def commit(root: Path) -> str:
         return "unknown"
 
 
-def synchronize(device: torch.device) -> Callable[[], object] | None:
-    """What waits for `device` to finish its work; None where calls return when it is done."""
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
-
-
 def arithmetic_peak(device: torch.device, dtype: torch.dtype, budget_s: float = 1.5) -> float:
     """FLOP/s of the best of square torch matmuls (1024, 2048, 4096; CUDA also 8192) of `dtype` within `budget_s`, measured now.
 

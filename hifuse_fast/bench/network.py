@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,8 +18,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hifuse_fast import create_model, list_models, optimize_for_inference, use_backend
-from hifuse_fast.bench import machine, plot, rows, samples, table, timing
+from hifuse_fast import create_model, list_models, predict, use_backend
+from hifuse_fast.bench import cuda, machine, plot, rows, samples, table, timing
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.testing import errors, golden_weights, relative_error
 
@@ -45,11 +46,14 @@ def backend_engine(backend: str) -> Engine:
 
 
 def fast_engine(network: nn.Module) -> Forward:
-    """The network frozen by `optimize_for_inference`; where that does not serve, with every op on its fastest backend."""
+    """The network frozen by `optimize_for_inference`; where no kernel of ours serves that, every op on its fastest backend.
+
+    Warns where freezing is refused.
+    """
     parameter = next(network.parameters())
-    if parameter.device.type != "cpu" or parameter.dtype not in (torch.float32, torch.bfloat16):
+    if not predict.can_freeze(parameter.device, parameter.dtype):
         return backend_engine("auto")(network)
-    return optimize_for_inference(network, dtype=parameter.dtype)
+    return predict.freeze(network, parameter.dtype, partial(warnings.warn, stacklevel=2))
 
 
 #: The engines in the order of the table. The first is what the others are compared with. Each gets the same network.
@@ -140,9 +144,9 @@ def reference_logits(network: nn.Module, pixels: Tensor, dtype: torch.dtype) -> 
 
 
 @torch.inference_mode()
-def multiply_adds(model: str, size: int = samples.TILE) -> int:
+def multiply_adds(model: str, size: int = samples.TILE, **options: Any) -> int:
     """Multiply-adds of convolutions, linears and attention products for one image, counted on the reference without data."""
-    network = create_model(model, num_classes=NUM_CLASSES, device="meta").eval()
+    network = create_model(model, num_classes=NUM_CLASSES, device="meta", **options).eval()
     with FlopCounterMode(display=False) as counter:
         backend_engine("reference")(network)(torch.empty(1, 3, size, size, device="meta"))
     return int(counter.get_total_flops()) // 2
@@ -205,7 +209,9 @@ def _weights_mib(forward: Forward, network: nn.Module) -> float:
 def _time(calls: Mapping[str, Callable[[], Tensor]], device: torch.device, bar: _Bar) -> dict[str, timing.Timing]:
     if not calls:  # all of them wrong
         return {}
-    return timing.interleave(calls, budget_s=bar.budget_s, synchronize=machine.synchronize(device), on_round=bar.fraction)
+    timer = cuda.timer(device)
+    # On a GPU the first calls of a shape choose algorithms and capture a graph.
+    return timing.interleave(calls, budget_s=bar.budget_s, warmup=3 if timer else 1, timer=timer, on_round=bar.fraction)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ def interleave(
     max_rounds: int = 1000,
     warmup: int = 1,
     rest_s: float = 0.0,
-    synchronize: Call | None = None,
     clock: Callable[[], float] = time.perf_counter,
     timer: Callable[[Call], float] | None = None,
     on_round: Callable[[float], object] | None = None,
@@ -44,10 +43,9 @@ def interleave(
         warmup: calls of each before the first round, not counted.
         rest_s: seconds of sleep before each call, not counted as its time: engines with threads of their own let them wait for
             more work in a loop for a while, on the cores that the next engine needs.
-        synchronize: called before and after each call (`torch.cuda.synchronize` for CUDA); None for calls that return when
-            their work is done.
-        clock: the time in seconds.
-        timer: the seconds that a call takes, instead of `clock` before and after it (`cuda.EventTimer`).
+        clock: the time in seconds, for calls that return when their work is done.
+        timer: the seconds that a call takes, instead of `clock` before and after it: `cuda.EventTimer` for calls that return
+            before that.
         on_round: told after each round the share of the work that is done, 0 to 1.
 
     Returns:
@@ -62,7 +60,6 @@ def interleave(
         raise ValueError(f"min_rounds must be from 1 to max_rounds = {max_rounds}, got {min_rounds}")
     if not budget_s >= 0:
         raise ValueError(f"budget_s must be at least 0, got {budget_s}")
-    wait = synchronize or (lambda: None)
     for call in calls.values():
         for _ in range(warmup):
             call()
@@ -72,7 +69,7 @@ def interleave(
     for done in range(1, max_rounds + 1):
         for name in names:
             time.sleep(rest_s)
-            seconds[name].append(timer(calls[name]) if timer else _time_one(calls[name], wait, clock))
+            seconds[name].append(timer(calls[name]) if timer else _time_one(calls[name], clock))
         names = names[1:] + names[:1]
         spent = clock() - begin
         if on_round:
@@ -82,11 +79,9 @@ def interleave(
     return {name: summarise(values) for name, values in seconds.items()}
 
 
-def _time_one(call: Call, wait: Call, clock: Callable[[], float]) -> float:
-    wait()
+def _time_one(call: Call, clock: Callable[[], float]) -> float:
     begin = clock()
     call()
-    wait()
     return clock() - begin
 
 

@@ -1,0 +1,328 @@
+"""The whole network on a CUDA device, inference and training step, against peers: `python -m benchmarks.gpu_network`.
+
+Inference: `eager` (the reference, weights and images cast, channels last), `compile` (torch.compile of it, max-autotune) and
+`hifuse_fast` (`optimize_for_inference`). Training: autocast over float32 weights, cross entropy, the gradient of every weight,
+no optimizer and no scaling of the loss, which would be the same for all; `eager` and `compile` are the reference, `hifuse_fast`
+is the model under backend "auto", `hifuse_fast compile` is torch.compile over its ops. Peers and training steps run as one CUDA
+graph that the bench captures, which is max-autotune at its best: its own graphs do the same and copy inputs besides. Inference
+of ours is timed as users call it, with its own graphs, the copies in and out among the time.
+
+Each engine is checked against float64 before it is timed: logits by the tolerance rule, a training step by `judge_step`. The
+floor is the larger of the multiply-adds (three times in training) over the best matrix product of this run, and of weights and
+images over its copy rate. The peak is weights and what a call adds. Rows are written case by case.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import cases, options, turns
+from benchmarks.cases import Ready, Suite, Verdict
+from hifuse_fast import HiFuse, create_model, list_models, optimize_for_inference, use_backend
+from hifuse_fast.backends import current_backend
+from hifuse_fast.bench import network as bench
+from hifuse_fast.bench.rows import Row
+from hifuse_fast.gpu.calls import DTYPES
+from hifuse_fast.testing import golden_image, golden_weights
+
+SUITE = "gpu_network"
+MODES = ("inference", "training")
+CHUNK = 32  # images of a call in float64, whose maps take four times the memory
+SLACK = 3.0  # of a training step's errors, over those of eager PyTorch
+
+Forward = Callable[[Tensor], Tensor]
+Options = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network, batch size, dtype and mode."""
+
+    model: str
+    batch: int
+    dtype: str
+    mode: str
+    size: int = 224
+    options: Options = ()  #: of `create_model`, for a narrower one
+
+    @property
+    def name(self) -> str:
+        """As the results file names it."""
+        return self.model
+
+    @cached_property
+    def flop(self) -> float:
+        """Operations of convolutions, linears and attention products."""
+        passes = 3 if self.mode == "training" else 1
+        return 2.0 * passes * self.batch * bench.multiply_adds(self.model, self.size, **dict(self.options))
+
+    @cached_property
+    def moved(self) -> float:
+        """Bytes of the images and weights; in training, where they are float32, also of the gradients."""
+        weights = sum(trained(self.model, self.options).values())
+        images = 3 * self.batch * self.size**2
+        return float(
+            4 * (2 * weights + images) if self.mode == "training" else DTYPES[self.dtype].itemsize * (weights + images)
+        )
+
+
+@lru_cache
+def trained(model: str, options: Options) -> dict[str, int]:
+    """The parameters that the logits depend on, and their sizes; official checkpoints hold others too."""
+    network = create_model(model, bench.NUM_CLASSES, device="meta", **dict(options))
+    named = dict(network.named_parameters())
+    with use_backend("reference"):
+        logits = network(torch.empty(2, 3, 32, 32, device="meta"))
+    grads = torch.autograd.grad(logits.sum(), list(named.values()), allow_unused=True)
+    return {name: p.numel() for (name, p), grad in zip(named.items(), grads, strict=True) if grad is not None}
+
+
+@lru_cache(maxsize=1)
+def golden(model: str, options: Options) -> HiFuse:
+    """The network with the golden weights, on the CPU."""
+    network = create_model(model, bench.NUM_CLASSES, **dict(options))
+    golden_weights(network)
+    return network
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the engines of a case are given: the network in float32, channels last, and what it is called with."""
+
+    network: HiFuse
+    images: Tensor
+    targets: Tensor
+    dtype: torch.dtype
+    names: tuple[str, ...]  #: of the parameters whose gradients are asked for
+
+
+def make_subject(case: Case, device: torch.device) -> Subject:
+    """The network and its images on `device`."""
+    network = _channels_last(copy.deepcopy(golden(case.model, case.options)).to(device)).train(case.mode == "training")
+    images = golden_image(case.batch, case.size, case.size).to(device, torch.float32, memory_format=torch.channels_last)
+    targets = torch.arange(case.batch, device=device) % bench.NUM_CLASSES
+    return Subject(network, images, targets, DTYPES[case.dtype], tuple(trained(case.model, case.options)))
+
+
+def _channels_last(network: HiFuse) -> HiFuse:
+    moved: HiFuse = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def infer(forward: Forward, images: Tensor, backend: str) -> Tensor:
+    """The logits by `backend`."""
+    with torch.no_grad(), use_backend(backend):
+        return forward(images)
+
+
+def step(forward: Forward, subject: Subject, backend: str, autocast: bool = True) -> list[Tensor]:
+    """The loss of a training step by `backend`, and the gradient of each weight."""
+    low = autocast and subject.dtype != torch.float32
+    with use_backend(backend):
+        with torch.autocast(subject.images.device.type, subject.dtype if low else torch.bfloat16, enabled=low):
+            logits = forward(subject.images)
+        loss = F.cross_entropy(logits.float() if autocast else logits, subject.targets)
+        weights = [subject.network.get_parameter(name) for name in subject.names]
+        return [loss.detach(), *torch.autograd.grad(loss, weights)]
+
+
+# Engines
+
+
+def _compile(network: nn.Module) -> Forward:
+    """Compiled without CUDA graphs of its own.
+
+    What is compiled keeps the backend that it was traced under, and torch.compile looks only at the arguments to tell whether
+    it has traced this before: so the backend is one of them.
+    """
+
+    def forward(images: Tensor, backend: str) -> Tensor:
+        if backend != current_backend():
+            raise AssertionError("the backend of the call")
+        logits: Tensor = network(images)
+        return logits
+
+    compiled = torch.compile(forward, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return lambda images: compiled(images, current_backend())
+
+
+def _inference(subject: Subject, compiled: bool) -> Ready[Tensor]:
+    network = copy.deepcopy(subject.network).to(subject.dtype)
+    forward = _compile(network) if compiled else network
+    return Ready(partial(infer, forward, subject.images.to(subject.dtype), "reference"), held_mib=_mib(network))
+
+
+def _frozen(subject: Subject) -> Ready[Any]:
+    """Its maps stay from call to call, so that memory is measured on another one's first call."""
+    freeze = partial(optimize_for_inference, subject.network, subject.dtype)
+    network, images = freeze(), subject.images.to(subject.dtype)
+    return Ready(
+        partial(network, images),
+        graphed=False,
+        held_mib=_mib(network),
+        fresh=lambda: partial(freeze(cuda_graphs=False), images),
+    )
+
+
+def _training(subject: Subject, backend: str, compiled: bool) -> Ready[list[Tensor]]:
+    forward = _compile(subject.network) if compiled else subject.network
+    return Ready(partial(step, forward, subject, backend), held_mib=_mib(subject.network))
+
+
+def _mib(network: nn.Module) -> float:
+    return sum(tensor.nbytes for tensor in itertools.chain(network.parameters(), network.buffers())) / 2**20
+
+
+#: By mode; eager first, which the others' errors and times are compared with.
+ENGINES: dict[str, dict[str, Callable[[Subject], Ready[Any]]]] = {
+    "inference": {
+        "eager": partial(_inference, compiled=False),
+        "compile": partial(_inference, compiled=True),
+        "hifuse_fast": _frozen,
+    },
+    "training": {
+        "eager": partial(_training, backend="reference", compiled=False),
+        "compile": partial(_training, backend="reference", compiled=True),
+        "hifuse_fast": partial(_training, backend="auto", compiled=False),
+        "hifuse_fast compile": partial(_training, backend="auto", compiled=True),
+    },
+}
+
+
+# Checks
+
+
+def exact_logits(subject: Subject) -> Tensor:
+    """The reference's logits in float64, a few images at a time."""
+    network = copy.deepcopy(subject.network).double()
+    return torch.cat([infer(network, images.double(), "reference") for images in subject.images.split(CHUNK)])
+
+
+def exact_step(subject: Subject) -> list[Tensor]:
+    """The reference's training step in float64; the insides of blocks are computed twice, so that memory is not the limit."""
+    network = copy.deepcopy(subject.network).double()
+    network.set_grad_checkpointing()
+    wide = Subject(network, subject.images.double(), subject.targets, torch.float64, subject.names)
+    return step(network, wide, "reference", autocast=False)
+
+
+def judge_logits(eager: Tensor, exact: Tensor, actual: Tensor) -> Verdict:
+    """By the tolerance rule."""
+    check = bench.check_logits(actual, eager, exact)
+    return Verdict(check.ok, check.error, check.note.partition(", ")[0])
+
+
+def judge_step(subject: Subject, eager: list[Tensor], exact: list[Tensor], actual: list[Tensor]) -> Verdict:
+    """Loss and gradients against float64, in the l2 norm, over the errors that eager PyTorch makes in the same dtype.
+
+    The relative error of a weight's gradient may be at most three times the larger of eager's own on that weight and its median
+    over all weights, plus one rounding; so may that of the loss. The median is there because some weights are single numbers,
+    on which one engine is right by chance. A gradient counts as no smaller than one rounding of the mean one: that of a bias
+    just before a batch norm is zero, and what anyone gets for it is rounding. The error of the row is that of all gradients as
+    one vector.
+    """
+    eps = torch.finfo(subject.dtype).eps
+    total, (loss, *own), (eager_loss, *plain) = _norm(exact[1:]), _errors(actual, exact), _errors(eager, exact)
+    smallest = eps * total / math.sqrt(len(own))
+    sizes = [_norm([each]) + smallest for each in exact[1:]]
+    relative, allowed = ([e / size for e, size in zip(each, sizes, strict=True)] for each in (own, plain))
+    usual = median(allowed)
+    wrong = [
+        name
+        for name, error, eager_error in zip(subject.names, relative, allowed, strict=True)
+        if not error <= SLACK * max(eager_error, usual) + eps
+    ]
+    size = _norm(exact[:1])
+    if not loss <= SLACK * eager_loss + eps * size:
+        wrong.insert(0, "the loss")
+    note = f"loss {loss / size:.1e}" + (f", wrong {wrong[0]} and {len(wrong) - 1} more" if wrong else "")
+    return Verdict(not wrong, math.hypot(*own) / total, note)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(t.double().norm()) ** 2 for t in tensors))
+
+
+def _errors(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
+    return [_norm([a.double() - e]) for a, e in zip(actual, exact, strict=True)]
+
+
+# The bench
+
+
+def all_cases(models: Iterable[str], batches: Iterable[int], dtypes: Iterable[str], modes: Iterable[str]) -> list[Case]:
+    """The cases, the outer loop over dtype and batch."""
+    return [
+        Case(model, batch, dtype, mode)
+        for dtype, batch, mode, model in itertools.product(dtypes, batches, tuple(modes), tuple(models))
+    ]
+
+
+def chosen_engines(case: Case, chosen: Sequence[str] | None) -> list[str]:
+    """The engines of the case that were chosen, all for None."""
+    return [name for name in ENGINES[case.mode] if chosen is None or name in chosen]
+
+
+def measure(
+    case: Case, chosen: Sequence[str] | None, device: torch.device, *, limits: turns.Limits, budget_s: float
+) -> list[Row]:
+    """Check, then time in turns; a row an engine."""
+    engines = ENGINES[case.mode]
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=True, allow_tf32=False):
+        subject = make_subject(case, device)
+        eager = engines["eager"](subject).call()
+        if case.mode == "training":
+            judge: Callable[[Any], Verdict] = partial(judge_step, subject, eager, exact_step(subject))
+        else:
+            judge = partial(judge_logits, eager, exact_logits(subject))
+        candidates = {
+            name: cases.candidate(partial(engines[name], subject), judge, device, own=name.startswith("hifuse_fast"))
+            for name in chosen_engines(case, chosen)
+        }
+        return turns.measure(SUITE, case, candidates, device, limits=limits, budget_s=budget_s, baseline="eager", per="image")
+
+
+def suite(chosen: Sequence[str] | None, budget_s: float) -> Suite[Case]:
+    """The benchmark of these engines, with `budget_s` seconds of timing a case."""
+    return Suite(
+        SUITE,
+        "the network on a CUDA device",
+        lambda case: chosen_engines(case, chosen),
+        lambda case, device, limits: measure(case, chosen, device, limits=limits, budget_s=budget_s),
+    )
+
+
+@click.command()
+@click.option("--models", default=",".join(list_models()), show_default=True)
+@click.option("--engines", "chosen", default="", help="Comma-separated; all if empty. The check always runs eager.")
+@cases.options(batch="128,1,32", modes=MODES, budget=2.0)
+def main(
+    *, models: str, chosen: str, output: Path, batch: str, dtypes: str, modes: str, budget: float, limit: float, resume: bool
+) -> None:
+    """Time the network on a CUDA device against its peers, inference and training."""
+    known = dict.fromkeys(itertools.chain.from_iterable(ENGINES.values()))
+    only = options.names("--engines", chosen, known) if chosen else None
+    found = all_cases(
+        options.names("--models", models, list_models()),
+        options.batch_sizes(batch),
+        options.names("--dtypes", dtypes, DTYPES),
+        options.names("--modes", modes, MODES),
+    )
+    suite(only, budget).main(found, output=output, limit=limit, resume=resume)
+
+
+if __name__ == "__main__":
+    main()
