@@ -4,6 +4,7 @@
 #   make bench      the main job: real medical images through the reference and the fast network   IMAGES=folder  MODEL=name
 #   make bench-ops  each op against its peers
 #   make bench-cpu  HiFuse in every engine for CPUs, half an hour       ARGS="--models hifuse_tiny --batch 1,8,32 --engines ..."
+#   make bench-growth  whether a pixel costs as much in large images    ARGS="--models hifuse_tiny ..."
 #   make test       the test suite (C++ and Python)             make test-all   with the slow sweeps
 #   make test-asan  the ops under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make lint       ruff, mypy, clang-format                    make format     let them rewrite
@@ -33,7 +34,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: help setup bench bench-ops bench-cpu kernel-report tune gpu-check test test-all test-asan test-cpp lint format docs clean
+.PHONY: help setup bench bench-ops bench-cpu bench-growth kernel-report tune gpu-check test test-all test-asan test-cpp lint format docs clean
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -64,6 +65,9 @@ bench-ops: setup
 bench-cpu: setup $(VENV)/.peers
 	$(BIN)/python -m benchmarks.engines --output $(RESULTS) $(ARGS)
 
+bench-growth: setup
+	$(BIN)/python -m benchmarks.growth --output $(RESULTS) $(ARGS)
+
 kernel-report: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.gpu.report $(ARGS)
 
@@ -83,7 +87,7 @@ test-all: setup test-cpp
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "" $(PYTEST_ARGS)
 
 # A package of its own, whose library has to be loaded after the sanitizers' runtime.
-SANITIZED := linear stem local_block gated_concat mixer mlp window_attention inference
+SANITIZED := linear stem local_block gated_concat mixer mlp window_attention window_attention_calls inference inference_files
 test-asan: $(VENV)/.dependencies
 	rm -rf build/asan
 	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_SANITIZE=1 HIFUSE_NATIVE=1 \

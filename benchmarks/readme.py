@@ -14,9 +14,11 @@ from statistics import median
 
 import click
 
+from benchmarks import saved
 from benchmarks.turns import OWN
 from hifuse_fast.bench import rows, table
 from hifuse_fast.bench.rows import Row
+from hifuse_fast.gpu import choices
 from hifuse_fast.gpu.predict import predictions
 
 PAGES = ("README.md", "docs/performance.md")
@@ -38,6 +40,11 @@ def engines(found: Sequence[Row]) -> str:
 def engines_summary(found: Sequence[Row]) -> str:
     """HiFuse Small: a line an engine, a column a dtype and batch size, with how many times as fast the product is."""
     return _tables([row for row in found if row.suite == "engines" and row.case == "hifuse_small"], _engines_summary)
+
+
+def growth(found: Sequence[Row]) -> str:
+    """What a pixel costs in large images, a line a size with the small images beside it."""
+    return _tables([row for row in found if row.suite == "growth"], _growth_table)
 
 
 def window_attention(found: Sequence[Row]) -> str:
@@ -65,6 +72,11 @@ def gpu_ops_summary(found: Sequence[Row]) -> str:
     return _tables([row for row in found if row.suite == "gpu_ops"], _op_summary)
 
 
+def gpu_network(found: Sequence[Row]) -> str:
+    """Every row of the network on CUDA devices, inference and training, a table a device, model and run."""
+    return _tables([row for row in found if row.suite == "gpu_network"], _gpu_network_table)
+
+
 def gpu_predictions(_: Sequence[Row]) -> str:
     """The floor of every call on an H200, of no row at all."""
     head, body = predictions()
@@ -72,16 +84,32 @@ def gpu_predictions(_: Sequence[Row]) -> str:
     return f"{table.markdown(head, body)}\n\nH200, {note}\n"
 
 
+def gpu_choices(_: Sequence[Row]) -> str:
+    """What serves each op on a GPU, from the tables in `hifuse_fast/gpu/tables`."""
+    return table.markdown(*choices.described()) + "\n"
+
+
+def saved_for_backward(_: Sequence[Row]) -> str:
+    """What autograd keeps of a training step, of no row at all."""
+    head, body = saved.table()
+    note = f"B = {saved.BATCH}, bfloat16, {saved.SIZE} x {saved.SIZE}: counted from shapes, nothing was measured."
+    return f"{table.markdown(head, body)}\n\n{note}\n"
+
+
 BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "network": network,
     "engines": engines,
     "engines_summary": engines_summary,
+    "growth": growth,
     "window_attention": window_attention,
     "window_attention_summary": window_attention_summary,
     "prepared_ops": prepared_ops,
     "gpu_ops": gpu_ops,
     "gpu_ops_summary": gpu_ops_summary,
+    "gpu_network": gpu_network,
     "gpu_predictions": gpu_predictions,
+    "saved_for_backward": saved_for_backward,
+    "gpu_choices": gpu_choices,
 }
 
 
@@ -99,7 +127,7 @@ def _tables(found: Sequence[Row], make: Callable[[Sequence[Row]], str]) -> str:
 
 def _run(row: Row) -> tuple[str, str]:
     """What the rows of one table have in common: the conditions as they are printed, and the model where there is one."""
-    return (table.describe(row), row.case if row.suite in ("network", "engines") else "")
+    return (table.describe(row), row.case if row.suite in ("network", "engines", "gpu_network") else "")
 
 
 def _network_table(found: Sequence[Row]) -> str:
@@ -108,6 +136,10 @@ def _network_table(found: Sequence[Row]) -> str:
 
 def _engines_table(found: Sequence[Row]) -> str:
     return _row_table(found, table.engines(found))
+
+
+def _gpu_network_table(found: Sequence[Row]) -> str:
+    return _row_table(found, [("mode", lambda row: row.mode), *table.engines(found)])
 
 
 def _engines_summary(found: Sequence[Row]) -> str:
@@ -124,6 +156,15 @@ def _time_and_factor(row: Row, found: Sequence[Row]) -> str:
         return table.times(row)
     times = table.advantage(row, found)
     return table.number(row.ms_p50) + ("" if times is None or row.engine == table.PRODUCT else f" ({table.factor(times)})")
+
+
+def _growth_table(found: Sequence[Row]) -> str:
+    body = []
+    for small, large in zip(found[::2], found[1::2], strict=True):
+        times = [table.number(row.ms_p50) for row in (small, large)]
+        cost = table.factor(None if large.ratio is None else 1 / large.ratio)
+        body.append([large.case, large.dtype, large.engine, *times, cost])
+    return table.markdown(["model", "dtype", "image", "in images of 224 x 224, ms", "in this one, ms", "a pixel costs"], body)
 
 
 def _row_table(found: Sequence[Row], shown: Sequence[table.Column]) -> str:

@@ -39,7 +39,7 @@ class Row(Conditions):
     engine: str
     dtype: str
     batch: int
-    mode: str  #: "inference", "forward" or "forward+backward"
+    mode: str  #: "inference", "training", "forward" or "forward+backward"
     per: str  #: "image" or "call"
     ms_p20: float | None
     ms_p50: float | None
@@ -55,9 +55,9 @@ class Row(Conditions):
     ready_s: float | None = None  #: from the eager network to the first output
 
     @property
-    def key(self) -> tuple[str, str, str, str, int, str, int]:
+    def key(self) -> tuple[str, str, str, str, int, str, int, str]:
         """What a newer row must share with an older one to replace it (both are of one device)."""
-        return (self.suite, self.case, self.engine, self.dtype, self.batch, self.mode, self.threads)
+        return (self.suite, self.case, self.engine, self.dtype, self.batch, self.mode, self.threads, self.isa)
 
     @property
     def run(self) -> tuple[str, str, str, int, str]:
