@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hifuse_fast"
 # What a module of the package may import of the package, anywhere in the file. A name stands for what is below it too.
 LAW = {
     "ops/*/reference.py": ["ops.prepared", "ops.*.reference"],
-    "ops/*/native.py": ["_native", "ops.prepared", "ops.packing"],
+    "ops/*/native.py": ["_native", "ops.prepared", "ops.packing", "ops.tape"],
     "ops/*/triton.py": ["ops.prepared", "ops.*.triton", "ops.*.triton_kernels", "gpu"],
     "ops/*/triton_kernels.py": ["ops.*.triton_maps", "gpu"],
     "ops/*/triton_maps.py": ["gpu"],
@@ -24,6 +24,7 @@ LAW = {
     "ops/*/api.py": ["backends", "checks", "ops.*.reference", "ops.prepared"],
     "ops/prepared.py": [],
     "ops/packing.py": ["_native"],
+    "ops/tape.py": [],
     "inference/*.py": ["ops", "backends", "checks", "checkpoints", "model", "blocks", "layers", "inference"],
     "_native.py": ["_C"],
     "backends.py": ["_native", "_version", "checks", "gpu.choices"],

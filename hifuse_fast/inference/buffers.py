@@ -9,14 +9,28 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hifuse_fast.ops.tape import Tape
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The way from the stem's maps to the last fused map, as calls on maps that stay where they are."""
+
+    tape: Tape
+    first: tuple[Tensor, Tensor]
+    last: Tensor
+
 
 class Maps:
     """The maps of one call at a time: `take` hands one out, `give` takes it back for the next `take` of its size."""
+
+    passage: Passage | None = None  #: of the calls that were made on these maps, to be made again
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device

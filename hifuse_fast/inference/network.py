@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hifuse_fast import ops
+from hifuse_fast import backends, ops
 from hifuse_fast.checkpoints import write_safetensors
 from hifuse_fast.inference import fold
-from hifuse_fast.inference.buffers import MapPool, Maps
+from hifuse_fast.inference.buffers import MapPool, Maps, Passage
 from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.layers import pad_to_multiple
 from hifuse_fast.model import STAGES, STRIDE
 from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.ops.tape import recorded
 
 FORMAT, VERSION = "hifuse_fast.optimized", "1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -69,8 +70,10 @@ class OptimizedHiFuse(nn.Module):
     right and the bottom to the next one. There is no autograd. Calls from several threads at once are safe; a result never
     shares memory with the maps that are reused from call to call.
 
-    On a GPU, from the second call of a shape on, it replays a CUDA graph of that shape, and keeps those of the last few shapes
-    with their memory; `optimize_for_inference(cuda_graphs=False)` is without. Calls of one shape then take turns.
+    On a CPU, calls of a shape that was there before repeat the same calls of the compiled library on the same memory, without
+    passing through the modules, whose hooks are not called then. On a GPU, from the second call of a shape on, it replays a
+    CUDA graph of that shape, and keeps those of the last few shapes with their memory; `optimize_for_inference(
+    cuda_graphs=False)` is without. Calls of one shape then take turns.
 
     The state_dict is empty: `save` writes the network. Neither its dtype nor its device can be changed.
     """
@@ -86,6 +89,8 @@ class OptimizedHiFuse(nn.Module):
             self.head = make("linear", fold.head if c.num_classes else fold.head_norm, norm="row", eps=fold.EPS)
         self.dtype, self.device = DTYPES[c.dtype], next(self.buffers()).device
         self._made = make.made
+        # On a tape are calls of the compiled library alone.
+        self._replayed = c.out_indices is None and all(op.backend == "native" for op in make.made.values())
         self._pool = MapPool(self.dtype, self.device)
         self._graphs = Graphs(capture) if c.cuda_graphs and self.device.type == "cuda" else None
         self.eval()
@@ -111,18 +116,35 @@ class OptimizedHiFuse(nn.Module):
 
     def _run(self, images: Tensor, maps: Maps) -> Tensor | list[Tensor]:
         """The result, in no memory that goes back to `maps`."""
+        if maps.passage is not None:
+            self.stem(images, out=maps.passage.first)
+            maps.passage.tape.replay()
+            return self._logits(maps.passage.last)
+        shape = (images.shape[0], images.shape[2] // 4, images.shape[3] // 4, self.configuration.dims[0])
+        local_map, global_map = first = maps.take(*shape), maps.take(*shape)
+        self.stem(images, out=first)
+        with recorded() as tape:
+            last, kept = self._through(local_map, global_map, maps)
+        if self._replayed:
+            maps.passage = Passage(tape, first, last)
+        return kept if self.head is None else self._logits(last)
+
+    def _through(self, local_map: Tensor, global_map: Tensor, maps: Maps) -> tuple[Tensor, list[Tensor]]:
+        """The last fused map, which is valid as long as `maps` are not lent again, and copies of those that are returned."""
         c = self.configuration
-        shape = (images.shape[0], images.shape[2] // 4, images.shape[3] // 4, c.dims[0])
-        local_map, global_map = self.stem(images, out=(maps.take(*shape), maps.take(*shape)))
         fused_map: Any = None  # before the first stage
         kept = {}
         for i, stage in enumerate(self.stages):
             local_map, global_map, fused_map = stage(local_map, global_map, fused_map, maps)
             if c.out_indices is not None and i in c.out_indices:
                 kept[i] = fused_map.permute(0, 3, 1, 2).clone(memory_format=MEMORY_FORMATS[c.memory_format])
-        logits = None if self.head is None else self.head(fused_map.mean((1, 2), keepdim=True)).flatten(1)
         maps.give(local_map, global_map, fused_map)
-        return [kept[i] for i in c.out_indices or ()] if logits is None else logits
+        return fused_map, [kept[i] for i in c.out_indices or ()]
+
+    def _logits(self, fused_map: Tensor) -> Tensor:
+        assert self.head is not None
+        logits: Tensor = self.head(fused_map.mean((1, 2), keepdim=True)).flatten(1)
+        return logits
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network as it is, packed, as safetensors; `load_optimized` reads it without folding or packing.
@@ -219,10 +241,10 @@ class GlobalBlock(nn.Module):
 
     def forward(self, x: Tensor, maps: Maps) -> Tensor:
         qkv = self.qkv(x, out=maps.take(*x.shape[:3], 3 * x.shape[3]))
-        attended = self.attention(qkv)
+        attended = self.attention(qkv, out=maps.take(*x.shape))
         maps.give(qkv)
         out: Tensor = self.output(attended, residual=x, out=maps.take(*x.shape))
-        maps.give(x)
+        maps.give(x, attended)
         return out
 
 
@@ -276,14 +298,31 @@ def _replace(op: nn.Module, x: Tensor, maps: Maps) -> Tensor:
 
 
 class WindowAttention(PreparedOp):
-    """`hifuse_fast.ops.window_attention` over its table and bias, on the backend that was chosen when it was prepared."""
+    """`hifuse_fast.ops.window_attention` over its table and bias, on the backend that was chosen when it was prepared.
+
+    Called as `op(qkv, out=None)`: [B, H, W, 3C] -> [B, H, W, C].
+    """
 
     bias_table: Tensor
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        named = {name: self.options[name] for name in ("num_heads", "window_size", "shift_size", "backend")}
-        return ops.window_attention(qkv, self.bias_table, qkv_bias=getattr(self, "qkv_bias", None), **named)
+    def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
+        super().__init__(tensors, **options)
+        call = {"device": self.bias_table.device, "dtype": self.bias_table.dtype, "head_dim": options["head_dim"]}
+        kernels = backends.select("window_attention", options["backend"], **call)
+        self._write = _write_reference if kernels is None else kernels.write
+        self._bias = getattr(self, "qkv_bias", None)
+        self._named = {name: options[name] for name in ("num_heads", "window_size", "shift_size")}
+        self._named["scale"] = options["head_dim"] ** -0.5
+
+    def forward(self, qkv: Tensor, out: Tensor | None = None) -> Tensor:
+        out = qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3)) if out is None else out
+        written: Tensor = self._write(qkv, self.bias_table, self._bias, out, **self._named)
+        return written
 
     @property
     def backend(self) -> str:
         return str(self.options["backend"])
+
+
+def _write_reference(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, out: Tensor, **named: Any) -> Tensor:
+    return out.copy_(ops.window_attention(qkv, bias_table, qkv_bias=qkv_bias, backend="reference", **named))

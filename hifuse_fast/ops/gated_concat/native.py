@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.ops.packing import pack_floats, why_not_native
 from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.ops.tape import call
 
 why_not = why_not_native
 
@@ -31,7 +32,8 @@ class GatedConcat(PreparedOp):
 
     def forward(self, local_map: Tensor, global_map: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         out = x.new_empty((*x.shape[:3], 3 * x.shape[3])) if out is None else out
-        written: Tensor = torch.ops.hifuse_fast.gated_concat(
+        written: Tensor = call(
+            torch.ops.hifuse_fast.gated_concat.default,
             local_map, global_map, x, self.filters, self.filter_bias, self.squeeze, self.expand, self.scale, self.shift, out,
             self.options["double_sigmoid"], self.options["eps"],
         )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.ops.packing import pack_floats, pack_matrix, why_not_native
 from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.ops.tape import call
 
 why_not = why_not_native
 
@@ -34,7 +35,8 @@ class Linear(PreparedOp):
             batch, height, width, _ = maps[0].shape
             half = 2 if o["rows"] == "patches" or o["pool"] else 1
             out = maps[0].new_empty(batch, height // half, width // half, len(self.bias))
-        written: Tensor = torch.ops.hifuse_fast.linear(
+        written: Tensor = call(
+            torch.ops.hifuse_fast.linear.default,
             maps, self.weight, self.bias, residual, out, _ROWS[o["rows"]], _NORMS[o["norm"]], o["eps"],
             _ACTIVATIONS[o["activation"]], o["pool"],
         )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.ops.packing import pack_floats, pack_matrix, why_not_native
 from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.ops.tape import call
 
 why_not = why_not_native
 
@@ -33,7 +34,6 @@ class LocalBlock(PreparedOp):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         out = torch.empty_like(x) if out is None else out
-        written: Tensor = torch.ops.hifuse_fast.local_block(
-            x, self.filters, self.filter_bias, self.weight, self.bias, out, self.options["eps"]
-        )
+        op, eps = torch.ops.hifuse_fast.local_block.default, self.options["eps"]
+        written: Tensor = call(op, x, self.filters, self.filter_bias, self.weight, self.bias, out, eps)
         return written

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.ops.packing import pack_floats, pack_matrix, why_not_native
 from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.ops.tape import call
 
 why_not = why_not_native
 
@@ -42,7 +43,7 @@ class Mixer(PreparedOp):
 
     def forward(self, z: Tensor, out: Tensor | None = None) -> Tensor:
         out = torch.empty_like(z) if out is None else out
-        written: Tensor = torch.ops.hifuse_fast.mixer(z, self.weight, out, self.channels, self.tile)
+        written: Tensor = call(torch.ops.hifuse_fast.mixer.default, z, self.weight, out, self.channels, self.tile)
         return written
 
 

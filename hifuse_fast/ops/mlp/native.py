@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.ops.packing import pack_floats, pack_matrix, why_not_native
 from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.ops.tape import call
 
 why_not = why_not_native
 
@@ -35,7 +36,7 @@ class Mlp(PreparedOp):
 
     def forward(self, u: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         out = u.new_empty((*u.shape[:3], len(self.project_bias))) if out is None else out
-        written: Tensor = torch.ops.hifuse_fast.mlp(
-            u, self.expand, self.expand_bias, self.project, self.project_bias, residual, out
+        written: Tensor = call(
+            torch.ops.hifuse_fast.mlp.default, u, self.expand, self.expand_bias, self.project, self.project_bias, residual, out
         )
         return written

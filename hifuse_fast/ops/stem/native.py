@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.ops.packing import pack_floats, pack_matrix, why_not_native
 from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.ops.tape import call
 
 why_not = why_not_native
 
@@ -32,7 +33,6 @@ class Stem(PreparedOp):
             batch, _, height, width = images.shape
             shape = (batch, height // 4, width // 4, self.bias.shape[1])
             out = images.new_empty(shape), images.new_empty(shape)
-        written: tuple[Tensor, Tensor] = torch.ops.hifuse_fast.stem(
-            images, self.weight, self.bias, self.scale, self.shift, *out, *self.options["eps"]
-        )
+        op, eps = torch.ops.hifuse_fast.stem.default, self.options["eps"]
+        written: tuple[Tensor, Tensor] = call(op, images, self.weight, self.bias, self.scale, self.shift, *out, *eps)
         return written

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast import _native
+from hifuse_fast.ops.tape import call
 
 HEAD_DIMS = range(8, 129)
 
@@ -28,6 +29,13 @@ def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options:
     table, padding = _in_arithmetic(qkv, bias_table), _in_arithmetic(qkv, qkv_bias)
     out: Tensor = torch.ops.hifuse_fast.window_attention(qkv, table, padding, **options)
     return out
+
+
+def write(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, out: Tensor, **options: Any) -> Tensor:
+    """`forward` into `out`; table and bias are contiguous and in the type of the arithmetic."""
+    geometry = (options["num_heads"], options["window_size"], options["shift_size"], options["scale"])
+    written: Tensor = call(torch.ops.hifuse_fast.window_attention_out.default, qkv, bias_table, qkv_bias, out, *geometry)
+    return written
 
 
 def backward(

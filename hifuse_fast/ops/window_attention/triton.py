@@ -37,6 +37,22 @@ def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options:
     return _forward(qkv, bias_table, qkv_bias, **options)
 
 
+def write(
+    qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, out: Tensor,
+    *, num_heads: int, window_size: int, shift_size: int, scale: float,
+) -> Tensor:  # fmt: skip
+    """`forward` into `out`, contiguous."""
+    qkv = strided(qkv)
+    constants, programs, options = _plan("window_attention_forward", qkv, num_heads, window_size, shift_size)
+    geometry = _geometry(qkv, window_size)
+    grid = (num_heads, _shares(geometry[0], constants, programs), constants["BLOCKS"])
+    launch(
+        forward_kernel, grid, qkv, bias_table.contiguous(), _padded_token(qkv, qkv_bias), out,
+        *geometry, scale, **constants, **options,
+    )  # fmt: skip
+    return out
+
+
 def backward(
     grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -50,16 +66,10 @@ def _forward(
     qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None,
     num_heads: int, window_size: int, shift_size: int, scale: float,
 ) -> Tensor:  # fmt: skip
-    qkv = strided(qkv)
     out = qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
-    constants, programs, options = _plan("window_attention_forward", qkv, num_heads, window_size, shift_size)
-    geometry = _geometry(qkv, window_size)
-    grid = (num_heads, _shares(geometry[0], constants, programs), constants["BLOCKS"])
-    launch(
-        forward_kernel, grid, qkv, bias_table.contiguous(), _padded_token(qkv, qkv_bias), out,
-        *geometry, scale, **constants, **options,
-    )  # fmt: skip
-    return out
+    return write(
+        qkv, bias_table, qkv_bias, out, num_heads=num_heads, window_size=window_size, shift_size=shift_size, scale=scale
+    )
 
 
 @operator("window_attention_backward")

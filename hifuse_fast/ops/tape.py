@@ -1,0 +1,42 @@
+"""Calls of the compiled library, kept to be made again on the same tensors, without the Python between them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_recording = threading.local()
+
+
+class Tape:
+    """Calls in their order, with their tensors, which it keeps alive."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    def replay(self) -> None:
+        """Make the calls again."""
+        for op, args in self._calls:
+            op(*args)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Tape]:
+    """A tape that keeps what this thread calls by `call` within the block."""
+    tape = Tape()
+    before = getattr(_recording, "tape", None)
+    _recording.tape = tape
+    try:
+        yield tape
+    finally:
+        _recording.tape = before
+
+
+def call(op: Callable[..., Any], *args: Any) -> Any:
+    """op(*args), where everything that it writes is among its arguments; kept where a tape is being recorded."""
+    tape = getattr(_recording, "tape", None)
+    if tape is not None:
+        tape._calls.append((op, args))
+    return op(*args)
