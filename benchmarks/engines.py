@@ -138,7 +138,7 @@ def _news(outcome: Outcome) -> str:
 
 def keep(file: Path, found: Sequence[Row]) -> None:
     """Write the rows; that of a missing engine does not replace one that was measured elsewhere or before."""
-    known = {row.key for row in rows.read(file)}
+    known = {row.key for row in rows.read(file) if not row.missing}
     rows.update(file, [row for row in found if not (row.missing and row.key in known)])
 
 

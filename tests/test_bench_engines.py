@@ -117,11 +117,13 @@ def test_a_missing_engine_does_not_replace_what_was_measured(tmp_path: Path, mea
     assert len(rows.read(file)) == len(FAKES)
     lost = dataclasses.replace(measured["good"], ms_p50=None, note="missing: not installed")
     wrong = dataclasses.replace(measured["eager"], ms_p50=None, note="wrong output")
-    engines.keep(file, [lost, wrong])
+    still = dataclasses.replace(measured["absent"], commit="0123456")  # says of a newer run that it is missing
+    engines.keep(file, [lost, wrong, still])
     kept = {row.engine: row for row in rows.read(file)}
     assert kept["good"].ms_p50 is not None
     assert kept["eager"].ms_p50 is None
     assert kept["absent"].missing
+    assert kept["absent"].commit == "0123456"
 
 
 def test_float32_must_name_the_same_class():
