@@ -142,6 +142,21 @@ def test_the_dispatcher_op_refuses_what_would_touch_foreign_memory(kernel: str) 
         torch.ops.hifuse_fast.window_attention_backward(qkv, qkv, table, bias, 2, 7, 0, 1.0)
 
 
+@pytest.mark.parametrize("kernel", NATIVE)
+def test_the_op_with_a_place_for_its_result_writes_there_alone(kernel: str) -> None:
+    """Into a map with gaps between its rows, which stay; and into no map that does not fit."""
+    qkv, table, bias = torch.randn(2, 5, 9, 96), torch.randn(49, 2), torch.randn(96)
+    op, options = torch.ops.hifuse_fast.window_attention_out, (2, 4, 1, 0.3)
+    room = torch.full((2, 5, 11, 32), 7.0)
+    written = op(qkv, table, bias, room[:, :, 1:10], *options)
+    assert written.data_ptr() == room[:, :, 1:].data_ptr()
+    assert torch.equal(written, torch.ops.hifuse_fast.window_attention(qkv, table, bias, *options))
+    assert (room[:, :, [0, 10]] == 7.0).all()
+    for out in (room, room[0], room[:, :, 1:10].double(), room[:1, :, 1:10], room[:, :, 1:10, ::2], room[:, :, :9, :31]):
+        with pytest.raises(RuntimeError, match="out must be"):
+            op(qkv, table, bias, out, *options)
+
+
 def test_a_named_backend_that_cannot_serve_says_why() -> None:
     with pytest.raises(hifuse_fast.BackendError, match="'triton' cannot serve window_attention: "):
         window_attention(**{**good(), "qkv": good()["qkv"].double()}, backend="triton")

@@ -2,9 +2,9 @@
 
 The launches of all calls of HiFuse, of ops with gradients and of prepared ones, are recorded from meta tensors, forward and
 backward, compiled ahead of time for each architecture, and what comes out is read: registers, spilled bytes, shared memory,
-tensor-core instructions, occupancy. The exit
-code is 1 where a kernel cannot be launched, spills, or does not compile. Where a product fits the architecture's warpgroup
-instruction (see `compile.Resources.wgmma_fits`) but was compiled to an older one, the note says so; that is no failure.
+tensor-core instructions, occupancy. The exit code is 1 where a kernel cannot be launched, spills, or does not compile. Where a
+product fits the architecture's warpgroup instruction (see `compile.Resources.wgmma_fits`) but was compiled to an older one, the
+note says so; that is no failure.
 """
 
 from __future__ import annotations

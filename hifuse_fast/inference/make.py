@@ -167,11 +167,11 @@ class Packer:
         return made
 
     def _algorithm(self, wish: str) -> str:
-        """Of the mixer: "throughput" asks for speed, and of Triton's one convolution there is no faster one."""
+        """Of the mixer. F(4x4) is a wish for speed: in 16 bits it loses too many digits, and Triton has one convolution."""
         device = next(iter(self._weights.values())).device
         served = backends.select("mixer", self._backend, prepared=True, device=device, dtype=self._dtype)
         triton = served is not None and served.__name__.endswith(".triton")
-        return "auto" if triton and wish == "winograd4" else wish
+        return "auto" if wish == "winograd4" and (triton or self._dtype.itemsize == 2) else wish
 
 
 class Unpacker:

@@ -27,7 +27,7 @@ from hifuse_fast.ops.tape import recorded
 
 FORMAT, VERSION = "hifuse_fast.optimized", "1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-# `winograd` of the network -> `algorithm` of its mixers.
+# `winograd` of the network -> `algorithm` of its mixers, where they can serve it (see `make.Packer`).
 ALGORITHMS = {"auto": "auto", "throughput": "winograd4", "off": "direct"}
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
 
@@ -261,7 +261,7 @@ class Fusion(nn.Module):
         self.gated_concat = make(
             "gated_concat", fold.gated_concat, module, double_sigmoid=c.channel_gate == "double_sigmoid", eps=fold.EPS
         )
-        self.mixer = make("mixer", fold.mixer, module, algorithm=_algorithm(c))
+        self.mixer = make("mixer", fold.mixer, module, algorithm=ALGORITHMS[c.winograd])
         self.mlp = make("mlp", fold.mlp, module)
 
     def forward(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps) -> Tensor:
@@ -283,11 +283,6 @@ class Fusion(nn.Module):
         out: Tensor = self.mlp(u, residual=w_f, out=maps.take(*shape))
         maps.give(u, *inputs[:-2])
         return out
-
-
-def _algorithm(c: Configuration) -> str:
-    """Of the mixer. In 16 bits F(4x4) would lose too many digits."""
-    return "auto" if c.dtype in ("bfloat16", "float16") and c.winograd == "throughput" else ALGORITHMS[c.winograd]
 
 
 def _replace(op: nn.Module, x: Tensor, maps: Maps) -> Tensor:
