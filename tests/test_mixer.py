@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from functools import partial
 from typing import Any
@@ -65,6 +66,29 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, algorithm: str, kern
         options={"algorithm": algorithm},
         rule=rule,
     )
+
+
+@pytest.fixture
+def at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of any width transform their filters at the call, as wide ones do."""
+    monkeypatch.setattr(importlib.import_module("hifuse_fast.ops.mixer.native"), "WIDE", 1)
+
+
+@pytest.mark.usefixtures("at_the_call")
+@pytest.mark.parametrize("shape", [*SHAPES, (9, 13, 11, 40)], ids=str)  # the last one: several blocks of tiles
+@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+def test_parity_with_filters_transformed_at_the_call(shape: tuple[int, ...], kernel: str) -> None:
+    rule = partial(assert_mixer_within_bounds, algorithm="winograd4")
+    check_parity(prepare_mixer, {"weight": weight(shape[3], False)}, [uniform("z", *shape)], torch.float32, kernel, rule=rule)
+
+
+@pytest.mark.usefixtures("at_the_call")
+@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+def test_filters_transformed_at_the_call(kernel: str) -> None:
+    op = prepare_mixer(weight(96, False).float(), dtype=torch.float32, backend=kernel)
+    assert op.weight.numel() == 9 * 96 * 96  # not 36: this is the path
+    assert op(torch.empty(0, 3, 5, 96)).shape == (0, 3, 5, 96)
+    check_determinism(op, uniform("z", 5, 19, 23, 96).float())
 
 
 @pytest.mark.parametrize("shape", DEPTHWISE_SHAPES, ids=str)

@@ -202,9 +202,16 @@ Tensor mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t channels
   STD_TORCH_CHECK(out.const_data_ptr() != z.const_data_ptr() || z.numel() == 0,
                   "out must not be z, whose neighbours are still read");
   const int64_t matrices = tile == 1 ? 9 : (tile + 2) * (tile + 2), size = padded(channels) * padded(channels);
-  const void* const data = tile ? packed(weight, z, matrices * size) : floats("weight", weight, 9 * channels);
-  isa::kernels().mixer({dtype_of(z), batch, height, width, channels, z.const_data_ptr(), tile, data, out.mutable_data_ptr()},
-                       kTorchThreads);
+  const int64_t untransformed = padded(channels) * padded(9 * channels);  // always fewer
+  Mixer args{};
+  args.dtype = dtype_of(z);
+  args.batch = batch, args.height = height, args.width = width, args.channels = channels;
+  args.z = z.const_data_ptr(), args.out = out.mutable_data_ptr();
+  args.tile = tile;
+  args.transform = tile == 4 && args.dtype == DType::float32 && weight.numel() == untransformed;
+  args.weight =
+      tile ? packed(weight, z, args.transform ? untransformed : matrices * size) : floats("weight", weight, 9 * channels);
+  isa::kernels().mixer(args, kTorchThreads);
   return out;
 }
 

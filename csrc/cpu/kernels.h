@@ -163,6 +163,7 @@ struct Mixer {
   int64_t channels;
   const void* z;
   int64_t tile;        // of Winograd, 2 or 4; 1: direct; 0: depthwise
+  bool transform;      // with 4 in float32: the filters are packed as they are, a matrix [C, 9C], and transformed at the call
   const void* weight;  // packed; depthwise: float32 [9, C]
   void* out;
 };

@@ -10,7 +10,7 @@
 #include "cpu/activation.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
-#include "cpu/winograd.h"
+#include "cpu/winograd_filters.h"
 
 namespace hifuse {
 inline namespace HIFUSE_ISA {
@@ -83,24 +83,25 @@ class Tiles {
   int64_t batch_;
 };
 
-template <class S, int kOutputs>
+template <class Filters>
 class WinogradKernel {
+  using S = typename Filters::Stored;
+  static constexpr int kOutputs = Filters::kOutputs;
   using Place = typename Tiles<kOutputs>::Place;
   using Matrices = WinogradMatrices<kOutputs>;
   static constexpr int kInputs = kOutputs + 2;
   static constexpr int64_t kPositions = kInputs * kInputs;
-  static constexpr int64_t kGroupBytes = 9 << 19;              // of transformed inputs: what stays in L3 beside the weights
   static constexpr int64_t kMostTiles = 8 * 224 / kPositions;  // of a block: M takes 230 KB
   static constexpr int64_t kOperandBytes = 320 * 1024;         // of a block, at one position
 
  public:
-  explicit WinogradKernel(const Mixer& args) : args_(args), tiles_(args), depth_(padded_depth(args.channels)) {}
+  explicit WinogradKernel(const Mixer& args) : args_(args), tiles_(args), filters_(args), depth_(padded_depth(args.channels)) {}
 
   void run(const Parallel& parallel) const {
     const int64_t tiles = tiles_.count();
     if (tiles == 0) return;
     const int64_t tile_bytes = kPositions * depth_ * static_cast<int64_t>(sizeof(S));
-    const int64_t fitting = kGroupBytes / tile_bytes;
+    const int64_t fitting = Filters::kGroupBytes / tile_bytes;
     const int64_t groups = divide_up(tiles, fitting > 16 ? fitting : 16);
     Scratch scratch;
     S* const inputs = scratch.take_dirty<S>(divide_up(tiles, groups) * kPositions * depth_);
@@ -120,7 +121,7 @@ class WinogradKernel {
                       : transform_input<false>(group, tile, place, zeros, inputs);
       }
     });
-    const int64_t fitting = kOperandBytes / (depth_ * static_cast<int64_t>(sizeof(S)));
+    const int64_t fitting = kOperandBytes / (filters_.slice_depth() * static_cast<int64_t>(sizeof(S)));
     const int64_t most = fitting < 14 ? 14 : fitting < kMostTiles ? fitting : kMostTiles;
     const int64_t blocks = divide_up(group.count(), most);
     const int64_t panels = divide_up(args_.channels, kPanel);
@@ -184,24 +185,30 @@ class WinogradKernel {
 
   void multiply(Range group, Range block, int64_t panel, S* inputs) const {
     Scratch scratch;
-    const int64_t size = depth_ * kPanel;
     float* const products = scratch.take_dirty<float>(kPositions * block.count() * kPanel);
-    const S* const weight = static_cast<const S*>(args_.weight) + panel * kPositions * size;
-    for (int position = 0; position < kPositions; ++position) {
-      const Range tiles = block.within(tiles_.that_use(position / kInputs, position % kInputs));
-      if (tiles.count() == 0) continue;
-      const Operand<S> a = operand(group, position, tiles.first, inputs);
-      const Operand<S> next = operand(group, (position + 1) % kPositions, tiles.first, inputs);
-      const S* const at = weight + position * size;
-      float* const to = products + (position * block.count() + tiles.first - block.first) * kPanel;
-      product<S>(tiles.count(), depth_ / kChunk, {a.at, a.chunk}, at, to, kPanel, false, at + size, next.at);
-    }
+    S* const transformed = scratch.take_dirty<S>(Filters::kScratch);
+    for (int64_t i = 0; i < filters_.slices(); ++i)
+      multiply_slice(group, block, filters_.slice(panel, i, transformed), inputs, products);
     for (int64_t tile = block.first; tile < block.last; ++tile) {
       const Place place = tiles_.place(tile);
       const float* const from = products + (tile - block.first) * kPanel;
       const int64_t stride = block.count() * kPanel;
       place.whole() ? transform_output<true>(place, panel * kPanel, from, stride)
                     : transform_output<false>(place, panel * kPanel, from, stride);
+    }
+  }
+
+  // The products of a slice of the depth, added to those of the slices before it.
+  void multiply_slice(Range group, Range block, const FilterSlice<S>& filters, S* inputs, float* products) const {
+    for (int position = 0; position < kPositions; ++position) {
+      const Range tiles = block.within(tiles_.that_use(position / kInputs, position % kInputs));
+      if (tiles.count() == 0) continue;
+      const Operand<S> a = operand(group, position, tiles.first, inputs);
+      const Operand<S> next = operand(group, (position + 1) % kPositions, tiles.first, inputs);
+      const int64_t offset = filters.first * a.chunk;
+      float* const to = products + (position * block.count() + tiles.first - block.first) * kPanel;
+      product<S>(tiles.count(), filters.chunks, {a.at + offset, a.chunk}, filters.matrix(position), to, kPanel,
+                 filters.first > 0, filters.next_part(position), next.at + offset, filters.pace);
     }
   }
 
@@ -234,19 +241,22 @@ class WinogradKernel {
 
   const Mixer& args_;
   Tiles<kOutputs> tiles_;
+  Filters filters_;
   int64_t depth_;
 };
 
 template <class S>
-using WinogradKernel2 = WinogradKernel<S, 2>;
+using WinogradKernel2 = WinogradKernel<FiltersAhead<S, 2>>;
 template <class S>
-using WinogradKernel4 = WinogradKernel<S, 4>;
+using WinogradKernel4 = WinogradKernel<FiltersAhead<S, 4>>;
 
 }  // namespace
 
 void mixer(const Mixer& args, const Parallel& parallel) {
   switch (args.tile) {
-    case 4: return run_prepared<WinogradKernel4>(args.dtype, args, parallel);
+    case 4:
+      if (args.transform) return WinogradKernel<FiltersAtCall>(args).run(parallel);
+      return run_prepared<WinogradKernel4>(args.dtype, args, parallel);
     case 2: return run_prepared<WinogradKernel2>(args.dtype, args, parallel);
     case 1: return mix_directly(args, parallel);
     default: return mix_depthwise(args, parallel);

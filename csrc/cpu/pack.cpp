@@ -30,11 +30,14 @@ class Linearly {
     const int64_t depth = args_.depth - start < args_.block ? args_.depth - start : args_.block;
     const int64_t padded = divide_up(depth, kChunk) * kChunk;
     S* const to = static_cast<S*>(args_.packed) + packed_size(args_.columns, start) + panel * kPanel * padded;
-    for (int64_t column = 0; column < kPanel; ++column) {
-      const int64_t n = panel * kPanel + column;
-      const S* const from = static_cast<const S*>(args_.weight) + n * args_.depth + start;
-      for (int64_t k = 0; k < padded; ++k) to[place<S>(k, column)] = n < args_.columns && k < depth ? from[k] : S{};
-    }
+    // Chunk by chunk: what one column after the other is written to stays in L1.
+    for (int64_t chunk = 0; chunk < padded; chunk += kChunk)
+      for (int64_t column = 0; column < kPanel; ++column) {
+        const int64_t n = panel * kPanel + column;
+        const S* const from = static_cast<const S*>(args_.weight) + n * args_.depth + start;
+        for (int64_t k = chunk; k < chunk + kChunk; ++k)
+          to[place<S>(k, column)] = n < args_.columns && k < depth ? from[k] : S{};
+      }
   }
 
   const PackLinear& args_;

@@ -153,13 +153,12 @@ inline void tile_of(int64_t rows, int64_t chunks, Operand<const S> a, const S* b
 
 // c[rows, 32] = a x panel, or += with `accumulate`. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12). While the
 // tiles read this panel, they ask for the panel and the operand that come next, each for its part of them: what comes from
-// memory arrives at an even pace. An operand that stays is its own next one.
+// memory arrives at an even pace, `pace` elements with every step. An operand that stays is its own next one.
 template <class S>
 inline void product(int64_t rows, int64_t chunks, Operand<const S> a, const S* panel, float* c, int64_t c_row, bool accumulate,
-                    const S* next_panel, const S* next_operand) {
+                    const S* next_panel, const S* next_operand, int64_t pace = kPanel * kStep<S>) {
   const int64_t tiles = divide_up(rows, kTileRows);
-  constexpr int64_t kLine = kPanel * kStep<S> * sizeof(S);  // bytes of the panel in a step
-  const int64_t stride = kLine / tiles, bytes = chunks * (kChunk / kStep<S>)*stride;
+  const int64_t stride = divide_up(pace * static_cast<int64_t>(sizeof(S)), tiles), bytes = chunks * (kChunk / kStep<S>)*stride;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = rows * i / tiles, count = rows * (i + 1) / tiles - first;
     const Next<S> next{reinterpret_cast<const char*>(next_panel) + i * bytes, stride, next_operand + first * kChunk};

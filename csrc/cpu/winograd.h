@@ -119,6 +119,17 @@ template <>
 struct Winograd<4> {
   static constexpr float a = 0.75f, b = 1.5f, a2 = a * a, b2 = b * b;
 
+  // x: 3 taps in, 6 numbers out. Points come in opposite pairs, in which the odd tap alone changes its sign.
+  static void filter(Vec<float>* x) {
+    const Vec<float> even_a = weigh(1, 0) * x[0] + weigh(1, 2) * x[2], odd_a = weigh(1, 1) * x[1];
+    const Vec<float> even_b = weigh(3, 0) * x[0] + weigh(3, 2) * x[2], odd_b = weigh(3, 1) * x[1];
+    x[5] = x[2];
+    x[0] = weigh(0, 0) * x[0];
+    x[1] = even_a + odd_a;
+    x[2] = even_a - odd_a;
+    x[3] = even_b + odd_b;
+    x[4] = even_b - odd_b;
+  }
   static void input(Vec<float>* x) {
     const Vec<float> x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5];
     const Vec<float> even_a = x4 - b2 * x2, odd_a = x3 - b2 * x1;
@@ -155,6 +166,9 @@ struct Winograd<4> {
       default: return output(x);
     }
   }
+
+ private:
+  static constexpr float weigh(int i, int tap) { return static_cast<float>(WinogradMatrices<4>::filter(i, tap)); }
 };
 
 }  // namespace HIFUSE_ISA

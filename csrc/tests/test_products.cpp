@@ -92,6 +92,17 @@ void test_winograd(int r) {
   }
 }
 
+void test_winograd_filter() {
+  const double filter[3] = {0.75, -2, 1.25};
+  Vec<float> x[6] = {splat(0.75f), splat(-2.0f), splat(1.25f)};
+  Winograd<4>::filter(x);
+  for (int i = 0; i < 6; ++i) {
+    double expected = 0;
+    for (int tap = 0; tap < 3; ++tap) expected += WinogradMatrices<4>::filter(i, tap) * filter[tap];
+    for (int lane = 0; lane < kLanes<float>; ++lane) CHECK(std::abs(x[i][lane] - expected) < 1e-6);
+  }
+}
+
 }  // namespace
 
 void test_products() {
@@ -103,4 +114,5 @@ void test_products() {
   test_gelu();
   for (int r = 1; r <= 2; ++r) test_winograd<2>(r);
   for (int r = 1; r <= 4; ++r) test_winograd<4>(r);
+  test_winograd_filter();
 }

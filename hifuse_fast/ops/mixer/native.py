@@ -15,7 +15,7 @@ from hifuse_fast.ops.tape import call
 why_not = why_not_native
 
 DEPTHWISE, DIRECT = 0, 1  # in place of the outputs of a Winograd tile along an axis, 2 or 4
-WIDE = 2048  # channels from which F(4x4)'s weights, four times as many as the direct ones, take longer to read than to multiply
+WIDE = 2048  # channels from which F(4x4)'s filters are transformed at the call: transformed ahead they take longer to read
 
 
 class Mixer(PreparedOp):
@@ -28,11 +28,13 @@ class Mixer(PreparedOp):
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
         weight = tensors["weight"]
         channels, depth = weight.shape[:2]
-        tile = DEPTHWISE if depth < channels else _tile(options["algorithm"], channels, dtype)
+        tile = DEPTHWISE if depth < channels else _tile(options["algorithm"], dtype)
         if tile == DEPTHWISE:
             packed = pack_floats(weight.flatten(1).T)
         elif tile == DIRECT:
             packed = torch.cat([pack_matrix(weight[:, :, i // 3, i % 3], dtype) for i in range(9)])
+        elif tile == 4 and channels >= WIDE:
+            packed = pack_matrix(weight.flatten(1), dtype)
         else:
             packed = torch.ops.hifuse_fast.pack_winograd(pack_floats(weight), tile, dtype == torch.bfloat16)
         return {"weight": packed, "kind": torch.tensor([channels, tile])}
@@ -47,7 +49,7 @@ class Mixer(PreparedOp):
         return written
 
 
-def _tile(algorithm: str, channels: int, dtype: torch.dtype) -> int:
+def _tile(algorithm: str, dtype: torch.dtype) -> int:
     if algorithm == "auto":  # F(4x4) loses too many digits in bfloat16
-        return 2 if dtype == torch.bfloat16 or channels >= WIDE else 4
+        return 2 if dtype == torch.bfloat16 else 4
     return {"direct": DIRECT, "winograd2": 2, "winograd4": 4}[algorithm]

@@ -1,0 +1,120 @@
+// The filters of a Winograd convolution, given to the products a slice of the depth at a time: transformed ahead, when they
+// were packed, or at the call.
+//
+// Transformed filters are larger than the filters, in F(4x4) four times. A wide layer on a small map, which has few products
+// for each of them, then waits for memory. FiltersAtCall reads the filters as they are and transforms a slice of them into L2,
+// where the products read it at once: that costs a few operations for every number that does not have to come.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/panel.h"
+#include "cpu/winograd.h"
+
+namespace hifuse {
+inline namespace HIFUSE_ISA {
+
+// The filters of a panel for some chunks of the depth: for each position a matrix [depth][32].
+template <class S>
+struct FilterSlice {
+  int64_t first;  // chunk
+  int64_t chunks;
+  const S* matrices;
+  int64_t stride;  // from position to position
+  const S* next;   // what to ask for during the products: of each position a part, `pace` elements with every step of the depth
+  int64_t pace;
+
+  const S* matrix(int64_t position) const { return matrices + position * stride; }
+  const S* next_part(int64_t position) const { return next + position * chunks * (kChunk / kStep<S>)*pace; }
+};
+
+// Of pack_winograd: [panel][position][depth][32].
+template <class S, int kTile>
+class FiltersAhead {
+ public:
+  using Stored = S;
+  static constexpr int kOutputs = kTile;
+  static constexpr int64_t kScratch = 0;
+  static constexpr int64_t kGroupBytes = 9 << 19;  // of transformed inputs: what stays in L3 beside the weights
+
+  explicit FiltersAhead(const Mixer& args)
+      : filters_(static_cast<const S*>(args.weight)), chunks_(divide_up(args.channels, kChunk)) {}
+
+  int64_t slices() const { return 1; }
+  int64_t slice_depth() const { return chunks_ * kChunk; }
+
+  FilterSlice<S> slice(int64_t panel, int64_t, S*) const {
+    constexpr int64_t kPositions = (kOutputs + 2) * (kOutputs + 2);
+    const int64_t size = slice_depth() * kPanel;
+    const S* const at = filters_ + panel * kPositions * size;
+    return {0, chunks_, at, size, at + size, kPanel * kStep<S>};
+  }
+
+ private:
+  const S* filters_;
+  int64_t chunks_;
+};
+
+// F(4x4) in float32, of pack_linear: the filters as the matrix [columns, depth * 9], in panels [depth][tap][32].
+class FiltersAtCall {
+  static constexpr int64_t kPositions = 36;
+  static constexpr int64_t kTaps = 9;
+  static constexpr int64_t kSliceChunks = 2;  // transformed 290 KB, which stay in L2
+  // Not a power of 2: a row of every position is written in turn, and their lines would put each other out of L1.
+  static constexpr int64_t kStride = kSliceChunks * kChunk * kPanel + kPanel;
+
+ public:
+  using Stored = float;
+  static constexpr int kOutputs = 4;
+  static constexpr int64_t kScratch = kPositions * kStride;
+  static constexpr int64_t kGroupBytes = 24 << 19;  // more than of FiltersAhead: a group transforms all filters
+
+  explicit FiltersAtCall(const Mixer& args)
+      : filters_(static_cast<const float*>(args.weight)),
+        depth_(args.channels),
+        size_(packed_size(kPanel, args.channels * kTaps)),
+        chunks_(divide_up(args.channels, kChunk)) {}
+
+  int64_t slices() const { return divide_up(chunks_, kSliceChunks); }
+  int64_t slice_depth() const { return kSliceChunks * kChunk; }
+
+  // The slice with the number `index`, transformed into `scratch`. Next is what lies behind it, of this panel or the next one.
+  FilterSlice<float> slice(int64_t panel, int64_t index, float* scratch) const {
+    const int64_t first = chunks_ * index / slices(), last = chunks_ * (index + 1) / slices();
+    const float* const filters = filters_ + panel * size_;
+    for (int64_t k = first * kChunk; k < last * kChunk; ++k) {
+      float* const to = scratch + (k - first * kChunk) * kPanel;
+      k < depth_ ? transform(filters + k * kTaps * kPanel, to) : clear(to);
+    }
+    return {first, last - first, scratch, kStride, filters + last * kChunk * kTaps * kPanel, kPanel * kTaps / kPositions};
+  }
+
+ private:
+  // The filters of 32 columns at one depth, [3][3][32], to a row of the matrix of every position.
+  static void transform(const float* filters, float* to) {
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes<float>) {
+      Vec<float> x[3][6];  // [column][row]
+      for (int j = 0; j < 3; ++j) {
+        for (int i = 0; i < 3; ++i) x[j][i] = load(filters + (i * 3 + j) * kPanel + lane);
+        Winograd<4>::filter(x[j]);
+      }
+      for (int i = 0; i < 6; ++i) {
+        Vec<float> row[6] = {x[0][i], x[1][i], x[2][i]};
+        Winograd<4>::filter(row);
+        for (int j = 0; j < 6; ++j) store(to + (i * 6 + j) * kStride + lane, row[j]);
+      }
+    }
+  }
+
+  static void clear(float* to) {
+    for (int64_t position = 0; position < kPositions; ++position)
+      for (int64_t lane = 0; lane < kPanel; lane += kLanes<float>) store(to + position * kStride + lane, Vec<float>{});
+  }
+
+  const float* filters_;
+  int64_t depth_;
+  int64_t size_;  // of a panel
+  int64_t chunks_;
+};
+
+}  // namespace HIFUSE_ISA
+}  // namespace hifuse
