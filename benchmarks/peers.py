@@ -133,7 +133,6 @@ ENGINES: dict[str, Engine] = {
     "openvino throughput": Engine(partial(openvino, hint="THROUGHPUT"), "openvino"),
     "zentorch": Engine(zentorch, "zentorch"),
     "hifuse_fast": Engine(fast),
-    "hifuse_fast throughput": Engine(partial(fast, winograd="throughput")),
     "hifuse_fast lean": Engine(partial(fast, winograd="off")),
 }
 

@@ -81,7 +81,7 @@ def test_every_backend_is_close_to_float64(options: dict[str, Any], dtype: torch
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_float16_on_a_cpu_is_left_to_pytorch(backend: str) -> None:
     model, x = make(num_heads=(1, 1, 2, 4)), image(2, 65, 90, torch.float32)
-    frozen = optimize_for_inference(model.float(), torch.float16, backend=backend, winograd="throughput")
+    frozen = optimize_for_inference(model.float(), torch.float16, backend=backend)
     assert {op.backend for name, op in frozen._made.items() if not name.endswith("attention")} == {"reference"}
     out = frozen(x)
     assert out.dtype == torch.float16
@@ -336,7 +336,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (make, {"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
     (make, {"backend": "triton"}, BackendError, "'triton' cannot serve (window_attention: head_dim must|stem: it serves)"),
     (make, {"cuda_graphs": 1}, TypeError, "cuda_graphs must be True or False, got 1"),
-    (make, {"winograd": True}, ValueError, "winograd must be one of auto, throughput, off, got True"),
+    (make, {"winograd": True}, ValueError, "winograd must be one of auto, off, got True"),
     (make, {"channel_gate": "none"}, ValueError, "channel_gate must be one of sigmoid, double_sigmoid, got 'none'"),
     (make, {"memory_format": torch.channels_last_3d}, TypeError, "memory_format must be torch.channels_last or "),
     (make, {"memory_format": "channels_last"}, TypeError, "memory_format must be torch.channels_last or "),

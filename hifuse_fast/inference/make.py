@@ -62,9 +62,8 @@ def optimize_for_inference(
             In float16 a value above 65504 in a map becomes infinite, and so the result: such a network wants bfloat16.
         backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" (on the CPU) or "triton"
             (on a GPU).
-        winograd: of the 3x3 convolution. "auto" is the fastest for single images; "throughput" is faster for batches in
-            float32, and needs the most memory (F(4x4, 3x3) in the last stage too); "off" is the direct one, which rounds less,
-            takes longer, and needs no more memory than the weights of the model. On Triton all three are the direct one.
+        winograd: of the 3x3 convolution. "auto" is the fastest; "off" is the direct one, which rounds less, takes longer, and
+            needs no more memory than the weights of the model. On Triton both are the direct one.
         channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
             official instance.
         memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are
@@ -152,8 +151,6 @@ class Packer:
 
     def __call__(self, op: str, folding: Folding, module: str = "", **options: Any) -> PreparedOp:
         name = _name(folding, module)
-        if op == "mixer":
-            options["algorithm"] = self._algorithm(options["algorithm"])
         prepare = _prepare_window_attention if op == "window_attention" else getattr(ops, f"prepare_{op}")
         prepared: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype, backend=self._backend)
         # As from a file: without the checks of a user's calls.
@@ -165,13 +162,6 @@ class Packer:
                     raise ValueError(f"model has weights that are not finite once folded and in {self._dtype}: {key} of {name}")
         self.made[name] = made
         return made
-
-    def _algorithm(self, wish: str) -> str:
-        """Of the mixer. F(4x4) is a wish for speed: in 16 bits it loses too many digits, and Triton has one convolution."""
-        device = next(iter(self._weights.values())).device
-        served = backends.select("mixer", self._backend, prepared=True, device=device, dtype=self._dtype)
-        triton = served is not None and served.__name__.endswith(".triton")
-        return "auto" if wish == "winograd4" and (triton or self._dtype.itemsize == 2) else wish
 
 
 class Unpacker:

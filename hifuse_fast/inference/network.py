@@ -27,8 +27,8 @@ from hifuse_fast.ops.tape import recorded
 
 FORMAT, VERSION = "hifuse_fast.optimized", "1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-# `winograd` of the network -> `algorithm` of its mixers, where they can serve it (see `make.Packer`).
-ALGORITHMS = {"auto": "auto", "throughput": "winograd4", "off": "direct"}
+# `winograd` of the network -> `algorithm` of its mixers.
+ALGORITHMS = {"auto": "auto", "off": "direct"}
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
 
 
