@@ -31,6 +31,7 @@ struct Operand {
   int64_t chunk;
 
   Operand rows_from(int64_t row) const { return {at + row * kChunk, chunk}; }
+  Operand chunks_from(int64_t first) const { return {at + first * chunk, chunk}; }
 };
 
 // The block of sums that leaves registers for two vectors of the panel and one broadcast element.
@@ -151,20 +152,30 @@ inline void tile_of(int64_t rows, int64_t chunks, Operand<const S> a, const S* b
   tile<kRows, S>(chunks, a, b, c, c_row, accumulate, next);
 }
 
+// Chunks of the depth that all tiles of a product take before the next ones: where a tile is small, its part of the panel then
+// stays in L1 from tile to tile.
+template <class S>
+constexpr int64_t kBlock = kRun<S, kTileRows>;
+
 // c[rows, 32] = a x panel, or += with `accumulate`. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12). While the
 // tiles read this panel, they ask for the panel and the operand that come next, each for its part of them: what comes from
 // memory arrives at an even pace, `pace` elements with every step. An operand that stays is its own next one.
 template <class S>
 inline void product(int64_t rows, int64_t chunks, Operand<const S> a, const S* panel, float* c, int64_t c_row, bool accumulate,
                     const S* next_panel, const S* next_operand, int64_t pace = kPanel * kStep<S>) {
-  const int64_t tiles = divide_up(rows, kTileRows);
-  const int64_t stride = divide_up(pace * static_cast<int64_t>(sizeof(S)), tiles), bytes = chunks * (kChunk / kStep<S>)*stride;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t first = rows * i / tiles, count = rows * (i + 1) / tiles - first;
-    const Next<S> next{reinterpret_cast<const char*>(next_panel) + i * bytes, stride, next_operand + first * kChunk};
+  constexpr int64_t kSteps = kChunk / kStep<S>;
+  const int64_t tiles = divide_up(rows, kTileRows), blocks = tiles > 1 ? divide_up(chunks, kBlock<S>) : 1;
+  const int64_t stride = divide_up(pace * static_cast<int64_t>(sizeof(S)), tiles);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t chunk = chunks * block / blocks, count = chunks * (block + 1) / blocks - chunk;
     for (int64_t column = 0; column < kPanel; column += kTileColumns)
-      tile_of<kTileRows, S>(count, chunks, a.rows_from(first), panel + column * kStep<S>, c + first * c_row + column, c_row,
-                            accumulate, next);
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t first = rows * i / tiles, height = rows * (i + 1) / tiles - first;
+        const char* const ahead = reinterpret_cast<const char*>(next_panel) + (i * chunks + chunk) * kSteps * stride;
+        tile_of<kTileRows, S>(height, count, a.rows_from(first).chunks_from(chunk),
+                              panel + chunk * kChunk * kPanel + column * kStep<S>, c + first * c_row + column, c_row,
+                              accumulate || block > 0, {ahead, stride, next_operand + first * kChunk + chunk * a.chunk});
+      }
   }
 }
 
