@@ -31,7 +31,6 @@ from hifuse_fast.bench.rows import MISSING, Row
 
 SUITE = "engines"
 BASELINE = "eager"
-SERVED = ("float32", "bfloat16")
 REST_S = 0.06  # OpenMP's threads spin for 9 ms after a call, those of ONNX Runtime for 45
 CPU = torch.device("cpu")
 
@@ -146,7 +145,7 @@ def run(
     models: Sequence[str],
     *,
     results: Path,
-    dtypes: Sequence[str] = SERVED,
+    dtypes: Sequence[str] = options.SERVED,
     batch_sizes: Sequence[int] = (1, 8),
     engines: Mapping[str, Engine] = peers.ENGINES,
     budget_s: float = 60.0,
@@ -186,17 +185,17 @@ def report(console: Console, found: Sequence[Row]) -> None:
 @click.command()
 @click.option("--models", default="hifuse_small", show_default=True, help="Comma-separated, of tiny, small, base.")
 @click.option("--batch", default="1,8", show_default=True, help="Images a call, comma-separated.")
-@click.option("--dtypes", default=",".join(SERVED), show_default=True)
+@click.option("--dtypes", help=options.DTYPES_HELP)
 @click.option("--engines", default=",".join(peers.ENGINES), help="Comma-separated.  [default: all]")
 @click.option("--budget", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds of timing a case.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/results"), help="Folder of the rows.")
-def main(*, models: str, batch: str, dtypes: str, engines: str, budget: float, output: Path) -> None:
+def main(*, models: str, batch: str, dtypes: str | None, engines: str, budget: float, output: Path) -> None:
     """Time HiFuse on the CPU in every engine that runs it. Compilers take minutes to get ready for each case."""
     chosen = options.names("--engines", engines, peers.ENGINES)
     found = run(
         options.names("--models", models, list_models()),
         results=output,
-        dtypes=options.names("--dtypes", dtypes, SERVED),
+        dtypes=options.dtypes(dtypes, CPU),
         batch_sizes=options.batch_sizes(batch),
         engines={name: peers.ENGINES[name] for name in chosen},
         budget_s=budget,

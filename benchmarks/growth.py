@@ -27,7 +27,6 @@ from hifuse_fast.testing import golden_weights
 SUITE = "growth"
 SMALL = "224 x 224"  #: the engine that the other is compared with
 SIDES = (2, 4)  #: of the large images, in small ones
-SERVED = ("float32", "bfloat16")
 CPU = torch.device("cpu")
 
 
@@ -84,12 +83,12 @@ def run(model: str, dtypes: Sequence[str], sides: Sequence[int], budget_s: float
 
 @click.command()
 @click.option("--models", default="hifuse_small", show_default=True, help="Comma-separated, of tiny, small, base.")
-@click.option("--dtypes", default=",".join(SERVED), show_default=True)
+@click.option("--dtypes", help=options.DTYPES_HELP)
 @click.option("--budget", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds of timing a case.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/results"), help="Folder of the rows.")
-def main(*, models: str, dtypes: str, budget: float, output: Path) -> None:
+def main(*, models: str, dtypes: str | None, budget: float, output: Path) -> None:
     """Time the frozen network on large images against as many pixels in small ones, on the CPU."""
-    names = options.names("--dtypes", dtypes, SERVED)
+    names = options.dtypes(dtypes, CPU)
     for model in options.names("--models", models, list_models()):
         found = run(model, names, SIDES, budget)
         turns.report(table.console(), found, f"{model}, 224 x 224 pixels", output)

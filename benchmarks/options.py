@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import click
+import torch
+
+from hifuse_fast.bench import machine
+
+SERVED = ("float32", "bfloat16")
+DTYPES_HELP = "Comma-separated.  [default: float32, and bfloat16 where PyTorch has kernels for it]"
 
 
 def names(option: str, text: str, known: Iterable[str]) -> list[str]:
@@ -17,6 +23,15 @@ def names(option: str, text: str, known: Iterable[str]) -> list[str]:
     if not set(chosen) <= set(known):
         raise click.UsageError(f"{option} must be of {','.join(known)}, got {text!r}")
     return [name for name in known if name in chosen]
+
+
+def dtypes(text: str | None, device: torch.device) -> list[str]:
+    """The dtypes in `text`, of float32 and bfloat16; None for the usual ones of the device.
+
+    Raises:
+        click.UsageError: one is not known.
+    """
+    return list(machine.usual_dtypes(device)) if text is None else names("--dtypes", text, SERVED)
 
 
 def batch_sizes(text: str) -> list[int]:

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import options, turns
 from benchmarks.turns import DTYPES
 from hifuse_fast import ops
-from hifuse_fast.bench import table
+from hifuse_fast.bench import machine, table
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.ops.prepared import PreparedOp
 from hifuse_fast.testing import assert_mixer_within_bounds, relative_error
@@ -143,7 +143,7 @@ class Inputs:
 
 def all_cases(names: Iterable[str], stages: Iterable[int], batches: Iterable[int]) -> list[Case]:
     """The cases in the order of the table."""
-    return [Case(*values) for values in itertools.product(names, stages, batches, DTYPES)]
+    return [Case(*values) for values in itertools.product(names, stages, batches, machine.usual_dtypes(CPU))]
 
 
 def make_inputs(case: Case) -> Inputs:

@@ -78,8 +78,9 @@ class Limits:
         return max(case.flop / self.peak[case.dtype], case.moved / self.bandwidth)
 
 
-def limits(device: torch.device, dtypes: Mapping[str, torch.dtype] = DTYPES) -> Limits:
-    """Those of `device`, measured now."""
+def limits(device: torch.device, dtypes: Mapping[str, torch.dtype] | None = None) -> Limits:
+    """Those of `device`, measured now; for None of the dtypes that are usual on it."""
+    dtypes = dtypes or {name: DTYPES[name] for name in machine.usual_dtypes(device)}
     peak = {name: machine.arithmetic_peak(device, dtype) for name, dtype in dtypes.items()}
     return Limits(peak, machine.copy_bandwidth(device))
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from benchmarks import options, turns
 from benchmarks.turns import DTYPES
-from hifuse_fast.bench import table
+from hifuse_fast.bench import machine, table
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.ops import window_attention
 from hifuse_fast.ops.window_attention import reference as definition
@@ -93,9 +93,12 @@ Function = Callable[[Tensor, Tensor], Tensor]
 Builder = Callable[[Case, Inputs], Function]
 
 
-def all_cases(stages: Iterable[int], batches: Iterable[int], shifts: Iterable[int] = (0, 3)) -> list[Case]:
+def all_cases(
+    stages: Iterable[int], batches: Iterable[int], device: torch.device, shifts: Iterable[int] = (0, 3)
+) -> list[Case]:
     """The cases of these stages and batch sizes in the order of the table."""
-    return [Case(*values) for values in itertools.product(stages, shifts, batches, DTYPES, MODES)]
+    dtypes = machine.usual_dtypes(device)
+    return [Case(*values) for values in itertools.product(stages, shifts, batches, dtypes, MODES)]
 
 
 def make_inputs(case: Case, device: torch.device) -> Inputs:
@@ -205,11 +208,11 @@ def measure(case: Case, engines: Sequence[str], device: torch.device, *, limits:
 def main(*, output: Path, engines: str, stages: str, batch: str, device: str, budget: float, quick: bool) -> None:
     """Time window attention against its peers."""
     chosen = options.names("--engines", f"reference,{engines}", ENGINES)
+    on, console = torch.device(device), table.console()
     cases = all_cases(
-        [int(stage) for stage in options.names("--stages", stages, map(str, STAGES))], options.batch_sizes(batch),
+        [int(stage) for stage in options.names("--stages", stages, map(str, STAGES))], options.batch_sizes(batch), on,
         shifts=(3,) if quick else (0, 3),
     )  # fmt: skip
-    on, console = torch.device(device), table.console()
     if "native" in chosen:
         turns.require_native(on, SUITE)
     limits, found = turns.limits(on), []

@@ -168,7 +168,10 @@ def _check_model(name: str | None, network: hifuse_fast.HiFuse, checkpoint: Path
 @click.option("--images", "folder", type=_PATH, help="Folder of your own images, besides the samples of scikit-image.")
 @click.option("--batch-size", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option(
-    "--dtype", type=click.Choice(list(predict.DTYPES)), multiple=True, default=("float32", "bfloat16"), show_default=True
+    "--dtype",
+    type=click.Choice(list(predict.DTYPES)),
+    multiple=True,
+    help="[default: float32, and bfloat16 where PyTorch has kernels for it: not on an x86 CPU without AVX-512]",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), multiple=True, help="[default: every one that is there]")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
@@ -194,8 +197,8 @@ def bench(
     from hifuse_fast.bench import network
 
     code = network.run(
-        model, results=results, images=folder, batch_sizes=batch_size, dtypes=dtype, devices=device or None, threads=threads,
-        budget_s=seconds,
+        model, results=results, images=folder, batch_sizes=batch_size, dtypes=dtype or None, devices=device or None,
+        threads=threads, budget_s=seconds,
     )  # fmt: skip
     ctx.exit(code)
 

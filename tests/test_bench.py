@@ -183,6 +183,24 @@ def test_the_slug_without_cpuinfo(tmp_path: Path):
     assert machine.device_slug(CPU, tmp_path / "absent").endswith(f"-{machine.usable_cores()}c")
 
 
+@pytest.mark.parametrize(
+    ("capability", "architecture", "device", "usual"),
+    [
+        ("AVX512", "x86_64", "cpu", ("float32", "bfloat16")),
+        ("AVX2", "x86_64", "cpu", ("float32",)),
+        ("DEFAULT", "AMD64", "cpu", ("float32",)),
+        ("DEFAULT", "aarch64", "cpu", ("float32", "bfloat16")),
+        ("AVX2", "x86_64", "cuda", ("float32", "bfloat16")),
+    ],
+)
+def test_bfloat16_is_usual_where_pytorch_has_kernels_for_it(
+    monkeypatch: pytest.MonkeyPatch, capability: str, architecture: str, device: str, usual: tuple[str, ...]
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    assert machine.usual_dtypes(torch.device(device)) == usual
+
+
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path):
     assert machine.commit(tmp_path) == "unknown"
 

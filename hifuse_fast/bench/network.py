@@ -66,7 +66,7 @@ def run(
     results: Path | None = Path("benchmarks/results"),
     images: Path | None = None,
     batch_sizes: Sequence[int] = (1, 8),
-    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    dtypes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None,
     threads: int | None = None,
     budget_s: float = 150.0,
@@ -85,7 +85,7 @@ def run(
         results: folder for `<device>.csv` and the picture `<device>.png|svg`, made when missing; None writes nothing.
         images: a folder of the user's own images, used besides the samples of scikit-image; None for the samples alone.
         batch_sizes: images per call, each at least 1.
-        dtypes: of "float32", "bfloat16", "float16".
+        dtypes: of "float32", "bfloat16", "float16"; None for what is usual on each device (`machine.usual_dtypes`).
         devices: of "cpu", "cuda"; None for the CPU and, where there is one, the CUDA device.
         threads: CPU threads; None for torch's choice.
         budget_s: seconds of timing in all, shared evenly by the cases (device, dtype, batch); preparation comes on top.
@@ -105,13 +105,14 @@ def run(
         rows.read(file)  # a damaged one is found before the work
     console = console or table.console()
     pixels = samples.load(max(batch_sizes), images)[1]
-    cases = len(devices) * len(dtypes) * len(batch_sizes)
+    chosen = {name: dtypes or machine.usual_dtypes(torch.device(name)) for name in devices}
+    cases = sum(map(len, chosen.values())) * len(batch_sizes)
     with _settings(threads), _Bar(console, cases, budget_s) as bar:
         bar.step("the reference in float64")
         subject = make_subject(model, pixels)
         options: dict[str, Any] = {"batch_sizes": batch_sizes, "engines": engines, "bar": bar}
         measured = {
-            name: [row for dtype in dtypes for row in measure(subject, torch.device(name), dtype, **options)]
+            name: [row for dtype in chosen[name] for row in measure(subject, torch.device(name), dtype, **options)]
             for name in devices
         }
     for name, new in measured.items():
@@ -249,12 +250,14 @@ def _report(console: Console, new: list[Row], file: Path | None) -> None:
     console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
 
 
-def _check(model: str, batch_sizes: Sequence[int], dtypes: Sequence[str], *, threads: int | None, budget_s: float) -> None:
+def _check(
+    model: str, batch_sizes: Sequence[int], dtypes: Sequence[str] | None, *, threads: int | None, budget_s: float
+) -> None:
     if model not in list_models():
         raise ValueError(f"model must be one of {', '.join(list_models())}, got {model!r}")
     if not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
-    if not dtypes or not set(dtypes) <= set(DTYPES):
+    if dtypes is not None and (not dtypes or not set(dtypes) <= set(DTYPES)):
         raise ValueError(f"dtypes must be of {', '.join(DTYPES)}, got {list(dtypes)}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
