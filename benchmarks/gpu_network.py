@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
@@ -36,12 +34,11 @@ from hifuse_fast.backends import current_backend
 from hifuse_fast.bench import network as bench
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.gpu.calls import DTYPES
-from hifuse_fast.testing import golden_image, golden_weights
+from hifuse_fast.testing import golden_image, golden_weights, l2_norm, wrong_gradients
 
 SUITE = "gpu_network"
 MODES = ("inference", "training")
 CHUNK = 32  # images of a call in float64, whose maps take four times the memory
-SLACK = 3.0  # of a training step's errors, over those of eager PyTorch
 
 Forward = Callable[[Tensor], Tensor]
 Options = tuple[tuple[str, Any], ...]
@@ -226,38 +223,20 @@ def judge_logits(eager: Tensor, exact: Tensor, actual: Tensor) -> Verdict:
 
 
 def judge_step(subject: Subject, eager: list[Tensor], exact: list[Tensor], actual: list[Tensor]) -> Verdict:
-    """Loss and gradients against float64, in the l2 norm, over the errors that eager PyTorch makes in the same dtype.
+    """Loss and gradients against float64, over the errors that eager PyTorch makes in the same dtype.
 
-    The relative error of a weight's gradient may be at most three times the larger of eager's own on that weight and its median
-    over all weights, plus one rounding; so may that of the loss. The median is there because some weights are single numbers,
-    on which one engine is right by chance. A gradient counts as no smaller than one rounding of the mean one: that of a bias
-    just before a batch norm is zero, and what anyone gets for it is rounding. The error of the row is that of all gradients as
-    one vector.
+    The loss may be off by three times as much as eager's, plus one rounding; for gradients see `testing.wrong_gradients`. The
+    error of the row is that of all gradients as one vector.
     """
     eps = torch.finfo(subject.dtype).eps
-    total, (loss, *own), (eager_loss, *plain) = _norm(exact[1:]), _errors(actual, exact), _errors(eager, exact)
-    smallest = eps * total / math.sqrt(len(own))
-    sizes = [_norm([each]) + smallest for each in exact[1:]]
-    relative, allowed = ([e / size for e, size in zip(each, sizes, strict=True)] for each in (own, plain))
-    usual = median(allowed)
-    wrong = [
-        name
-        for name, error, eager_error in zip(subject.names, relative, allowed, strict=True)
-        if not error <= SLACK * max(eager_error, usual) + eps
-    ]
-    size = _norm(exact[:1])
-    if not loss <= SLACK * eager_loss + eps * size:
+    named = [dict(zip(subject.names, each[1:], strict=True)) for each in (actual, eager, exact)]
+    wrong = wrong_gradients(named[0], named[1], named[2], eps)
+    loss, eager_loss, size = (l2_norm([x]) for x in (actual[0] - exact[0], eager[0] - exact[0], exact[0]))
+    if not loss <= 3 * eager_loss + eps * size:
         wrong.insert(0, "the loss")
     note = f"loss {loss / size:.1e}" + (f", wrong {wrong[0]} and {len(wrong) - 1} more" if wrong else "")
-    return Verdict(not wrong, math.hypot(*own) / total, note)
-
-
-def _norm(tensors: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(float(t.double().norm()) ** 2 for t in tensors))
-
-
-def _errors(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
-    return [_norm([a.double() - e]) for a, e in zip(actual, exact, strict=True)]
+    error = l2_norm(a.double() - e for a, e in zip(actual[1:], exact[1:], strict=True)) / l2_norm(exact[1:])
+    return Verdict(not wrong, error, note)
 
 
 # The bench

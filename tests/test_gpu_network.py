@@ -82,7 +82,7 @@ def test_a_wrong_engine_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch)
         if mode == "inference":
             return Ready(lambda: call() * 1.2)
         place = 1 + subject.names.index("fu2.spatial.bn.bias")  # one number among a hundred thousand
-        return Ready(lambda: [g * 1.5 if i == place else g for i, g in enumerate(call())])
+        return Ready(lambda: [g * 2.5 if i == place else g for i, g in enumerate(call())])
 
     def failing(_: gpu_network.Subject) -> Ready[Any]:
         raise RuntimeError("no such thing\nmore")
