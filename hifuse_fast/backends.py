@@ -165,11 +165,14 @@ def _reference(op: str) -> ModuleType:
     return importlib.import_module(f"hifuse_fast.ops.{op}.reference")
 
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # once: torch.compile of PyTorch 2.11 cannot trace the question
+
+
 def _unavailable(backend: str) -> str | None:
     """Why nothing at all can run on this backend here, or None."""
     if backend == "native":
         return _native.why_missing
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
+    if backend == "triton" and not _HAS_TRITON:
         return "the package triton is not installed"
     return None
 
