@@ -70,7 +70,9 @@ def test_reference_is_the_definition(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @shapes
 def test_kernel_obeys_the_rule(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
-    check_parity(depthwise_norm, make(*shape), dtype, kernel)
+    # One channel is its own mean: what is zero exactly is a difference of numbers times 1 / sqrt(eps).
+    cancelled = dict.fromkeys(("dx", "dfilters", "dfilter_bias"), 1e3) if shape[-1] == 1 else {}
+    check_parity(depthwise_norm, make(*shape), dtype, kernel, cancelled)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -104,7 +106,8 @@ def test_rows_far_from_zero_keep_their_variance(kernel: str) -> None:
     """The mean is subtracted before squaring: a variance of 1 beside a mean of 1000 is no difference of large numbers."""
     tensors = make(1, 2, 2, 64)
     tensors["filter_bias"] = 1000 + tensors["filter_bias"]
-    check_parity(depthwise_norm, tensors, torch.float32, kernel)
+    # Of 9 sums near 1000 the roundings come out in another order; without centring the variance would be off by 10 %.
+    check_parity(depthwise_norm, tensors, torch.float32, kernel, {"dfilters": 1e3})
 
 
 @pytest.mark.usefixtures("few_programs")

@@ -56,7 +56,9 @@ def test_reference_is_the_definition(shape: tuple[int, ...], rows: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @named
 def test_kernel_obeys_the_rule(shape: tuple[int, ...], rows: str, dtype: torch.dtype, kernel: str) -> None:
-    check_parity(partial(layer_norm, eps=1e-6, rows=rows), make(shape, rows), dtype, kernel)
+    # A row of one is its own mean: what is zero exactly is a difference of numbers times 1 / sqrt(eps).
+    cancelled = {"dx": 1e3} if shape[-1] == 1 else {}
+    check_parity(partial(layer_norm, eps=1e-6, rows=rows), make(shape, rows), dtype, kernel, cancelled)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -105,7 +105,9 @@ def test_reference_is_the_definition(case: Case) -> None:
 @named
 def test_kernel_obeys_the_rule(case: Case, way: str, dtype: torch.dtype, kernel: str) -> None:
     with configs.override("linear_forward", WAYS[way]), configs.override("linear_backward", FEW_PROGRAMS):
-        check_parity(partial(linear, **case.options), case.tensors(), dtype, kernel)
+        # A row of one is its own mean: what is zero exactly is a difference of numbers times 1 / sqrt(eps).
+        cancelled = {"dx": 316.0} if case.size[-1] == 1 else {}
+        check_parity(partial(linear, **case.options), case.tensors(), dtype, kernel, cancelled)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -156,8 +158,12 @@ def test_strides(rows: str, way: str, kernel: str) -> None:
         out.sum().backward()  # the gradient is an expanded scalar
         expected.backward(torch.ones_like(expected))
         assert out.is_contiguous(), name
-        assert torch.equal(out, expected), name
-        assert torch.equal(leaf.grad, plain.grad), name
+        if way == "fused":
+            assert torch.equal(out, expected), name
+            assert torch.equal(leaf.grad, plain.grad), name
+        else:  # a GPU's library takes another kernel for another layout
+            torch.testing.assert_close(out, expected, msg=name)
+            torch.testing.assert_close(leaf.grad, plain.grad, msg=name)
     tensors["weight"] = tensors["weight"].t().contiguous().t()  # whose product the vendor may add up in another order
     with configs.override("linear_forward", WAYS[way]):
         torch.testing.assert_close(linear(plain, **tensors, **case.options, backend=kernel), expected)

@@ -116,8 +116,7 @@ def test_a_training_step_under_autocast(kernel: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_training_step_at_full_width_has_the_official_numbers(kernel: str) -> None:
     model = make("tiny").to(DEVICE, torch.float32)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is meant: the vendor's convolutions
-        check_training_step(model, kernel)
+    check_training_step(model, kernel)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -55,7 +55,7 @@ def graphed(call: Call, warmup: int = 3) -> Call:
     with torch.cuda.graph(graph, stream=stream):
         held = call()
 
-    def replay(held: object = held) -> object:
+    def replay(held: object = held, _kept: Call = call) -> object:  # what the graph reads has to live as long as the graph
         graph.replay()
         return held
 

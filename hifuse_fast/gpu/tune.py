@@ -323,10 +323,13 @@ def origin_of(device: str) -> str:
 @click.option("--kernels", default="", help="Comma-separated beginnings of kernels' names, as linear; all if empty.")
 @click.option("--calls", "names", default="", help="Comma-separated parts of the calls' names, as 7x7; all if empty.")
 @click.option("--dtypes", default="bfloat16", show_default=True, help="Comma-separated.")
+@click.option("--choices", is_flag=True, help="Only which of an op's two ways is the faster one.")
 @click.option("--again", is_flag=True, help="Also keys that this device has measured with these versions.")
 @click.option("--jobs", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)), help="Processes that compile.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for a copy of the table.")
-def main(*, budget: float, kernels: str, names: str, dtypes: str, again: bool, jobs: int, output: Path | None) -> None:
+def main(
+    *, budget: float, kernels: str, names: str, dtypes: str, choices: bool, again: bool, jobs: int, output: Path | None
+) -> None:
     """Measure the candidates on this machine's GPU and write its architecture's table."""
     console = Console(width=160)
     there = torch.cuda.is_available() and not INTERPRETED
@@ -337,7 +340,7 @@ def main(*, budget: float, kernels: str, names: str, dtypes: str, again: bool, j
         raise click.UsageError(str(error)) from error
     begins = tuple(name.strip() for name in kernels.split(","))
     keys = plan(calls, architecture, [name.strip() for name in dtypes.split(",")], BATCHES)
-    keys = {key: cases for key, cases in keys.items() if key[0].startswith(begins)}
+    keys = {key: cases for key, cases in keys.items() if key[0].startswith(begins) and (is_choice(key) or not choices)}
     if not there:
         return _say(console, keys, architecture)
     table, origin = table_file.path(architecture), origin_of(torch.cuda.get_device_name())

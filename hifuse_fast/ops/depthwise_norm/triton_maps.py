@@ -97,7 +97,7 @@ def _inside(kept, column, CHUNK: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.cons
 @triton.jit
 def _widen(tile, TAKEN: tl.constexpr):
     """The tile rounded to TAKEN, in float32. Two bfloat16 take an instruction each, where the compiler makes three."""
-    if tile.dtype == tl.bfloat16 and TAKEN != tl.float16 and not INTERPRETED:
+    if tile.dtype == tl.bfloat16 and TAKEN != tl.float16 and not INTERPRETED and tile.numel > 1:
         wide = tl.inline_asm_elementwise(
             "{ shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000; }",
             "=r,=r,r", [tile], dtype=tl.float32, is_pure=True, pack=2,
