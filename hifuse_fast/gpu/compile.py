@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 
 from hifuse_fast.gpu.launch import Launch
 
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 TRITON_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32", torch.int64: "*i64"}
 TENSOR_CORE = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b")
@@ -65,7 +66,8 @@ class Compilation:
         place = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
         # As a launch writes them, so that what is compiled here is found in Triton's cache by a launch.
         free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
-        hinted = [argument for argument, kind in self.signature if kind != "fp32" and argument not in free]
+        constants = dict(self.constants)
+        hinted = [name for name, kind in self.signature if name not in free and _hinted(kind, constants.get(name))]
         hints = {place[name]: [["tt.divisibility", 16]] if name in self.divisible else [] for name in hinted}
         source = ASTSource(
             kernel,
@@ -127,6 +129,13 @@ def _fits_wgmma(dtype: str, result: str, warps: int) -> bool:
     """Whether a warpgroup (four warps) can take the product: 64 rows or a multiple, 8 columns or one, 16-bit operands."""
     sides = [int(side) for side in result.split("x")]
     return len(sides) == 2 and sides[0] % 64 == 0 and sides[1] % 8 == 0 and dtype in ("bf16", "f16") and warps % 4 == 0
+
+
+def _hinted(kind: str, constant: Any) -> bool:
+    """Whether a launch writes a hint for an argument, if an empty one; of constants Triton before 3.7 took words for hints."""
+    if kind == "constexpr" and TRITON < (3, 7):
+        return isinstance(constant, str)
+    return kind != "fp32"
 
 
 def _type_of(value: Any, general: bool) -> str:
