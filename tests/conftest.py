@@ -48,7 +48,8 @@ def round_to_bfloat16() -> None:
 
 torch.manual_seed(0)  # what test files draw when they are loaded names their tests: the same in every process
 
-torch.backends.cudnn.allow_tf32 = False  # float32 is meant where a test says so: the vendor's convolutions, ours and PyTorch's
+# The vendor's convolutions, ours and PyTorch's: float32 is meant where a test says so, and a second call gives the same bits.
+torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

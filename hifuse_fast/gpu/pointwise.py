@@ -22,7 +22,7 @@ def _finish_kernel(
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     y = tl.load(z_ptr + i, mask=i < length, other=0.0).to(tl.float32)
     if GELU:
-        y = device.gelu(y)
+        y = device.gelu(y, z_ptr.dtype.element_ty)
     if residual_ptr is not None:
         y += tl.load(residual_ptr + i, mask=i < length, other=0.0).to(tl.float32)
     tl.store(out_ptr + i, y.to(out_ptr.dtype.element_ty), mask=i < length)
@@ -45,7 +45,7 @@ def _gelu_backward_kernel(
         kept = (row < rows) & (n < N)
         grad = tl.load(grad_ptr + row * N + n, mask=kept, other=0.0).to(tl.float32)
         z = tl.load(z_ptr + row * N + n, mask=kept, other=0.0).to(tl.float32)
-        dz = grad * device.gelu_derivative(z)
+        dz = grad * device.gelu_derivative(z, z_ptr.dtype.element_ty)
         dbias += dz
         tl.store(dz_ptr + row * N + n, dz.to(dz_ptr.dtype.element_ty), mask=kept)
     if partial_ptr is not None:

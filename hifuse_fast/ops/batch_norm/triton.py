@@ -29,22 +29,22 @@ def why_not(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str | None
 
 
 @triton.jit
-def _activate(z, ACTIVATION: tl.constexpr):
+def _activate(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
     if ACTIVATION == "relu":
         z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "gelu":
-        z = gelu(z)
+        z = gelu(z, DTYPE)
     elif ACTIVATION == "sigmoid":
         z = tl.sigmoid(z)
     return z
 
 
 @triton.jit
-def _activation_derivative(z, ACTIVATION: tl.constexpr):
+def _activation_derivative(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
     if ACTIVATION == "relu":
         d = tl.where(z > 0.0, 1.0, 0.0)
     elif ACTIVATION == "gelu":
-        d = gelu_derivative(z)
+        d = gelu_derivative(z, DTYPE)
     elif ACTIVATION == "sigmoid":
         d = tl.sigmoid(z)
         d = d * (1.0 - d)
@@ -146,10 +146,10 @@ def _forward_kernel(
         for pixel in tl.static_range(4):
             offset = corner + ((pixel // 2) * width + pixel % 2) * C
             z = (tl.load(x_ptr + offset, mask=kept, other=0.0).to(tl.float32) - mean) * (scale * weight) + bias
-            y += 0.25 * _activate(z, ACTIVATION)
+            y += 0.25 * _activate(z, ACTIVATION, x_ptr.dtype.element_ty)
     else:
         z = (tl.load(x_ptr + row * C + channel, mask=kept, other=0.0).to(tl.float32) - mean) * (scale * weight) + bias
-        y = _activate(z, ACTIVATION)
+        y = _activate(z, ACTIVATION, x_ptr.dtype.element_ty)
     if RESIDUAL:
         y += tl.load(residual_ptr + row * C + channel, mask=kept, other=0.0).to(tl.float32)
     tl.store(out_ptr + row * C + channel, y.to(out_ptr.dtype.element_ty), mask=kept)
@@ -166,7 +166,7 @@ def _gradient(
     else:
         grad = tl.load(grad_ptr + row * C + channel, mask=kept, other=0.0).to(tl.float32)
     normed = (tl.load(x_ptr + row * C + channel, mask=kept, other=0.0).to(tl.float32) - mean) * scale
-    return grad * _activation_derivative(normed * weight + bias, ACTIVATION), normed
+    return grad * _activation_derivative(normed * weight + bias, ACTIVATION, x_ptr.dtype.element_ty), normed
 
 
 @triton.jit

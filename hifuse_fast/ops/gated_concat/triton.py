@@ -1,7 +1,7 @@
 """The gated concatenation in Triton: what the gates look at, the gates, and the concatenation with its norm.
 
-A gate of a pixel is a sum over 98 taps, which a program takes side by side for a block of pixels. For the gates of channels a
-program squeezes the whole vector of an image, which is little, and expands a block of it. Gates are float32.
+A gate of a pixel is a sum over 49 pixels, which a thread takes one by one, as its neighbours do, from the cache. For the gates
+of channels a program squeezes the whole vector of an image, which is little, and expands a block of it. Gates are float32.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from hifuse_fast.ops.concat_norm import triton as concat_norm
 from hifuse_fast.ops.max_mean import triton as max_mean
 from hifuse_fast.ops.prepared import PreparedOp
 
-TAPS = 128  # a power of two that holds those of 7 x 7 x 2
-
 why_not = concat_norm.why_not
 
 # ---- Kernels -----------------------------------------------------------------------------------------------------------
@@ -34,18 +32,23 @@ def _pixel_gates_kernel(
     bias_ptr,  # [1] float32
     gate_ptr,  # [B, height, width] float32
     pixels, height, width,
-    TAPS: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    pixel = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
-    tap = tl.arange(0, TAPS)[None, :]
-    dy, dx = tap // 14 - 3, tap // 2 % 7 - 3
-    y, x = pixel // width % height + dy, pixel % width + dx
-    kept = (pixel < pixels) & (tap < 98) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    place = 2 * (pixel + dy * width + dx) + tap % 2
-    statistics = tl.load(statistics_ptr + place, mask=kept, other=0.0).to(tl.float32)
-    filters = tl.load(filters_ptr + tap, mask=tap < 98, other=0.0)
-    total = tl.sum(statistics * filters, 1, keep_dims=True) + tl.load(bias_ptr)
-    tl.store(gate_ptr + pixel, tl.sigmoid(total), mask=pixel < pixels)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    i = tl.arange(0, BLOCK)
+    pixel = first + i
+    x, y = (pixel % width).to(tl.int32), (pixel // width % height).to(tl.int32)
+    statistics_ptr += 2 * first
+    total = tl.zeros([BLOCK], tl.float32)
+    for dy in tl.static_range(-3, 4):
+        row = (pixel < pixels) & (y + dy >= 0) & (y + dy < height)
+        for dx in tl.static_range(-3, 4):
+            kept = row & (x + dx >= 0) & (x + dx < width)
+            place = statistics_ptr + 2 * (i + (dy * width + dx))
+            tap = filters_ptr + 2 * (7 * (dy + 3) + dx + 3)
+            total += tl.load(place, mask=kept, other=0.0).to(tl.float32) * tl.load(tap)
+            total += tl.load(place + 1, mask=kept, other=0.0).to(tl.float32) * tl.load(tap + 1)
+    tl.store(gate_ptr + pixel, tl.sigmoid(total + tl.load(bias_ptr)), mask=pixel < pixels)
 
 
 @triton.jit
@@ -87,10 +90,10 @@ def pixel_gates(x: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
     statistics = max_mean.forward(x, "channels")[0]
     gates = x.new_empty((*x.shape[:3], 1), dtype=torch.float32)
     config = dict(configs.lookup("pixel_gates", "*", architecture(x.device)))
-    block, pixels = max(1, config.pop("elements") // TAPS), gates.numel()
+    block, pixels = config.pop("pixels"), gates.numel()
     launch(
         _pixel_gates_kernel, (blocks(pixels, block),), statistics, filters, bias, gates, pixels, *x.shape[1:3],
-        TAPS=TAPS, BLOCK_R=block, **config,
+        BLOCK=block, **config,
     )  # fmt: skip
     return gates
 

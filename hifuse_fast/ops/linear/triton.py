@@ -101,7 +101,7 @@ def _forward_kernel(
     if z_ptr is not None:
         tl.store(z_ptr + first + place, acc.to(z_ptr.dtype.element_ty), mask=kept)
     if GELU:
-        acc = device.gelu(acc)
+        acc = device.gelu(acc, weight_ptr.dtype.element_ty)
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + first + place, mask=kept, other=0.0).to(tl.float32)
     tl.store(out_ptr + first + place, acc.to(out_ptr.dtype.element_ty), mask=kept)

@@ -79,21 +79,24 @@ def _pixels_kernel(
     inside = channel < C
     per_share = tl.cdiv(pixels, shares)
     end = tl.minimum((share + 1) * per_share, pixels)
-    largest = tl.full([BLOCK_C], float("-inf"), tl.float32)
-    place = tl.zeros([BLOCK_C], tl.int32)
-    total = tl.zeros([BLOCK_C], tl.float32)
+    # By row of the tile, so that threads meet once at the end, and not for each tile.
+    largest = tl.full([BLOCK_R, BLOCK_C], float("-inf"), tl.float32)
+    place = tl.full([BLOCK_R, BLOCK_C], share * per_share, tl.int32)
+    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    x_ptr += image * pixels * C
     for start in range(share * per_share, end, BLOCK_R):
         pixel = start + tl.arange(0, BLOCK_R)[:, None]
         kept = (pixel < end) & inside[None, :]
-        x = tl.load(x_ptr + (image * pixels + pixel) * C + channel[None, :], mask=kept, other=0.0).to(tl.float32)
-        total += tl.sum(x, 0)
-        tile_largest, index = tl.max(tl.where(kept, x, float("-inf")), 0, return_indices=True)
-        place = tl.where(tile_largest > largest, start + index.to(tl.int32), place)
-        largest = tl.maximum(largest, tile_largest)
+        x = tl.load(x_ptr + (pixel.to(tl.int64) * C + channel[None, :]), mask=kept, other=float("-inf")).to(tl.float32)
+        total += tl.where(kept, x, 0.0)
+        place = tl.where(x > largest, pixel, place)
+        largest = tl.maximum(largest, x)
+    most = tl.max(largest, 0)
+    first = tl.min(tl.where(largest == most[None, :], place, pixels), 0)
     offset = (image * shares + share) * C + channel
-    tl.store(partial_ptr + offset, largest, mask=inside)
-    tl.store(partial_ptr + images * shares * C + offset, total, mask=inside)
-    tl.store(place_ptr + offset, place, mask=inside)
+    tl.store(partial_ptr + offset, most, mask=inside)
+    tl.store(partial_ptr + images * shares * C + offset, tl.sum(total, 0), mask=inside)
+    tl.store(place_ptr + offset, first, mask=inside)
 
 
 @triton.jit

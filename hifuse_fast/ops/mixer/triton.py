@@ -71,7 +71,7 @@ def _dense_kernel(
     kept = (pixel < pixels) & (n < C)
     if c_ptr is not None:
         tl.store(c_ptr + first + (start + n), acc.to(c_ptr.dtype.element_ty), mask=kept)
-    acc = device.gelu(acc) + tl.load(z_ptr + (start + n), mask=kept, other=0.0).to(tl.float32)
+    acc = device.gelu(acc, weight_ptr.dtype.element_ty) + tl.load(z_ptr + (start + n), mask=kept, other=0.0).to(tl.float32)
     tl.store(out_ptr + first + (start + n), acc.to(out_ptr.dtype.element_ty), mask=kept)
 
 
@@ -101,7 +101,7 @@ def _depthwise_kernel(
     kept = (pixel < pixels) & (column < C)
     if c_ptr is not None:
         tl.store(c_ptr + first + place, acc.to(c_ptr.dtype.element_ty), mask=kept)
-    acc = device.gelu(acc) + tl.load(z_ptr + place, mask=kept, other=0.0).to(tl.float32)
+    acc = device.gelu(acc, weight_ptr.dtype.element_ty) + tl.load(z_ptr + place, mask=kept, other=0.0).to(tl.float32)
     tl.store(out_ptr + first + place, acc.to(out_ptr.dtype.element_ty), mask=kept)
 
 

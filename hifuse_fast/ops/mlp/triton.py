@@ -90,7 +90,7 @@ def _forward_kernel(
             h = device.dot(rest, expand_rest, PRECISION, h)
         if expand_bias_ptr is not None:
             h += tl.load(expand_bias_ptr + unit, mask=unit < H, other=0.0).to(tl.float32)[None, :]
-        h = device.gelu(h).to(expand.dtype)
+        h = device.gelu(h, expand.dtype).to(expand.dtype)
         project = tl.load(project_ptr + (n * H + unit[:, None]), mask=(unit[:, None] < H) & (n < N), other=0.0)
         acc = device.dot(h, project, PRECISION, acc)
         if REST_N:
@@ -111,8 +111,9 @@ def _backward_kernel(
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     z = tl.load(h_ptr + i, mask=i < length, other=0.0).to(tl.float32)
     grad = tl.load(dh_ptr + i, mask=i < length, other=0.0).to(tl.float32)
-    tl.store(h_ptr + i, device.gelu(z).to(h_ptr.dtype.element_ty), mask=i < length)
-    tl.store(dh_ptr + i, (grad * device.gelu_derivative(z)).to(dh_ptr.dtype.element_ty), mask=i < length)
+    dz = grad * device.gelu_derivative(z, h_ptr.dtype.element_ty)
+    tl.store(h_ptr + i, device.gelu(z, h_ptr.dtype.element_ty).to(h_ptr.dtype.element_ty), mask=i < length)
+    tl.store(dh_ptr + i, dz.to(dh_ptr.dtype.element_ty), mask=i < length)
 
 
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
