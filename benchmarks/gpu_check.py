@@ -1,7 +1,7 @@
 """Everything there is to do on a machine with a GPU, stage by stage: `make gpu-check`, or one of them with STAGE=name.
 
 build    the compiled library, in place, with the tools that are there; nothing is downloaded, and without it all the rest runs
-parity   the tests of the ops with gradients on CUDA, the slow ones too
+parity   the tests of the ops with gradients on CUDA, then the slow ones
 tune     tile sizes, into hifuse_fast/gpu/tables; goes on where the last run stopped
 ops      the ops and blocks against their peers, into benchmarks/results; goes on where the last run stopped
 network  `hifuse-fast bench`, then the network, inference and training, against its peers, those that are quick to get ready
@@ -13,6 +13,7 @@ the tables and results, also while a step runs. The interpreter is the one that 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -21,19 +22,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import torch
 
+from hifuse_fast.bench.machine import usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("benchmarks/results", "hifuse_fast/gpu/tables")  #: folders whose changed files are copied to the report
 GRACE_S = 45.0  #: that a step with a budget of its own gets to finish what it has begun
+INTERRUPTED_S = 10.0  #: that a step whose time is up gets to say what it has found
+MOST_TESTERS = 12
 IMAGES = 64
 
 
@@ -56,14 +59,17 @@ def build(_report: Path) -> list[Step]:
 
 
 def parity(report: Path) -> list[Step]:
-    """A step for each file of tests that runs on the device there is; the options of pyproject.toml need a plugin."""
+    """The tests that run on the device there is; in processes side by side where pytest-xdist is installed, for most of their
+    time is compiling. Without the options of pyproject.toml, which need plugins."""
     shared = ("from tests.functional import", "from tests.attention import")
     files = sorted(path for path in (ROOT / "tests").glob("test_*.py") if any(line in path.read_text() for line in shared))
-    return [
-        Step(path.stem, _fixed("-m", "pytest", "-o", "addopts=", "-ra", "-q", "-p", "no:cacheprovider",
-                               f"--junitxml={report / path.stem}.xml", f"tests/{path.name}"))
-        for path in files
-    ]  # fmt: skip
+    split = ["-n", str(min(MOST_TESTERS, usable_cores())), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
+
+    def step(name: str, marked: str) -> Step:
+        options = ["-o", "addopts=", "-ra", "-q", "-p", "no:cacheprovider", f"--junitxml={report / name}.xml", "-m", marked]
+        return Step(name, _fixed("-m", "pytest", *options, *split, *(f"tests/{path.name}" for path in files)))
+
+    return [step("parity", "not slow"), step("parity_slow", "slow")]
 
 
 def tune(report: Path) -> list[Step]:
@@ -120,8 +126,6 @@ class Report:
         self.folder = folder
         self._lines: list[str] = []
         self._began = time.time()
-        self._lock = threading.Lock()
-        self.stopping = threading.Event()  #: set where the running steps are to end
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, step: str, command: str, code: int | None, seconds: float) -> None:
@@ -129,17 +133,15 @@ class Report:
         outcome = "cut off" if code is None else "passed" if code == 0 else f"FAILED with {code}"
         tail = (self.folder / f"{step}.log").read_text(errors="replace").splitlines()[-12:]
         head = [f"## {step}: {outcome}, {seconds:.0f} s", "", f"    {command}", ""]
-        with self._lock:
-            self._lines += [*head, *(f"    {line}" for line in tail), ""]
-            (self.folder / "check.md").write_text("\n".join([f"# {device()}", "", *self._lines]), encoding="utf-8")
+        self._lines += [*head, *(f"    {line}" for line in tail), ""]
+        (self.folder / "check.md").write_text("\n".join([f"# {device()}", "", *self._lines]), encoding="utf-8")
         self.mirror()
 
     def mirror(self) -> None:
         """Copy the results and tables that changed since the beginning."""
-        with self._lock:
-            for file in itertools.chain.from_iterable((ROOT / name).glob("*.*") for name in KEPT):
-                if not file.name.endswith(".tmp") and file.stat().st_mtime >= self._began - 1:
-                    shutil.copy(file, self.folder / file.name)
+        for file in itertools.chain.from_iterable((ROOT / name).glob("*.*") for name in KEPT):
+            if not file.name.endswith(".tmp") and file.stat().st_mtime >= self._began - 1:
+                shutil.copy(file, self.folder / file.name)
 
 
 def device() -> str:
@@ -165,7 +167,7 @@ def run_step(step: Step, command: list[str], report: Report, seconds: float) -> 
                 return process.wait(timeout=max(0.1, min(5.0, end - time.monotonic())))
             except subprocess.TimeoutExpired:
                 report.mirror()
-                if time.monotonic() >= end or report.stopping.is_set():
+                if time.monotonic() >= end:
                     break
             except BaseException:
                 _end(process)
@@ -175,26 +177,26 @@ def run_step(step: Step, command: list[str], report: Report, seconds: float) -> 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the step and what it started, which is a session of its own."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """End the step and what it started, which is a session of its own; asked first, pytest tells what has failed so far."""
+    with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=INTERRUPTED_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def run_stage(name: str, report: Report, limit_s: float) -> bool:
-    """Run a stage's steps while there is time; whether all of them passed. Tests share the device: most of it is compiling."""
-    end, steps = time.monotonic() + limit_s, STAGES[name](report.folder)
-    with ThreadPoolExecutor(len(steps) if name == "parity" else 1) as pool:
-        try:
-            return all(list(pool.map(lambda step: _run_until(end, step, report), steps)))
-        except BaseException:
-            report.stopping.set()
-            raise
+    """Run a stage's steps one by one while there is time; whether all of them passed."""
+    end = time.monotonic() + limit_s
+    passed = [_run_until(end, step, report) for step in STAGES[name](report.folder)]
+    return all(passed)
 
 
 def _run_until(end: float, step: Step, report: Report) -> bool:
     """Whether the step passed, or need not."""
     began = time.monotonic()
-    if began >= end or report.stopping.is_set():
+    if began >= end:
         click.echo(f"{step.name}: no time left")
         return False
     command = [sys.executable, *step.arguments(end - began)]

@@ -166,6 +166,7 @@ def _frozen(subject: Subject) -> Ready[Any]:
     """Its maps stay from call to call, so that memory is measured on another one's first call."""
     freeze = partial(optimize_for_inference, subject.network, subject.dtype)
     network, images = freeze(), subject.images.to(subject.dtype)
+    _compile_ahead(partial(freeze(cuda_graphs=False), images), subject)
     return Ready(
         partial(network, images),
         graphed=False,
@@ -176,7 +177,17 @@ def _frozen(subject: Subject) -> Ready[Any]:
 
 def _training(subject: Subject, backend: str, compiled: bool) -> Ready[list[Tensor]]:
     forward = _compile(subject.network) if compiled else subject.network
+    if backend != "reference":
+        _compile_ahead(partial(step, subject.network, subject, backend), subject)  # statistics of a batch need no running ones
     return Ready(partial(step, forward, subject, backend), held_mib=_mib(subject.network))
+
+
+def _compile_ahead(call: Callable[[], object], subject: Subject) -> None:
+    """The Triton kernels of the call, on all cores, where there are any."""
+    if subject.images.is_cuda:
+        from hifuse_fast.gpu.compile import compile_ahead
+
+        compile_ahead(call)
 
 
 def _mib(network: nn.Module) -> float:

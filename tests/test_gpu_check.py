@@ -26,6 +26,8 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
     assert found.exit_code == 0
     assert "nothing is run" in found.output
     tests = (
+        "-m 'not slow'",
+        "-m slow",
         "tests/test_window_attention.py",
         "tests/test_window_attention_calls.py",
         "tests/test_layer_norm.py",

@@ -136,6 +136,31 @@ def test_a_launch_finds_what_was_compiled_ahead(tmp_path: Path) -> None:
     assert after == before >= 5
 
 
+AHEAD = """
+import torch
+from hifuse_fast.gpu import calls, compile
+
+torch.cuda.get_device_capability = lambda *device: (9, 0)
+named = list(calls.choose("layer_norm norm1 7x7,max_mean over pixels 7x7"))
+inputs = [call.inputs(64, torch.bfloat16, "meta") for call in named]
+gradients = [call.gradient(64, torch.bfloat16, "meta") for call in named]
+
+def step():
+    for call, given, gradient in zip(named, inputs, gradients, strict=True):
+        call.run(given, gradient, "triton")
+        call.run(given, gradient, "triton")
+
+print(compile.compile_ahead(step, jobs=2))
+"""
+
+
+def test_all_that_a_call_launches_is_compiled_ahead(tmp_path: Path) -> None:
+    """Each kernel once, by threads of this process; and nothing is launched, for there is no device."""
+    done = python("-c", AHEAD, TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(list(tmp_path.glob("*/*.cubin"))) >= 5
+
+
 @pytest.mark.skipif(not launch.INTERPRETED, reason="the interpreter is off")
 def test_the_interpreter_is_refused() -> None:
     done = CliRunner().invoke(report.main, [])

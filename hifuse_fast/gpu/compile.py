@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hifuse_fast.gpu.launch import Launch
+from hifuse_fast.gpu.launch import Launch, recording
 
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 TRITON_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
@@ -103,6 +106,25 @@ def compilation(recorded: Launch, architecture: str) -> Compilation:
 def compile_launch(recorded: Launch, architecture: str) -> Any:
     """Triton's compiled kernel, as this launch would compile it on `architecture`."""
     return compilation(recorded, architecture).compile()
+
+
+def compile_ahead(call: Callable[[], object], jobs: int | None = None) -> int:
+    """Compile what `call` launches on the current CUDA device into Triton's cache, on several cores; how many kernels that are.
+
+    A training step of HiFuse launches some 170 different kernels, which its first call otherwise compiles one after the other.
+
+    Args:
+        call: runs with its launches left out: what it returns, and what it writes (running statistics), is garbage. So make
+            it of a copy of the network, or before weights are loaded.
+        jobs: threads; one a core if None.
+    """
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    with recording(architecture) as record:
+        call()
+    todo = list(dict.fromkeys(compilation(launch, architecture) for launch in record.launches))
+    with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(Compilation.compile, todo))
+    return len(todo)
 
 
 def resources(compiled: Any, architecture: str) -> Resources:

@@ -15,8 +15,8 @@ from hifuse_fast.ops.tape import call
 why_not = why_not_native
 
 DEPTHWISE, DIRECT = 0, 1  # in place of the outputs of a Winograd tile along an axis, 2 or 4
-# Channels from which F(4x4)'s filters are transformed at the call: transformed ahead, those of 2304 take 0.7 GB and longer to read
-# (one image); those of 1152 take 0.2 GB, and less time (AVX-512) or as much (AVX2).
+# Channels from which F(4x4)'s filters are transformed at the call. Ahead, those of 2304 take 0.7 GB, and longer to read
+# for one image; those of 1152 take 0.2 GB, and less time (AVX-512) or as much (AVX2).
 WIDE = 2048
 
 
