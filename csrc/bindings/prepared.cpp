@@ -85,9 +85,10 @@ Tensor pack_winograd(const Tensor& weight, int64_t tile, bool bfloat16) {
   STD_TORCH_CHECK(tile == 2 || tile == 4, "tile must be 2 or 4");
   const int64_t columns = weight.size(0), depth = weight.size(1);
   const float* const from = floats("weight", weight, columns * depth * 9);
-  Tensor out = new_weight(weight, (tile + 2) * (tile + 2) * padded(columns) * padded(depth),
-                          bfloat16 ? ScalarType::BFloat16 : ScalarType::Float);
   const auto type = bfloat16 ? DType::bfloat16 : DType::float32;
+  const int64_t products = winograd_products(tile, type);
+  Tensor out = new_weight(weight, products * products * padded(columns) * padded(depth),
+                          bfloat16 ? ScalarType::BFloat16 : ScalarType::Float);
   isa::kernels().pack_winograd({from, columns, depth, tile, type, out.mutable_data_ptr()}, kTorchThreads);
   return out;
 }
@@ -201,7 +202,8 @@ Tensor mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t channels
   check_like("out", out, z, {batch, height, width, channels});
   STD_TORCH_CHECK(out.const_data_ptr() != z.const_data_ptr() || z.numel() == 0,
                   "out must not be z, whose neighbours are still read");
-  const int64_t matrices = tile == 1 ? 9 : (tile + 2) * (tile + 2), size = padded(channels) * padded(channels);
+  const int64_t products = tile == 1 ? 3 : winograd_products(tile, dtype_of(z));
+  const int64_t transformed = products * products * padded(channels) * padded(channels);
   const int64_t untransformed = padded(channels) * padded(9 * channels);  // always fewer
   Mixer args{};
   args.dtype = dtype_of(z);
@@ -209,8 +211,7 @@ Tensor mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t channels
   args.z = z.const_data_ptr(), args.out = out.mutable_data_ptr();
   args.tile = tile;
   args.transform = tile == 4 && args.dtype == DType::float32 && weight.numel() == untransformed;
-  args.weight =
-      tile ? packed(weight, z, args.transform ? untransformed : matrices * size) : floats("weight", weight, 9 * channels);
+  args.weight = tile ? packed(weight, z, args.transform ? untransformed : transformed) : floats("weight", weight, 9 * channels);
   isa::kernels().mixer(args, kTorchThreads);
   return out;
 }

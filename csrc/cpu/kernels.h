@@ -87,6 +87,11 @@ struct PackLinear {
   void* packed;
 };
 
+// Products of a Winograd tile along an axis. With 4 outputs in bfloat16 its points are complex (winograd_complex.h).
+constexpr int64_t winograd_products(int64_t tile, DType dtype) {
+  return tile + (tile == 4 && dtype == DType::bfloat16 ? 3 : 2);
+}
+
 struct PackWinograd {
   const float* weight;  // [columns, depth, 3, 3]
   int64_t columns;

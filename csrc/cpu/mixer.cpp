@@ -25,11 +25,11 @@ struct Range {
 };
 
 // The tiles of a batch of maps.
-template <int kOutputs>
+template <class Scheme>
 class Tiles {
- public:
-  using Matrices = WinogradMatrices<kOutputs>;
+  static constexpr int kOutputs = Scheme::kOutputs;
 
+ public:
   explicit Tiles(const Mixer& args)
       : rows_(args.height / kOutputs),
         columns_(args.width / kOutputs),
@@ -66,7 +66,7 @@ class Tiles {
 
   // Those that need the product at position (i, j).
   Range that_use(int i, int j) const {
-    const bool bottom = Matrices::uses(bottom_ ? bottom_ : kOutputs, i), right = Matrices::uses(right_ ? right_ : kOutputs, j);
+    const bool bottom = Scheme::uses(bottom_ ? bottom_ : kOutputs, i), right = Scheme::uses(right_ ? right_ : kOutputs, j);
     const int64_t inner = batch_ * (rights_ + wholes_);
     return {right ? 0 : batch_ * rights_, !bottom ? inner : right ? count() : inner + batch_ * bottoms_};
   }
@@ -86,11 +86,11 @@ class Tiles {
 template <class Filters>
 class WinogradKernel {
   using S = typename Filters::Stored;
-  static constexpr int kOutputs = Filters::kOutputs;
-  using Place = typename Tiles<kOutputs>::Place;
-  using Matrices = WinogradMatrices<kOutputs>;
-  static constexpr int kInputs = kOutputs + 2;
-  static constexpr int64_t kPositions = kInputs * kInputs;
+  using Scheme = typename Filters::Scheme;
+  using Place = typename Tiles<Scheme>::Place;
+  static constexpr int kOutputs = Scheme::kOutputs, kInputs = Scheme::kInputs, kProducts = Scheme::kProducts;
+  static constexpr int64_t kPositions = kProducts * kProducts;
+  static_assert(kProducts == winograd_products(kOutputs, sizeof(S) == sizeof(float) ? DType::float32 : DType::bfloat16));
   static constexpr int64_t kMostTiles = 8 * 224 / kPositions;  // of a block: M takes 230 KB
   static constexpr int64_t kOperandBytes = 320 * 1024;         // of a block, at one position
 
@@ -142,16 +142,16 @@ class WinogradKernel {
     const S* pixels[kInputs][kInputs];
     locate(place, rows, columns, zeros, pixels);
     for (int64_t channel = 0; channel < depth_; channel += kLanes<float>) {
-      Vec<float> x[kInputs][kInputs];  // [column][row]
+      Vec<float> x[kInputs][kProducts];  // [column][row]
       for (int j = 0; j < columns; ++j) {
         for (int i = 0; i < rows; ++i) x[j][i] = load_channels(pixels[i][j], channel);
-        kWhole ? Winograd<kOutputs>::input(x[j]) : Winograd<kOutputs>::input(place.rows, x[j]);
+        kWhole ? Scheme::input(x[j]) : Scheme::input(place.rows, x[j]);
       }
-      for (int i = 0; i < rows; ++i) {
-        Vec<float> row[kInputs] = {};
+      for (int i = 0; i < products<kWhole>(place.rows); ++i) {
+        Vec<float> row[kProducts] = {};
         for (int j = 0; j < columns; ++j) row[j] = x[j][i];
-        kWhole ? Winograd<kOutputs>::input(row) : Winograd<kOutputs>::input(place.columns, row);
-        for (int j = 0; j < columns; ++j) {
+        kWhole ? Scheme::input(row) : Scheme::input(place.columns, row);
+        for (int j = 0; j < products<kWhole>(place.columns); ++j) {
           const Operand<S> to = operand(group, position<kWhole>(place, i, j), tile, inputs);
           store_narrow(to.at + channel / kChunk * to.chunk + channel % kChunk, row[j]);
         }
@@ -160,9 +160,14 @@ class WinogradKernel {
   }
 
   template <bool kWhole>
+  static int products(int outputs) {
+    return kWhole ? kProducts : Scheme::products(outputs);
+  }
+
+  template <bool kWhole>
   static int position(const Place& place, int i, int j) {
-    if (kWhole) return i * kInputs + j;
-    return Matrices::position(place.rows, i) * kInputs + Matrices::position(place.columns, j);
+    if (kWhole) return i * kProducts + j;
+    return Scheme::product(place.rows, i) * kProducts + Scheme::product(place.columns, j);
   }
 
   Vec<float> load_channels(const S* pixel, int64_t channel) const {
@@ -201,7 +206,7 @@ class WinogradKernel {
   // The products of a slice of the depth, added to those of the slices before it.
   void multiply_slice(Range group, Range block, const FilterSlice<S>& filters, S* inputs, float* products) const {
     for (int position = 0; position < kPositions; ++position) {
-      const Range tiles = block.within(tiles_.that_use(position / kInputs, position % kInputs));
+      const Range tiles = block.within(tiles_.that_use(position / kProducts, position % kProducts));
       if (tiles.count() == 0) continue;
       const Operand<S> a = operand(group, position, tiles.first, inputs);
       const Operand<S> next = operand(group, (position + 1) % kPositions, tiles.first, inputs);
@@ -213,19 +218,20 @@ class WinogradKernel {
   }
 
   template <bool kWhole>
-  void transform_output(const Place& place, int64_t channel, const float* products, int64_t stride) const {
+  void transform_output(const Place& place, int64_t channel, const float* sums, int64_t stride) const {
     const int rows = kWhole ? kOutputs : place.rows, columns = kWhole ? kOutputs : place.columns;
     float block[kOutputs][kOutputs][kPanel];
     for (int64_t lane = 0; lane < kPanel; lane += kLanes<float>) {
-      Vec<float> x[kInputs][kInputs];  // [column][row]
-      for (int j = 0; j < columns + 2; ++j) {
-        for (int i = 0; i < rows + 2; ++i) x[j][i] = load(products + position<kWhole>(place, i, j) * stride + lane);
-        kWhole ? Winograd<kOutputs>::output(x[j]) : Winograd<kOutputs>::output(place.rows, x[j]);
+      Vec<float> x[kProducts][kProducts];  // [column][row]
+      for (int j = 0; j < products<kWhole>(place.columns); ++j) {
+        for (int i = 0; i < products<kWhole>(place.rows); ++i)
+          x[j][i] = load(sums + position<kWhole>(place, i, j) * stride + lane);
+        kWhole ? Scheme::output(x[j]) : Scheme::output(place.rows, x[j]);
       }
       for (int i = 0; i < rows; ++i) {
-        Vec<float> row[kInputs] = {};
-        for (int j = 0; j < columns + 2; ++j) row[j] = x[j][i];
-        kWhole ? Winograd<kOutputs>::output(row) : Winograd<kOutputs>::output(place.columns, row);
+        Vec<float> row[kProducts] = {};
+        for (int j = 0; j < products<kWhole>(place.columns); ++j) row[j] = x[j][i];
+        kWhole ? Scheme::output(row) : Scheme::output(place.columns, row);
         for (int j = 0; j < columns; ++j) store(block[i][j] + lane, gelu<S>(row[j]));
       }
     }
@@ -240,15 +246,15 @@ class WinogradKernel {
   }
 
   const Mixer& args_;
-  Tiles<kOutputs> tiles_;
+  Tiles<Scheme> tiles_;
   Filters filters_;
   int64_t depth_;
 };
 
 template <class S>
-using WinogradKernel2 = WinogradKernel<FiltersAhead<S, 2>>;
+using WinogradKernel2 = WinogradKernel<FiltersAhead<S, Winograd2>>;
 template <class S>
-using WinogradKernel4 = WinogradKernel<FiltersAhead<S, 4>>;
+using WinogradKernel4 = WinogradKernel<FiltersAhead<S, Scheme4<S>>>;
 
 }  // namespace
 

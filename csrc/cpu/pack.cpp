@@ -1,7 +1,6 @@
 // Weights into the layout of panel.h, once.
-#include "cpu/panel.h"
 #include "cpu/prepared.h"
-#include "cpu/winograd.h"
+#include "cpu/winograd_filters.h"
 
 namespace hifuse {
 inline namespace HIFUSE_ISA {
@@ -44,9 +43,9 @@ class Linearly {
 };
 
 // U = G g G^T of every filter g, [panel][position][depth][32], rounded once.
-template <class S, int kOutputs>
+template <class S, class Scheme>
 class WinogradFilters {
-  static constexpr int kInputs = kOutputs + 2;
+  static constexpr int kProducts = Scheme::kProducts;
 
  public:
   explicit WinogradFilters(const PackWinograd& args) : args_(args), depth_(divide_up(args.depth, kChunk) * kChunk) {}
@@ -66,22 +65,21 @@ class WinogradFilters {
         const float* const from = args_.weight + ((panel * kPanel + column) * args_.depth + k) * 9;
         for (int i = 0; i < 9; ++i) filters[i / 3][i % 3][column] = from[i];
       }
-    double half[kInputs][3][kPanel];
-    for (int i = 0; i < kInputs; ++i)
+    double half[kProducts][3][kPanel];
+    for (int i = 0; i < kProducts; ++i)
       for (int x = 0; x < 3; ++x) combine(i, filters[0][x], filters[1][x], filters[2][x], half[i][x]);
-    S* const to = static_cast<S*>(args_.packed) + panel * kInputs * kInputs * depth_ * kPanel;
-    for (int i = 0; i < kInputs; ++i)
-      for (int j = 0; j < kInputs; ++j) {
+    S* const to = static_cast<S*>(args_.packed) + panel * kProducts * kProducts * depth_ * kPanel;
+    for (int i = 0; i < kProducts; ++i)
+      for (int j = 0; j < kProducts; ++j) {
         double values[kPanel];
         combine(j, half[i][0], half[i][1], half[i][2], values);
-        S* const at = to + (i * kInputs + j) * depth_ * kPanel;
+        S* const at = to + (i * kProducts + j) * depth_ * kPanel;
         for (int64_t column = 0; column < kPanel; ++column) narrow(static_cast<float>(values[column]), at[place<S>(k, column)]);
       }
   }
 
   static void combine(int row, const double* a, const double* b, const double* c, double* to) {
-    using Matrices = WinogradMatrices<kOutputs>;
-    const double g[3] = {Matrices::filter(row, 0), Matrices::filter(row, 1), Matrices::filter(row, 2)};
+    const double g[3] = {Scheme::filter(row, 0), Scheme::filter(row, 1), Scheme::filter(row, 2)};
     for (int64_t i = 0; i < kPanel; ++i) to[i] = g[0] * a[i] + g[1] * b[i] + g[2] * c[i];
   }
 
@@ -89,19 +87,18 @@ class WinogradFilters {
   int64_t depth_;
 };
 
-template <int kOutputs>
-void pack_tiles(const PackWinograd& args, const Parallel& parallel) {
-  if (args.dtype == DType::bfloat16) return WinogradFilters<BFloat16, kOutputs>(args).run(parallel);
-  WinogradFilters<float, kOutputs>(args).run(parallel);
-}
+template <class S>
+using Filters2 = WinogradFilters<S, Winograd2>;
+template <class S>
+using Filters4 = WinogradFilters<S, Scheme4<S>>;
 
 }  // namespace
 
 void pack_linear(const PackLinear& args, const Parallel& parallel) { run_prepared<Linearly>(args.dtype, args, parallel); }
 
 void pack_winograd(const PackWinograd& args, const Parallel& parallel) {
-  if (args.tile == 2) return pack_tiles<2>(args, parallel);
-  pack_tiles<4>(args, parallel);
+  if (args.tile == 2) return run_prepared<Filters2>(args.dtype, args, parallel);
+  run_prepared<Filters4>(args.dtype, args, parallel);
 }
 
 }  // namespace HIFUSE_ISA

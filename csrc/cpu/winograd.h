@@ -9,6 +9,9 @@
 // A tile at the edge of the map that has only r < m outputs needs r + 2 products: those of the first r + 1 points and of
 // infinity. The transformed filters serve it as they are, if its input rows are scaled by what the left-out points would
 // contribute.
+//
+// A scheme is what the kernel of the mixer knows of all this, along one axis: Winograd2, Winograd4, and Complex4
+// (winograd_complex.h).
 #pragma once
 
 #include "cpu/vec.h"
@@ -33,9 +36,9 @@ struct WinogradMatrices {
   static constexpr const double* kPoints = WinogradPoints<kOutputs>::kPoints;
   static constexpr int kInfinity = kOutputs + 1;
 
-  // Of the product with index k < r + 2, the position among those of a whole tile.
-  static constexpr int position(int r, int k) { return k <= r ? k : kInfinity; }
-  static constexpr bool uses(int r, int position) { return position <= r || position == kInfinity; }
+  // Of the product with index k < r + 2, its place among those of a whole tile.
+  static constexpr int product(int r, int k) { return k <= r ? k : kInfinity; }
+  static constexpr bool uses(int r, int product) { return product <= r || product == kInfinity; }
 
   // The product of (point i - point j) over the first `count` points j but i.
   static constexpr double constant(int i, int count) {
@@ -92,12 +95,23 @@ inline void winograd_edge_output(Vec<float>* x) {
   }
 }
 
-// The same for whole tiles, with what their matrices' rows have in common computed once.
-template <int kOutputs>
-struct Winograd;
+// What both schemes over real points have in common. `input` and `output` are in place.
+template <int m>
+struct WinogradScheme {
+  using Matrices = WinogradMatrices<m>;
+  static constexpr int kOutputs = m;
+  static constexpr int kInputs = m + 2;
+  static constexpr int kProducts = m + 2;
 
-template <>
-struct Winograd<2> {
+  static constexpr double filter(int product, int tap) { return Matrices::filter(product, tap); }
+  // Of a tile with r outputs: how many products it needs, which those are, and whether one is among them.
+  static constexpr int products(int r) { return r + 2; }
+  static constexpr int product(int r, int k) { return Matrices::product(r, k); }
+  static constexpr bool uses(int r, int product) { return Matrices::uses(r, product); }
+};
+
+// The transforms of whole tiles, with what their matrices' rows have in common computed once.
+struct Winograd2 : WinogradScheme<2> {
   static void input(Vec<float>* x) {
     const Vec<float> x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];
     x[0] = x2 - x0;
@@ -115,12 +129,11 @@ struct Winograd<2> {
   static void output(int r, Vec<float>* x) { r == 2 ? output(x) : winograd_edge_output<2, 1>(x); }
 };
 
-template <>
-struct Winograd<4> {
+struct Winograd4 : WinogradScheme<4> {
   static constexpr float a = 0.75f, b = 1.5f, a2 = a * a, b2 = b * b;
 
   // x: 3 taps in, 6 numbers out. Points come in opposite pairs, in which the odd tap alone changes its sign.
-  static void filter(Vec<float>* x) {
+  static void transform_filter(Vec<float>* x) {
     const Vec<float> even_a = weigh(1, 0) * x[0] + weigh(1, 2) * x[2], odd_a = weigh(1, 1) * x[1];
     const Vec<float> even_b = weigh(3, 0) * x[0] + weigh(3, 2) * x[2], odd_b = weigh(3, 1) * x[1];
     x[5] = x[2];
@@ -168,7 +181,7 @@ struct Winograd<4> {
   }
 
  private:
-  static constexpr float weigh(int i, int tap) { return static_cast<float>(WinogradMatrices<4>::filter(i, tap)); }
+  static constexpr float weigh(int product, int tap) { return static_cast<float>(Matrices::filter(product, tap)); }
 };
 
 }  // namespace HIFUSE_ISA

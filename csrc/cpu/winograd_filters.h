@@ -6,12 +6,19 @@
 // where the products read it at once: that costs a few operations for every number that does not have to come.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
 #include "cpu/winograd.h"
+#include "cpu/winograd_complex.h"
 
 namespace hifuse {
 inline namespace HIFUSE_ISA {
+
+// The scheme of F(4x4) for maps of the type S: real points lose too many digits in bfloat16.
+template <class S>
+using Scheme4 = std::conditional_t<sizeof(S) == sizeof(float), Winograd4, Complex4>;
 
 // The filters of a panel for some chunks of the depth: for each position a matrix [depth][32].
 template <class S>
@@ -28,11 +35,11 @@ struct FilterSlice {
 };
 
 // Of pack_winograd: [panel][position][depth][32].
-template <class S, int kTile>
+template <class S, class SchemeOfTiles>
 class FiltersAhead {
  public:
   using Stored = S;
-  static constexpr int kOutputs = kTile;
+  using Scheme = SchemeOfTiles;
   static constexpr int64_t kScratch = 0;
   static constexpr int64_t kGroupBytes = 9 << 19;  // of transformed inputs: what stays in L3 beside the weights
 
@@ -43,7 +50,7 @@ class FiltersAhead {
   int64_t slice_depth() const { return chunks_ * kChunk; }
 
   FilterSlice<S> slice(int64_t panel, int64_t, S*) const {
-    constexpr int64_t kPositions = (kOutputs + 2) * (kOutputs + 2);
+    constexpr int64_t kPositions = Scheme::kProducts * Scheme::kProducts;
     const int64_t size = slice_depth() * kPanel;
     const S* const at = filters_ + panel * kPositions * size;
     return {0, chunks_, at, size, at + size, kPanel * kStep<S>};
@@ -64,7 +71,7 @@ class FiltersAtCall {
 
  public:
   using Stored = float;
-  static constexpr int kOutputs = 4;
+  using Scheme = Winograd4;
   static constexpr int64_t kScratch = kPositions * kStride;
   static constexpr int64_t kGroupBytes = 24 << 19;  // more than of FiltersAhead: a group transforms all filters
 
@@ -95,11 +102,11 @@ class FiltersAtCall {
       Vec<float> x[3][6];  // [column][row]
       for (int j = 0; j < 3; ++j) {
         for (int i = 0; i < 3; ++i) x[j][i] = load(filters + (i * 3 + j) * kPanel + lane);
-        Winograd<4>::filter(x[j]);
+        Winograd4::transform_filter(x[j]);
       }
       for (int i = 0; i < 6; ++i) {
         Vec<float> row[6] = {x[0][i], x[1][i], x[2][i]};
-        Winograd<4>::filter(row);
+        Winograd4::transform_filter(row);
         for (int j = 0; j < 6; ++j) store(to + (i * 6 + j) * kStride + lane, row[j]);
       }
     }

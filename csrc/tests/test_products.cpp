@@ -6,6 +6,7 @@
 #include "cpu/activation.h"
 #include "cpu/panel.h"
 #include "cpu/winograd.h"
+#include "cpu/winograd_complex.h"
 
 using namespace hifuse;
 
@@ -70,35 +71,37 @@ void test_gelu() {
 }
 
 // r outputs of a 3-tap filter along one axis, from r + 2 inputs.
-template <int kOutputs>
-void test_winograd(int r) {
-  using Matrices = WinogradMatrices<kOutputs>;
+template <class Scheme>
+void test_scheme(int r) {
   const double filter[3] = {0.75, -2, 1.25};
-  Vec<float> x[kOutputs + 2];
-  float inputs[kOutputs + 2];
+  Vec<float> x[Scheme::kProducts];
+  float inputs[Scheme::kInputs];
   for (int i = 0; i < r + 2; ++i) x[i] = splat(inputs[i] = pattern(i + 3));
-  Winograd<kOutputs>::input(r, x);
-  for (int k = 0; k < r + 2; ++k) {
-    const int position = Matrices::position(r, k);
-    CHECK(Matrices::uses(r, position));
+  Scheme::input(r, x);
+  int used = 0;
+  for (int product = 0; product < Scheme::kProducts; ++product) used += Scheme::uses(r, product);
+  CHECK(used == Scheme::products(r));
+  for (int k = 0; k < Scheme::products(r); ++k) {
+    const int product = Scheme::product(r, k);
+    CHECK(Scheme::uses(r, product));
     double transformed = 0;
-    for (int tap = 0; tap < 3; ++tap) transformed += Matrices::filter(position, tap) * filter[tap];
+    for (int tap = 0; tap < 3; ++tap) transformed += Scheme::filter(product, tap) * filter[tap];
     x[k] *= static_cast<float>(transformed);
   }
-  Winograd<kOutputs>::output(r, x);
+  Scheme::output(r, x);
   for (int i = 0; i < r; ++i) {
     const double expected = inputs[i] * filter[0] + inputs[i + 1] * filter[1] + inputs[i + 2] * filter[2];
     CHECK(std::abs(x[i][0] - expected) < 1e-4);
   }
 }
 
-void test_winograd_filter() {
+void test_transform_of_filters() {
   const double filter[3] = {0.75, -2, 1.25};
-  Vec<float> x[6] = {splat(0.75f), splat(-2.0f), splat(1.25f)};
-  Winograd<4>::filter(x);
-  for (int i = 0; i < 6; ++i) {
+  Vec<float> x[Winograd4::kProducts] = {splat(0.75f), splat(-2.0f), splat(1.25f)};
+  Winograd4::transform_filter(x);
+  for (int i = 0; i < Winograd4::kProducts; ++i) {
     double expected = 0;
-    for (int tap = 0; tap < 3; ++tap) expected += WinogradMatrices<4>::filter(i, tap) * filter[tap];
+    for (int tap = 0; tap < 3; ++tap) expected += Winograd4::filter(i, tap) * filter[tap];
     for (int lane = 0; lane < kLanes<float>; ++lane) CHECK(std::abs(x[i][lane] - expected) < 1e-6);
   }
 }
@@ -112,7 +115,8 @@ void test_products() {
       test_product<BFloat16>(rows, chunks);
     }
   test_gelu();
-  for (int r = 1; r <= 2; ++r) test_winograd<2>(r);
-  for (int r = 1; r <= 4; ++r) test_winograd<4>(r);
-  test_winograd_filter();
+  for (int r = 1; r <= 2; ++r) test_scheme<Winograd2>(r);
+  for (int r = 1; r <= 4; ++r) test_scheme<Winograd4>(r);
+  for (int r = 1; r <= 4; ++r) test_scheme<Complex4>(r);
+  test_transform_of_filters();
 }

@@ -92,8 +92,8 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     with zero padding, no bias and the exact GELU. The result is called as `op(z, out=None)`: [B, H, W, C] -> [B, H, W, C].
 
     The algorithms are those of a dense convolution in kernels; the reference and a depthwise weight have one each. Winograd's
-    F(2x2, 3x3) takes 4/9 of the multiplications of the direct one and F(4x4, 3x3) takes 1/4; their rounding errors are larger,
-    and `testing.MIXER_BOUNDS` says by how much.
+    F(2x2, 3x3) takes 4/9 of the multiplications of the direct one and F(4x4, 3x3) takes 1/4, or in bfloat16, where complex points
+    keep its digits, 1/3; their rounding errors are larger, and `testing.MIXER_BOUNDS` says by how much.
 
     Args:
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
@@ -109,14 +109,13 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
 
-    Source: the official HiFuse `IRMLP`; Lavin and Gray 2016 (Winograd's algorithm for convolutions).
+    Source: the official HiFuse `IRMLP`; Lavin and Gray 2016 (Winograd's algorithm for convolutions); Meng and Brothers 2019
+    (complex points).
     """
     depthwise = isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[1] == 1
     check_weights(weight=(weight, "C 1 3 3" if depthwise else "C C 3 3"))
     check_dtype("dtype", dtype, DTYPES)
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
-    if algorithm == "winograd4" and dtype in (torch.bfloat16, torch.float16):
-        raise ValueError(f"algorithm 'winograd4' loses too many digits in {dtype}: use 'auto', 'winograd2' or 'direct'")
     cls = backends.prepared_class("mixer", backend, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack({"weight": weight}, dtype, **options), **options)
     return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))

@@ -15,8 +15,8 @@ from hifuse_fast.ops.tape import call
 why_not = why_not_native
 
 DEPTHWISE, DIRECT = 0, 1  # in place of the outputs of a Winograd tile along an axis, 2 or 4
-# Channels from which F(4x4)'s filters are transformed at the call. Ahead, those of 2304 take 0.7 GB, and longer to read
-# for one image; those of 1152 take 0.2 GB, and less time (AVX-512) or as much (AVX2).
+# Channels from which F(4x4)'s filters are too large to be transformed ahead: those of 2304 take 0.7 GB in float32, 0.5 in
+# bfloat16, and longer to read for one image. In float32 they are transformed at the call; bfloat16 keeps to F(2x2).
 WIDE = 2048
 
 
@@ -30,12 +30,12 @@ class Mixer(PreparedOp):
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
         weight = tensors["weight"]
         channels, depth = weight.shape[:2]
-        tile = DEPTHWISE if depth < channels else _tile(options["algorithm"], dtype)
+        tile = DEPTHWISE if depth < channels else _tile(options["algorithm"], dtype, channels)
         if tile == DEPTHWISE:
             packed = pack_floats(weight.flatten(1).T)
         elif tile == DIRECT:
             packed = torch.cat([pack_matrix(weight[:, :, i // 3, i % 3], dtype) for i in range(9)])
-        elif tile == 4 and channels >= WIDE:
+        elif tile == 4 and dtype == torch.float32 and channels >= WIDE:
             packed = pack_matrix(weight.flatten(1), dtype)
         else:
             packed = torch.ops.hifuse_fast.pack_winograd(pack_floats(weight), tile, dtype == torch.bfloat16)
@@ -51,7 +51,7 @@ class Mixer(PreparedOp):
         return written
 
 
-def _tile(algorithm: str, dtype: torch.dtype) -> int:
-    if algorithm == "auto":  # F(4x4) loses too many digits in bfloat16
-        return 2 if dtype == torch.bfloat16 else 4
+def _tile(algorithm: str, dtype: torch.dtype, channels: int) -> int:
+    if algorithm == "auto":
+        return 2 if dtype == torch.bfloat16 and channels >= WIDE else 4
     return {"direct": DIRECT, "winograd2": 2, "winograd4": 4}[algorithm]
