@@ -92,8 +92,8 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     with zero padding, no bias and the exact GELU. The result is called as `op(z, out=None)`: [B, H, W, C] -> [B, H, W, C].
 
     The algorithms are those of a dense convolution in kernels; the reference and a depthwise weight have one each. Winograd's
-    F(2x2, 3x3) takes 4/9 of the multiplications of the direct one and F(4x4, 3x3) takes 1/4, or in bfloat16, where complex points
-    keep its digits, 1/3; their rounding errors are larger, and `testing.MIXER_BOUNDS` says by how much.
+    F(2x2, 3x3) takes 4/9 of the multiplications of the direct one. F(4x4, 3x3) takes 1/4, or in bfloat16, whose digits complex
+    points keep, 1/3. Their rounding errors are larger, and `testing.MIXER_BOUNDS` says by how much.
 
     Args:
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
