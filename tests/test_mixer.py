@@ -18,6 +18,7 @@ from tests.prepared import DTYPES, check_determinism, check_parity, kernels, mat
 
 KERNELS = kernels("mixer")
 SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 18, 14, 8), (1, 2, 2, 1), (1, 6, 10, 160)]
+FOUR_TILES = [(1, 7, 7, 96), (2, 3, 8, 33), (1, 4, 13, 8), (4, 1, 2, 72)]  # which share their filters in registers
 DEPTHWISE_SHAPES = [(2, 7, 7, 36), *SHAPES[1:6]]  # PyTorch's float64 takes long for many channels
 ALGORITHMS = [(dtype, algorithm) for dtype in DTYPES for algorithm in ("direct", "winograd2", "winograd4")]
 
@@ -68,7 +69,7 @@ def at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_the_call")
-@pytest.mark.parametrize("shape", [*SHAPES, (9, 13, 11, 40)], ids=str)  # the last one: several blocks of tiles
+@pytest.mark.parametrize("shape", [*SHAPES, *FOUR_TILES, (9, 13, 11, 40)], ids=str)  # the last one: several blocks of tiles
 @pytest.mark.parametrize("kernel", kernels("mixer", "native"))
 def test_parity_with_filters_transformed_at_the_call(shape: tuple[int, ...], kernel: str) -> None:
     rule = partial(assert_mixer_within_bounds, algorithm="winograd4")
@@ -82,6 +83,7 @@ def test_filters_transformed_at_the_call(kernel: str) -> None:
     assert op.weight.numel() == 9 * 96 * 96  # not 36: this is the path
     assert op(torch.empty(0, 3, 5, 96)).shape == (0, 3, 5, 96)
     check_determinism(op, uniform("z", 5, 19, 23, 96).float())
+    check_determinism(op, uniform("z", 1, 7, 7, 96).float())
 
 
 @pytest.mark.parametrize("shape", DEPTHWISE_SHAPES, ids=str)

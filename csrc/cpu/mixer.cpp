@@ -117,8 +117,8 @@ class WinogradKernel {
       const S* const zeros = scratch.take<S>(depth_);
       for (int64_t tile = part.first; tile < part.last; ++tile) {
         const Place place = tiles_.place(tile);
-        place.whole() ? transform_input<true>(group, tile, place, zeros, inputs)
-                      : transform_input<false>(group, tile, place, zeros, inputs);
+        whole(group, place) ? transform_input<true>(group, tile, place, zeros, inputs)
+                            : transform_input<false>(group, tile, place, zeros, inputs);
       }
     });
     const int64_t fitting = kOperandBytes / (filters_.slice_depth() * static_cast<int64_t>(sizeof(S)));
@@ -128,6 +128,10 @@ class WinogradKernel {
     parallel.each(panels * blocks,
                   [&](int64_t task) { multiply(group, group.part(task % blocks, blocks), task / blocks, inputs); });
   }
+
+  // Few tiles are multiplied together, so at all positions, in one block.
+  static bool few(Range group) { return Filters::kFew > 0 && group.count() == Filters::kFew; }
+  static bool whole(Range group, const Place& place) { return place.whole() || few(group); }
 
   // The operand of one position, from tile `tile` of the group on.
   Operand<S> operand(Range group, int64_t position, int64_t tile, S* inputs) const {
@@ -192,14 +196,18 @@ class WinogradKernel {
     Scratch scratch;
     float* const products = scratch.take_dirty<float>(kPositions * block.count() * kPanel);
     S* const transformed = scratch.take_dirty<S>(Filters::kScratch);
-    for (int64_t i = 0; i < filters_.slices(); ++i)
-      multiply_slice(group, block, filters_.slice(panel, i, transformed), inputs, products);
+    if (few(group)) {
+      if constexpr (Filters::kFew > 0) filters_.multiply_few(panel, inputs, depth_ * group.count(), products);
+    } else {
+      for (int64_t i = 0; i < filters_.slices(); ++i)
+        multiply_slice(group, block, filters_.slice(panel, i, transformed), inputs, products);
+    }
     for (int64_t tile = block.first; tile < block.last; ++tile) {
       const Place place = tiles_.place(tile);
       const float* const from = products + (tile - block.first) * kPanel;
       const int64_t stride = block.count() * kPanel;
-      place.whole() ? transform_output<true>(place, panel * kPanel, from, stride)
-                    : transform_output<false>(place, panel * kPanel, from, stride);
+      whole(group, place) ? transform_output<true>(place, panel * kPanel, from, stride)
+                          : transform_output<false>(place, panel * kPanel, from, stride);
     }
   }
 
@@ -236,8 +244,8 @@ class WinogradKernel {
       }
     }
     const int64_t count = args_.channels - channel < kPanel ? args_.channels - channel : kPanel;
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < columns; ++j) {
+    for (int i = 0; i < place.rows; ++i)
+      for (int j = 0; j < place.columns; ++j) {
         const int64_t pixel = (place.image * args_.height + place.y + i) * args_.width + place.x + j;
         const int64_t at = pixel * args_.channels + channel;
         add_columns(static_cast<const S*>(args_.z) + at, block[i][j], count);

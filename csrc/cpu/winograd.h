@@ -1,14 +1,13 @@
 // The transforms of Winograd's convolution F(m x m, 3 x 3): m outputs of a 3-tap filter from m + 2 products, along both axes.
 //
 // Filter, input and output are polynomials; their product is taken at m + 1 points and at infinity, and read off. Row i of the
-// filter's matrix evaluates it at point i over the constant of that point; row i of the input's holds the polynomial that
-// vanishes at all points but i; column i of the output's are the powers of point i.
+// filter's matrix evaluates it at point i, so holds the powers of that point; row i of the input's holds the polynomial that
+// vanishes at all points but i; column i of the output's the powers again, over what that polynomial is at point i.
 // Points: 0, +-1 for m = 2, and 0, +-3/4, +-3/2 for m = 4, which keep the matrices' numbers near 1, and so rounding small
 // (Barabasz et al. 2018).
 //
 // A tile at the edge of the map that has only r < m outputs needs r + 2 products: those of the first r + 1 points and of
-// infinity. The transformed filters serve it as they are, if its input rows are scaled by what the left-out points would
-// contribute.
+// infinity, by matrices of its own for input and output; the transformed filters serve it as they are.
 //
 // A scheme is what the kernel of the mixer knows of all this, along one axis: Winograd2, Winograd4, and Complex4
 // (winograd_complex.h).
@@ -40,19 +39,9 @@ struct WinogradMatrices {
   static constexpr int product(int r, int k) { return k <= r ? k : kInfinity; }
   static constexpr bool uses(int r, int product) { return product <= r || product == kInfinity; }
 
-  // The product of (point i - point j) over the first `count` points j but i.
-  static constexpr double constant(int i, int count) {
-    double product = 1;
-    for (int j = 0; j < count; ++j)
-      if (j != i) product *= kPoints[i] - kPoints[j];
-    return product;
-  }
+  static constexpr double power(int i, int exponent) { return exponent == 0 ? 1 : kPoints[i] * power(i, exponent - 1); }
 
-  static constexpr double filter(int i, int tap) {
-    if (i == kInfinity) return tap == 2;
-    const double powers[3] = {1, kPoints[i], kPoints[i] * kPoints[i]};
-    return powers[tap] / constant(i, kOutputs + 1);
-  }
+  static constexpr double filter(int i, int tap) { return i == kInfinity ? tap == 2 : power(i, tap); }
 
   // Coefficient `degree` of the product of (x - point j) over the first r + 1 points j but k; of all of them for infinity.
   static constexpr double input(int r, int k, int degree) {
@@ -62,14 +51,15 @@ struct WinogradMatrices {
       for (int d = kOutputs + 1; d > 0; --d) coefficients[d] = coefficients[d - 1] - kPoints[j] * coefficients[d];
       coefficients[0] *= -kPoints[j];
     }
-    return coefficients[degree] * (k <= r ? constant(k, kOutputs + 1) / constant(k, r + 1) : 1);
+    return coefficients[degree];
   }
 
   static constexpr double output(int r, int row, int k) {
     if (k > r) return row == r - 1;
-    double power = 1;
-    for (int i = 0; i < row; ++i) power *= kPoints[k];
-    return power;
+    double vanishing = 1;
+    for (int j = 0; j <= r; ++j)
+      if (j != k) vanishing *= kPoints[k] - kPoints[j];
+    return power(k, row) / vanishing;
   }
 };
 
@@ -121,8 +111,8 @@ struct Winograd2 : WinogradScheme<2> {
   }
   static void output(Vec<float>* x) {
     const Vec<float> x0 = x[0], plus = x[1], minus = x[2], x3 = x[3];
-    x[0] = x0 + (plus + minus);
-    x[1] = x3 + (plus - minus);
+    x[0] = 0.5f * (plus + minus) - x0;
+    x[1] = 0.5f * (plus - minus) + x3;
   }
 
   static void input(int r, Vec<float>* x) { r == 2 ? input(x) : winograd_edge_input<2, 1>(x); }
@@ -134,14 +124,19 @@ struct Winograd4 : WinogradScheme<4> {
 
   // x: 3 taps in, 6 numbers out. Points come in opposite pairs, in which the odd tap alone changes its sign.
   static void transform_filter(Vec<float>* x) {
-    const Vec<float> even_a = weigh(1, 0) * x[0] + weigh(1, 2) * x[2], odd_a = weigh(1, 1) * x[1];
-    const Vec<float> even_b = weigh(3, 0) * x[0] + weigh(3, 2) * x[2], odd_b = weigh(3, 1) * x[1];
-    x[5] = x[2];
-    x[0] = weigh(0, 0) * x[0];
-    x[1] = even_a + odd_a;
-    x[2] = even_a - odd_a;
-    x[3] = even_b + odd_b;
-    x[4] = even_b - odd_b;
+    const Vec<float> x1 = x[1], x2 = x[2], even_a = x[0] + a2 * x2, even_b = x[0] + b2 * x2;
+    x[1] = even_a + a * x1;
+    x[2] = even_a - a * x1;
+    x[3] = even_b + b * x1;
+    x[4] = even_b - b * x1;
+    x[5] = x2;
+  }
+  // One of these numbers alone.
+  template <int product>
+  static Vec<float> transform_filter(Vec<float> x0, Vec<float> x1, Vec<float> x2) {
+    if constexpr (product == 0) return x0;
+    if constexpr (product == 5) return x2;
+    return x0 + static_cast<float>(filter(product, 1)) * x1 + static_cast<float>(filter(product, 2)) * x2;
   }
   static void input(Vec<float>* x) {
     const Vec<float> x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5];
@@ -157,10 +152,10 @@ struct Winograd4 : WinogradScheme<4> {
   static void output(Vec<float>* x) {
     const Vec<float> sum_a = x[1] + x[2], minus_a = x[1] - x[2], sum_b = x[3] + x[4], minus_b = x[3] - x[4];
     const Vec<float> x0 = x[0], x5 = x[5];
-    x[0] = x0 + sum_a + sum_b;
-    x[1] = a * minus_a + b * minus_b;
-    x[2] = a2 * sum_a + b2 * sum_b;
-    x[3] = x5 + (a2 * a) * minus_a + (b2 * b) * minus_b;
+    x[0] = weigh(0, 0) * x0 + weigh(0, 1) * sum_a + weigh(0, 3) * sum_b;
+    x[1] = weigh(1, 1) * minus_a + weigh(1, 3) * minus_b;
+    x[2] = weigh(2, 1) * sum_a + weigh(2, 3) * sum_b;
+    x[3] = x5 + weigh(3, 1) * minus_a + weigh(3, 3) * minus_b;
   }
 
   static void input(int r, Vec<float>* x) {
@@ -181,7 +176,7 @@ struct Winograd4 : WinogradScheme<4> {
   }
 
  private:
-  static constexpr float weigh(int product, int tap) { return static_cast<float>(Matrices::filter(product, tap)); }
+  static constexpr float weigh(int row, int product) { return static_cast<float>(Matrices::output(4, row, product)); }
 };
 
 }  // namespace HIFUSE_ISA

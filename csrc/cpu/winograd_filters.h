@@ -3,7 +3,9 @@
 //
 // Transformed filters are larger than the filters, in F(4x4) four times. A wide layer on a small map, which has few products
 // for each of them, then waits for memory. FiltersAtCall reads the filters as they are and transforms a slice of them into L2,
-// where the products read it at once: that costs a few operations for every number that does not have to come.
+// where the products read it at once: that costs a few operations for every number that does not have to come. Where a map is
+// of so few tiles that writing and reading transformed filters would take longer than multiplying by them, as one image's is in
+// HiFuse's last stage, they exist in registers only.
 #pragma once
 
 #include <type_traits>
@@ -41,6 +43,7 @@ class FiltersAhead {
   using Stored = S;
   using Scheme = SchemeOfTiles;
   static constexpr int64_t kScratch = 0;
+  static constexpr int64_t kFew = 0;
   static constexpr int64_t kGroupBytes = 9 << 19;  // of transformed inputs: what stays in L3 beside the weights
 
   explicit FiltersAhead(const Mixer& args)
@@ -73,7 +76,8 @@ class FiltersAtCall {
   using Stored = float;
   using Scheme = Winograd4;
   static constexpr int64_t kScratch = kPositions * kStride;
-  static constexpr int64_t kGroupBytes = 24 << 19;  // more than of FiltersAhead: a group transforms all filters
+  static constexpr int64_t kFew = kRegisters == 32 ? 4 : 0;  // tiles that `multiply_few` takes; their sums are in registers
+  static constexpr int64_t kGroupBytes = 24 << 19;           // more than of FiltersAhead: a group transforms all filters
 
   explicit FiltersAtCall(const Mixer& args)
       : filters_(static_cast<const float*>(args.weight)),
@@ -95,7 +99,65 @@ class FiltersAtCall {
     return {first, last - first, scratch, kStride, filters + last * kChunk * kTaps * kPanel, kPanel * kTaps / kPositions};
   }
 
+  // products[position][tile][32] of a panel with kFew tiles, whose element (position, tile, k) is
+  // at[position * stride + k / 32 * kFew * 32 + tile * 32 + k % 32].
+  void multiply_few(int64_t panel, const float* at, int64_t stride, float* products) const {
+    const float* filters = filters_ + panel * size_;
+    for (int64_t k = 0; k < depth_; k += kChunk, filters += kChunk * kTaps * kPanel, at += kFew * kChunk) {
+      const int64_t count = depth_ - k < kChunk ? depth_ - k : kChunk;
+      for (int64_t lane = 0; lane < kPanel; lane += kLanes<float>) {
+        // Half of what lies behind this chunk.
+        const float* const next = filters + kChunk * kTaps * (kPanel + lane);
+        multiply_rows<0>({filters + lane, next, count, k > 0}, at, stride, products + lane);
+      }
+    }
+  }
+
  private:
+  // A vector's width of columns of the filters at some of the depth, and those to ask for meanwhile.
+  struct Part {
+    const float* filters;
+    const float* next;
+    int64_t depth;
+    bool accumulate;
+  };
+
+  // The six positions of a row, row after row: 24 sums and the six filters that they share are all there is in registers.
+  template <int row>
+  static void multiply_rows(const Part& part, const float* at, int64_t stride, float* products) {
+    multiply_row<row>(part, at + row * 6 * stride, stride, products + row * 6 * kFew * kPanel);
+    if constexpr (row < 5) multiply_rows<row + 1>(part, at, stride, products);
+  }
+
+  template <int row>
+  [[gnu::noinline]] static void multiply_row(const Part& part, const float* at, int64_t stride, float* products) {
+    Vec<float> sums[6][kFew];
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i)
+#pragma GCC unroll 4
+      for (int t = 0; t < kFew; ++t) sums[i][t] = part.accumulate ? load(products + (i * kFew + t) * kPanel) : Vec<float>{};
+    for (int64_t k = 0; k < part.depth; ++k) {
+      const float* const filters = part.filters + k * kTaps * kPanel;
+      for (int i = 2 * row; i < 2 * row + 2 && i < kTaps; ++i)  // at an even pace
+        __builtin_prefetch(part.next + (i * kChunk + k) * kLanes<float>, 0, 2);
+      Vec<float> x[6];
+#pragma GCC unroll 3
+      for (int j = 0; j < 3; ++j) {
+        const auto tap = [&](int i) { return load(filters + (i * 3 + j) * kPanel); };
+        x[j] = Winograd4::transform_filter<row>(tap(0), tap(1), tap(2));
+      }
+      Winograd4::transform_filter(x);
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i)
+#pragma GCC unroll 4
+        for (int t = 0; t < kFew; ++t) sums[i][t] += at[i * stride + t * kChunk + k] * x[i];
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i)
+#pragma GCC unroll 4
+      for (int t = 0; t < kFew; ++t) store(products + (i * kFew + t) * kPanel, sums[i][t]);
+  }
+
   // The filters of 32 columns at one depth, [3][3][32], to a row of the matrix of every position.
   static void transform(const float* filters, float* to) {
     for (int64_t lane = 0; lane < kPanel; lane += kLanes<float>) {

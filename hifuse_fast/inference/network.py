@@ -25,7 +25,7 @@ from hifuse_fast.model import STAGES, STRIDE
 from hifuse_fast.ops.prepared import PreparedOp
 from hifuse_fast.ops.tape import recorded
 
-FORMAT, VERSION = "hifuse_fast.optimized", "1"
+FORMAT, VERSION = "hifuse_fast.optimized", "2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # `winograd` of the network -> `algorithm` of its mixers.
 ALGORITHMS = {"auto": "auto", "off": "direct"}
