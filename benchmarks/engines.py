@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import options, peers
+from benchmarks import options, peers, turns
 from benchmarks.peers import Engine, MissingError
 from benchmarks.worker import FailedError, Ready, Task, Worker
 from hifuse_fast import list_models, save_checkpoint
@@ -145,7 +145,7 @@ def run(
     models: Sequence[str],
     *,
     results: Path,
-    dtypes: Sequence[str] = options.SERVED,
+    dtypes: Sequence[str] = tuple(turns.DTYPES),
     batch_sizes: Sequence[int] = (1, 8),
     engines: Mapping[str, Engine] = peers.ENGINES,
     budget_s: float = 60.0,

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import click
 import torch
 
+from benchmarks.turns import DTYPES
 from hifuse_fast.bench import machine
 
-SERVED = ("float32", "bfloat16")
 DTYPES_HELP = "Comma-separated.  [default: float32, and bfloat16 where PyTorch has kernels for it]"
 
 
@@ -31,7 +31,7 @@ def dtypes(text: str | None, device: torch.device) -> list[str]:
     Raises:
         click.UsageError: one is not known.
     """
-    return list(machine.usual_dtypes(device)) if text is None else names("--dtypes", text, SERVED)
+    return list(machine.usual_dtypes(device)) if text is None else names("--dtypes", text, DTYPES)
 
 
 def batch_sizes(text: str) -> list[int]:
