@@ -19,13 +19,22 @@ struct Parallel {
         [](void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); });
   }
 
-  // body(task) for each task of [0, count), in order: a thread takes the next one when it has done its last, so none waits for
-  // another that is slower.
+  // body(task) for each task of [0, count). A thread first takes the tasks of its own share, in order: neighbours in number
+  // have neighbouring rows or weights, and what one task asks for ahead then serves the next one of the same core. When it has
+  // done these, it helps with the shares of the others, so none waits for another that is slower.
   template <class Body>
   void each(int64_t count, const Body& body) const {
-    std::atomic<int64_t> next{0};
-    (*this)(count, 1, [&](int64_t, int64_t) {
-      for (int64_t task = next++; task < count; task = next++) body(task);
+    constexpr int64_t kMost = 64;
+    struct alignas(64) Share {
+      std::atomic<int64_t> taken{0};
+    } share[kMost];
+    const int64_t wanted = threads() < count ? threads() : count, shares = wanted < kMost ? wanted : kMost;
+    (*this)(count, 1, [&](int64_t begin, int64_t) {
+      const int64_t own = begin * shares / count;
+      for (int64_t i = 0; i < shares; ++i) {
+        const int64_t at = (own + i) % shares, first = count * at / shares, last = count * (at + 1) / shares;
+        for (int64_t task = first + share[at].taken++; task < last; task = first + share[at].taken++) body(task);
+      }
     });
   }
 };
