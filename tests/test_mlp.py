@@ -23,6 +23,9 @@ SHAPES = [
     (1, 3, 9, 40, 193, 33),
     (2, 19, 13, 24, 200, 65),
     (1, 2, 2, 288, 1152, 96),
+    (1, 5, 5, 64, 193, 33),  # odd rows in halves, a last pair of panels of one column
+    (2, 7, 7, 800, 96, 32),  # two runs of half the depth
+    (1, 1, 1, 32, 64, 5),
 ]
 WAYS = {  # of the Triton kernels
     "one kernel": {"fused": 1, "BLOCK_M": 32, "BLOCK_H": 32, "num_warps": 4, "num_stages": 1},
@@ -60,7 +63,26 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, with_residual: bool,
     if kernel == "triton" and max(shape) == 1:
         pytest.skip("it rounds the hidden map as PyTorch does; the rule needs more than one value, which may be right by luck")
     residual = uniform("residual", *shape[:3], shape[5]) if with_residual else None
-    check_parity(prepare_mlp, weights(*shape[3:]), [uniform("u", *shape[:4])], dtype, kernel, residual=residual)
+    for algorithm in ("auto", "direct"):
+        check_parity(
+            prepare_mlp,
+            weights(*shape[3:]),
+            [uniform("u", *shape[:4])],
+            dtype,
+            kernel,
+            options={"algorithm": algorithm},
+            residual=residual,
+        )
+
+
+@pytest.mark.parametrize("kernel", kernels("mlp", "native"))
+def test_strassen_is_taken_in_float32_and_direct_is_not_it(kernel: str) -> None:
+    w = {name: tensor.float() for name, tensor in weights(64, 128, 32).items()}
+    auto, direct = (prepare_mlp(**w, algorithm=each, dtype=torch.float32, backend=kernel) for each in ("auto", "direct"))
+    assert auto.expand.numel() == 7 * direct.expand.numel() // 4
+    u = uniform("u", 1, 5, 7, 64).float()
+    assert not torch.equal(auto(u), direct(u))
+    torch.testing.assert_close(auto(u), direct(u))
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
@@ -104,7 +126,8 @@ def test_one_look_up_serves_the_function_and_the_prepared_op(way: str, kernel: s
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
-    check_determinism(prepared(kernel, 40, 250, 33), uniform("u", 2, 19, 23, 40).float())
+    for depth in (40, 64):  # 64 by Strassen's algorithm
+        check_determinism(prepared(kernel, depth, 250, 33), uniform("u", 2, 19, 23, depth).float())
 
 
 BAD = [
@@ -114,6 +137,7 @@ BAD = [
     ({"project_bias": torch.randn(6)}, ValueError, r"project_bias must be \[N\] = \[5\], got \[6\]"),
     ({"project": None}, TypeError, "project must be a torch.Tensor, got NoneType"),
     ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
+    ({"algorithm": "strassen"}, ValueError, "algorithm must be one of auto, direct, got 'strassen'"),
     ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve mlp"),
     ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve mlp"),
 ]

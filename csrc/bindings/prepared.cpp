@@ -228,7 +228,10 @@ Tensor mlp(const Tensor& u, const Tensor& expand, const Tensor& expand_bias, con
   args.dtype = dtype_of(u);
   args.rows = batch * height * width, args.depth = depth, args.hidden = hidden, args.columns = columns;
   args.u = u.const_data_ptr();
-  args.expand = packed(expand, u, padded(hidden) * padded(depth));
+  const int64_t direct = padded(hidden) * padded(depth);
+  const int64_t factors = (hidden + 63) / 64 * 7 * 32 * padded(depth / 2);  // always more
+  args.strassen = args.dtype == DType::float32 && depth % 32 == 0 && expand.numel() == factors;
+  args.expand = packed(expand, u, args.strassen ? factors : direct);
   args.expand_bias = floats("expand_bias", expand_bias, hidden);
   args.project = packed(project, u, padded(columns) * padded(hidden));
   args.project_bias = floats("project_bias", project_bias, columns);

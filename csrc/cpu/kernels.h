@@ -189,6 +189,7 @@ struct Mlp {
   int64_t hidden;
   int64_t columns;
   const void* u;
+  bool strassen;  // `expand` has the factors of Strassen's product: float32, depth a multiple of 32
   const void* expand;
   const float* expand_bias;
   const void* project;  // packed in blocks of kHidden

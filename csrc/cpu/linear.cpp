@@ -53,8 +53,8 @@ class LinearKernel {
     const S* const weight = static_cast<const S*>(args_.weight);
     for (; panel < end; ++panel) {
       const S* const at = weight + panel * padded_ * kPanel;
-      product<S>(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, sums, kPanel, false,
-                 panel + 1 < end ? at + padded_ * kPanel : at, operand.at);
+      product<S>(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, {sums, kPanel},
+                 {panel + 1 < end ? at + padded_ * kPanel : at, operand.at});
       finish(first, rows, panel * kPanel, sums);
     }
   }

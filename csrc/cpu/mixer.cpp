@@ -220,8 +220,8 @@ class WinogradKernel {
       const Operand<S> next = operand(group, (position + 1) % kPositions, tiles.first, inputs);
       const int64_t offset = filters.first * a.chunk;
       float* const to = products + (position * block.count() + tiles.first - block.first) * kPanel;
-      product<S>(tiles.count(), filters.chunks, {a.at + offset, a.chunk}, filters.matrix(position), to, kPanel,
-                 filters.first > 0, filters.next_part(position), next.at + offset, filters.pace);
+      product<S>(tiles.count(), filters.chunks, {a.at + offset, a.chunk}, filters.matrix(position),
+                 {to, kPanel, filters.first > 0}, {filters.next_part(position), next.at + offset, filters.pace});
     }
   }
 

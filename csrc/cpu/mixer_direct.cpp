@@ -47,8 +47,8 @@ class DirectKernel {
       }
       const S* at = static_cast<const S*>(args_.weight) + (tap * panels_ + panel) * size;
       for (int64_t p = panel; p < end; ++p, at += size)
-        product<S>(rows, depth_ / kChunk, {operand.at, operand.chunk}, at, sums + (p - panel) * rows * kPanel, kPanel, tap > 0,
-                   at + (p + 1 < end ? size : 0), operand.at);
+        product<S>(rows, depth_ / kChunk, {operand.at, operand.chunk}, at,
+                   {sums + (p - panel) * rows * kPanel, kPanel, tap > 0}, {at + (p + 1 < end ? size : 0), operand.at});
     }
     for (int64_t p = panel; p < end; ++p) finish(first, rows, p * kPanel, sums + (p - panel) * rows * kPanel);
   }

@@ -7,6 +7,7 @@
 #include "cpu/activation.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
+#include "cpu/strassen.h"
 
 namespace hifuse {
 inline namespace HIFUSE_ISA {
@@ -16,18 +17,104 @@ constexpr int64_t kMostRows = 4 * 14;
 constexpr int64_t kOperandBytes = 512 * 1024;
 constexpr int64_t kTasks = 12;  // at least, whatever the threads: the order of the sums, and so the result, depends on it
 
+// Of the panel of hidden units that begins with `first`: to[row][32] = GELU(sums + bias).
 template <class S>
+void activate(const Mlp& args, int64_t first, int64_t rows, const float* sums, S* to) {
+  float bias[kPanel] = {};
+  for (int64_t i = 0; i < kPanel && first + i < args.hidden; ++i) bias[i] = args.expand_bias[first + i];
+  for (int64_t i = 0; i < rows * kPanel; i += kPanel)
+    for (int64_t l = 0; l < kPanel; l += kLanes<float>) store_narrow(to + i + l, gelu<S>(load(sums + i + l) + load(bias + l)));
+}
+
+// Hidden units of a block of rows of u: GELU(W2 u + b2), a panel of them being a chunk of the next product's depth.
+template <class S>
+class Expansion {
+ public:
+  Expansion(const Mlp& args, int64_t first, int64_t rows)
+      : args_(args),
+        rows_(rows),
+        depth_(padded_depth(args.depth)),
+        u_{scratch_.take_dirty<S>(rows * depth_), rows * kChunk},
+        sums_(scratch_.take_dirty<float>(rows * kPanel)) {
+    float* const row = scratch_.take<float>(depth_);
+    for (int64_t i = 0; i < rows; ++i) {
+      const S* const from = static_cast<const S*>(args.u) + (first + i) * args.depth;
+      if (args.depth == depth_) {
+        copy_row(from, depth_, u_.rows_from(i));
+      } else {
+        read_row(from, row, args.depth);
+        write_row(row, args.depth, u_.rows_from(i));
+      }
+    }
+  }
+
+  // The units [first, first + width).
+  void operator()(int64_t first, int64_t width, Operand<S> hidden) const {
+    const S* at = static_cast<const S*>(args_.expand) + first * depth_;
+    for (int64_t j = 0; j < width; j += kPanel, at += kPanel * depth_) {
+      product<S>(rows_, depth_ / kChunk, {u_.at, u_.chunk}, at, {sums_, kPanel},
+                 {j + kPanel < width ? at + kPanel * depth_ : at, u_.at});
+      activate<S>(args_, first + j, rows_, sums_, hidden.chunks_from(j / kPanel).at);
+    }
+  }
+
+ private:
+  const Mlp& args_;
+  int64_t rows_;
+  int64_t depth_;
+  Scratch scratch_;
+  Operand<S> u_;
+  float* sums_;
+};
+
+// The same by Strassen's product, over weights that were packed for it. A vector does not reach over the middle of the depth.
+class StrassenExpansion {
+ public:
+  StrassenExpansion(const Mlp& args, int64_t first, int64_t rows)
+      : args_(args),
+        rows_(rows),
+        half_(divide_up(rows, 2)),
+        panel_(padded_depth(args.depth / 2) * kPanel),
+        u_{scratch_.take_dirty<float>(StrassenRows::size(half_, args.depth / 2)), half_, args.depth / 2},
+        sums_(scratch_.take_dirty<float>(4 * half_ * kPanel)) {
+    const float* const zeros = scratch_.take<float>(args.depth);
+    for (int64_t i = 0; i < half_; ++i) {
+      const float* const upper = static_cast<const float*>(args.u) + (first + i) * args.depth;
+      const float* const lower = half_ + i < rows ? upper + half_ * args.depth : zeros;
+      for (int64_t k = 0; k < u_.depth; k += kLanes<float>)
+        u_.write(i, k, load(upper + k), load(upper + u_.depth + k), load(lower + k), load(lower + u_.depth + k));
+    }
+  }
+
+  void operator()(int64_t first, int64_t width, Operand<float> hidden) const {
+    const float* at = static_cast<const float*>(args_.expand) + first / kPanel / 2 * kFactors * panel_;
+    for (int64_t j = 0; j < width; j += 2 * kPanel, at += kFactors * panel_) {
+      strassen_product(u_, at, sums_, j + 2 * kPanel < width ? at + kFactors * panel_ : at);
+      for (int64_t p = 0; p < 2; ++p)
+        activate<float>(args_, first + j + p * kPanel, rows_, sums_ + p * 2 * half_ * kPanel,
+                        hidden.chunks_from(j / kPanel + p).at);
+    }
+  }
+
+ private:
+  const Mlp& args_;
+  int64_t rows_;
+  int64_t half_;
+  int64_t panel_;  // of a factor
+  Scratch scratch_;
+  StrassenRows u_;
+  float* sums_;
+};
+
+template <class S, class Expand>
 class MlpKernel {
  public:
   explicit MlpKernel(const Mlp& args)
-      : args_(args),
-        depth_(padded_depth(args.depth)),
-        chunks_(divide_up(args.hidden, kHidden)),
-        panels_(divide_up(args.columns, kPanel)) {}
+      : args_(args), chunks_(divide_up(args.hidden, kHidden)), panels_(divide_up(args.columns, kPanel)) {}
 
   void run(const Parallel& parallel) const {
     if (args_.rows == 0) return;
-    int64_t most = kOperandBytes / static_cast<int64_t>(sizeof(S)) / depth_;
+    int64_t most = kOperandBytes / static_cast<int64_t>(sizeof(S)) / padded_depth(args_.depth);
     most = most < 28 ? 28 : most > kMostRows ? kMostRows : most;
     const int64_t blocks = divide_up(args_.rows, most);
     int64_t parts = divide_up(kTasks, blocks);
@@ -59,49 +146,22 @@ class MlpKernel {
 
   // sums[panel][row][32] of the hidden chunks [chunk, end).
   void run_block(Block rows, int64_t chunk, int64_t end, float* sums) const {
+    const Expand expand(args_, rows.first, rows.count());
     Scratch scratch;
-    const int64_t count = rows.count();
-    const Operand<S> u{scratch.take_dirty<S>(count * depth_), count * kChunk};
-    float* const row = scratch.take<float>(depth_);
-    float* const wide = scratch.take_dirty<float>(count * kPanel);
-    const Operand<S> hidden{scratch.take_dirty<S>(count * kHidden), count * kChunk};
-    for (int64_t i = 0; i < count; ++i) {
-      const S* const from = static_cast<const S*>(args_.u) + (rows.first + i) * args_.depth;
-      if (args_.depth == depth_) {
-        copy_row(from, depth_, u.rows_from(i));
-      } else {
-        read_row(from, row, args_.depth);
-        write_row(row, args_.depth, u.rows_from(i));
-      }
-    }
-    bool accumulate = false;
-    for (; chunk < end; ++chunk, accumulate = true) {
+    const Operand<S> hidden{scratch.take_dirty<S>(rows.count() * kHidden), rows.count() * kChunk};
+    for (bool accumulate = false; chunk < end; ++chunk, accumulate = true) {
       const int64_t first = chunk * kHidden;
       const int64_t width = padded_depth(args_.hidden - first < kHidden ? args_.hidden - first : kHidden);
-      expand(count, {u.at, u.chunk}, first, width, wide, hidden);
-      project(count, {hidden.at, hidden.chunk}, first, width, sums, accumulate);
-    }
-  }
-
-  // A panel of 32 hidden units is a chunk of the next product's depth.
-  void expand(int64_t rows, Operand<const S> u, int64_t first, int64_t width, float* wide, Operand<S> hidden) const {
-    const S* at = static_cast<const S*>(args_.expand) + first * depth_;
-    for (int64_t j = 0; j < width; j += kPanel, at += kPanel * depth_) {
-      product<S>(rows, depth_ / kChunk, u, at, wide, kPanel, false, j + kPanel < width ? at + kPanel * depth_ : at, u.at);
-      float bias[kPanel] = {};
-      for (int64_t i = 0; i < kPanel && first + j + i < args_.hidden; ++i) bias[i] = args_.expand_bias[first + j + i];
-      S* const to = hidden.at + j / kPanel * hidden.chunk;
-      for (int64_t i = 0; i < rows * kPanel; i += kPanel)
-        for (int64_t l = 0; l < kPanel; l += kLanes<float>)
-          store_narrow(to + i + l, gelu<S>(load(wide + i + l) + load(bias + l)));
+      expand(first, width, hidden);
+      project(rows.count(), {hidden.at, hidden.chunk}, first, width, sums, accumulate);
     }
   }
 
   void project(int64_t rows, Operand<const S> hidden, int64_t first, int64_t width, float* sums, bool accumulate) const {
     const S* at = static_cast<const S*>(args_.project) + first * panels_ * kPanel;
     for (int64_t panel = 0; panel < panels_; ++panel, at += width * kPanel)
-      product<S>(rows, width / kChunk, hidden, at, sums + panel * rows * kPanel, kPanel, accumulate,
-                 panel + 1 < panels_ ? at + width * kPanel : at, hidden.at);
+      product<S>(rows, width / kChunk, hidden, at, {sums + panel * rows * kPanel, kPanel, accumulate},
+                 {panel + 1 < panels_ ? at + width * kPanel : at, hidden.at});
   }
 
   void finish(Block rows, float* sums, int64_t parts, int64_t part_size) const {
@@ -127,14 +187,19 @@ class MlpKernel {
   }
 
   const Mlp& args_;
-  int64_t depth_;
   int64_t chunks_;
   int64_t panels_;
 };
 
+template <class S>
+using DirectMlp = MlpKernel<S, Expansion<S>>;
+
 }  // namespace
 
-void mlp(const Mlp& args, const Parallel& parallel) { run_prepared<MlpKernel>(args.dtype, args, parallel); }
+void mlp(const Mlp& args, const Parallel& parallel) {
+  if (args.strassen) return MlpKernel<float, StrassenExpansion>(args).run(parallel);
+  run_prepared<DirectMlp>(args.dtype, args, parallel);
+}
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

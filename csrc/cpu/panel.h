@@ -24,13 +24,13 @@ inline int64_t packed_size(int64_t columns, int64_t depth) {
   return divide_up(columns, kPanel) * kPanel * divide_up(depth, kChunk) * kChunk;
 }
 
-// Element (row, k) of the other operand is at[k / 32 * chunk + row * 32 + k % 32].
-template <class S>
+// Element (row, k) of the other operand is at[k / 32 * chunk + row * 32 + k % 32], or with another width than 32.
+template <class S, int64_t kWidth = kChunk>
 struct Operand {
   S* at;
   int64_t chunk;
 
-  Operand rows_from(int64_t row) const { return {at + row * kChunk, chunk}; }
+  Operand rows_from(int64_t row) const { return {at + row * kWidth, chunk}; }
   Operand chunks_from(int64_t first) const { return {at + first * chunk, chunk}; }
 };
 
@@ -92,22 +92,53 @@ struct Next {
   }
 };
 
-// Chunks after which float32 sums are added to c and begun anew: rounding errors grow with the root of such a run, not of the
+// Depth after which float32 sums are added to c and begun anew: rounding errors grow with the root of such a run, not of the
 // whole depth, as they do in a library's product. A tile of few rows, as a classifier has, waits for its weights and can do so
 // after every chunk. bfloat16 operands bring larger errors with them.
-template <class S, int kRows>
-constexpr int64_t kRun = sizeof(S) < sizeof(float) ? 1 << 20
-                         : kRows <= kTileRows / 2  ? 1
-                                                   : 6;
+template <class S, int kRows, class To>
+constexpr int64_t kRun = sizeof(S) < sizeof(float) ? 1 << 30
+                         : kRows <= kTileRows / 2  ? kChunk
+                                                   : To::kRun;
 
-// Every loop over the sums is unrolled, or they would not all be registers.
-template <int kRows, class S>
-[[gnu::noinline]] void tile(int64_t chunks, Operand<const S> a, const S* b, float* c, int64_t c_row, bool accumulate,
-                            Next<S> next) {
-  constexpr int64_t kSteps = kChunk / kStep<S>;
-  const int64_t runs = divide_up(chunks, kRun<S, kRows>);
+// Sums on their way out of registers.
+template <int kRows>
+using TileSums = Vec<float>[kRows][kTileVectors];
+
+// Where a product's sums go: element (row, column) to at[row * stride + column], with `accumulate` added to what is there.
+struct Sums {
+  static constexpr int64_t kRun = 192;
+
+  float* at;
+  int64_t stride;
+  bool accumulate = false;
+
+  Sums from(int64_t row, int64_t column) const { return {at + row * stride + column, stride, accumulate}; }
+  Sums again() const { return {at, stride, true}; }
+
+  // `again`: they are added to what was taken before. Every loop over the sums is unrolled, or they would not all be registers.
+  template <int kRows>
+  [[gnu::always_inline]] void take(TileSums<kRows>& sums, bool again) const {
+    if (accumulate || again) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        sums[r][0] += load(at + r * stride);
+        sums[r][1] += load(at + r * stride + kLanes<float>);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      store(at + r * stride, sums[r][0]);
+      store(at + r * stride + kLanes<float>, sums[r][1]);
+    }
+  }
+};
+
+template <int kRows, class S, int64_t kWidth, class To>
+[[gnu::noinline]] void tile(int64_t chunks, Operand<const S, kWidth> a, const S* b, To to, Next<S> next) {
+  constexpr int64_t kSteps = kWidth / kStep<S>;
+  const int64_t runs = divide_up(chunks * kWidth, kRun<S, kRows, To>);
   for (int64_t run = 0; run < runs; ++run) {
-    Vec<float> sums[kRows][kTileVectors];
+    TileSums<kRows> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<float>{};
     for (int64_t chunk = chunks * run / runs; chunk < chunks * (run + 1) / runs; ++chunk) {
@@ -121,60 +152,52 @@ template <int kRows, class S>
         next.fetch_operand(offset, k);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const auto element = splat_pair(at + r * kChunk + k * kStep<S>);
+          const auto element = splat_pair(at + r * kWidth + k * kStep<S>);
           add_product(sums[r][0], element, left);
           add_product(sums[r][1], element, right);
         }
       }
     }
-    if (accumulate || run > 0) {
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        sums[r][0] += load(c + r * c_row);
-        sums[r][1] += load(c + r * c_row + kLanes<float>);
-      }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      store(c + r * c_row, sums[r][0]);
-      store(c + r * c_row + kLanes<float>, sums[r][1]);
-    }
+    to.template take<kRows>(sums, run > 0);
   }
 }
 
 // `rows` <= kRows: the row count becomes a constant.
-template <int kRows, class S>
-inline void tile_of(int64_t rows, int64_t chunks, Operand<const S> a, const S* b, float* c, int64_t c_row, bool accumulate,
-                    Next<S> next) {
+template <int kRows, class S, int64_t kWidth, class To>
+inline void tile_of(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, const S* b, const To& to, Next<S> next) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile_of<kRows - 1, S>(rows, chunks, a, b, c, c_row, accumulate, next);
+    if (rows < kRows) return tile_of<kRows - 1>(rows, chunks, a, b, to, next);
   }
-  tile<kRows, S>(chunks, a, b, c, c_row, accumulate, next);
+  tile<kRows>(chunks, a, b, to, next);
 }
 
-// Chunks of the depth that all tiles of a product take before the next ones: where a tile is small, its part of the panel then
-// stays in L1 from tile to tile.
+// What a product asks for: the panel and the operand that come next, `pace` elements of the panel with every step. An operand
+// that stays is its own next one.
 template <class S>
-constexpr int64_t kBlock = kRun<S, kTileRows>;
+struct Ahead {
+  const S* panel;
+  const S* operand;
+  int64_t pace = kPanel * kStep<S>;
+};
 
-// c[rows, 32] = a x panel, or += with `accumulate`. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12). While the
-// tiles read this panel, they ask for the panel and the operand that come next, each for its part of them: what comes from
-// memory arrives at an even pace, `pace` elements with every step. An operand that stays is its own next one.
-template <class S>
-inline void product(int64_t rows, int64_t chunks, Operand<const S> a, const S* panel, float* c, int64_t c_row, bool accumulate,
-                    const S* next_panel, const S* next_operand, int64_t pace = kPanel * kStep<S>) {
-  constexpr int64_t kSteps = kChunk / kStep<S>;
-  const int64_t tiles = divide_up(rows, kTileRows), blocks = tiles > 1 ? divide_up(chunks, kBlock<S>) : 1;
-  const int64_t stride = divide_up(pace * static_cast<int64_t>(sizeof(S)), tiles);
+// c[rows, 32] = a x panel, or as `to` says. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12), and each tile asks
+// for its part of what comes next, so that what comes from memory arrives at an even pace. All tiles take a run of the depth
+// before the next one: where a tile is small, its part of the panel then stays in L1 from tile to tile.
+template <class S, int64_t kWidth = kChunk, class To = Sums>
+inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, const S* panel, To to, Ahead<S> ahead) {
+  constexpr int64_t kSteps = kWidth / kStep<S>;
+  const int64_t tiles = divide_up(rows, kTileRows), blocks = tiles > 1 ? divide_up(chunks * kWidth, kRun<S, kTileRows, To>) : 1;
+  const int64_t stride = divide_up(ahead.pace * static_cast<int64_t>(sizeof(S)), tiles);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t chunk = chunks * block / blocks, count = chunks * (block + 1) / blocks - chunk;
+    if (block == 1) to = to.again();
     for (int64_t column = 0; column < kPanel; column += kTileColumns)
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t first = rows * i / tiles, height = rows * (i + 1) / tiles - first;
-        const char* const ahead = reinterpret_cast<const char*>(next_panel) + (i * chunks + chunk) * kSteps * stride;
-        tile_of<kTileRows, S>(height, count, a.rows_from(first).chunks_from(chunk),
-                              panel + chunk * kChunk * kPanel + column * kStep<S>, c + first * c_row + column, c_row,
-                              accumulate || block > 0, {ahead, stride, next_operand + first * kChunk + chunk * a.chunk});
+        const char* const next = reinterpret_cast<const char*>(ahead.panel) + (i * chunks + chunk) * kSteps * stride;
+        tile_of<kTileRows>(height, count, a.rows_from(first).chunks_from(chunk),
+                           panel + chunk * kWidth * kPanel + column * kStep<S>, to.from(first, column),
+                           Next<S>{next, stride, ahead.operand + first * kWidth + chunk * a.chunk});
       }
   }
 }

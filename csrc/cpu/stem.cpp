@@ -33,7 +33,7 @@ class StemKernel {
     }
     const S* weight = static_cast<const S*>(args_.weight);
     for (int64_t column = 0; column < columns_; column += kPanel, weight += padded_ * kPanel)
-      product<S>(rows, padded_ / kChunk, {patches.at, patches.chunk}, weight, maps + column, width, false, weight, patches.at);
+      product<S>(rows, padded_ / kChunk, {patches.at, patches.chunk}, weight, {maps + column, width}, {weight, patches.at});
     for (int64_t i = 0; i < rows; ++i)
       for (int branch = 0; branch < 2; ++branch) finish(first + i, branch, maps + i * width + branch * args_.channels);
   }

@@ -109,7 +109,7 @@ class PairsAttention {
   void attend_rows(int64_t first, int64_t rows, const float* bias, const float* regions) {
     const Operand<const BFloat16> q{q_.at + first * kChunk, q_.chunk};
     for (int64_t key = 0; key < sizes_.keys; key += kPanel)
-      product<BFloat16>(rows, dim_ / kChunk, q, k_ + key * dim_, scores_ + key, sizes_.keys, false, k_, q_.at);
+      product<BFloat16>(rows, dim_ / kChunk, q, k_ + key * dim_, {scores_ + key, sizes_.keys}, {k_, q_.at});
     for (int64_t r = 0; r < rows; r += kBlockRows)
       softmax_rows(sizes_, first + r, rows - r < kBlockRows ? rows - r : kBlockRows, scores_ + r * sizes_.keys, bias, regions,
                    inverses_ + r);
@@ -118,8 +118,8 @@ class PairsAttention {
         store_narrow(weights_.at + key / kChunk * weights_.chunk + r * kChunk + key % kChunk,
                      load(scores_ + r * sizes_.keys + key));
     for (int64_t d = 0; d < dim_; d += kPanel)
-      product<BFloat16>(rows, sizes_.keys / kChunk, {weights_.at, weights_.chunk}, v_ + d * sizes_.keys, out_ + d, dim_, false,
-                        v_, weights_.at);
+      product<BFloat16>(rows, sizes_.keys / kChunk, {weights_.at, weights_.chunk}, v_ + d * sizes_.keys, {out_ + d, dim_},
+                        {v_, weights_.at});
   }
 
   const WindowAttentionForward& args_;

@@ -5,6 +5,7 @@
 #include "check.h"
 #include "cpu/activation.h"
 #include "cpu/panel.h"
+#include "cpu/strassen.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_complex.h"
 
@@ -38,12 +39,44 @@ void test_product(int64_t rows, int64_t chunks) {
   const int64_t stride = kPanel + 4;
   std::vector<float> c(static_cast<size_t>(rows * stride), NAN);
   for (const bool accumulate : {false, true})  // the second adds to the first
-    product<S>(rows, chunks, {a.data(), rows * kChunk}, panel.data(), c.data(), stride, accumulate, panel.data(), a.data());
+    product<S>(rows, chunks, {a.data(), rows * kChunk}, panel.data(), {c.data(), stride, accumulate}, {panel.data(), a.data()});
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t n = 0; n < kPanel; ++n) {
       float expected = 0;
       for (int64_t k = 0; k < depth; ++k) expected += widen(a_at(r, k)) * widen(panel_at(k, n));
       CHECK(c[static_cast<size_t>(r * stride + n)] == 2 * expected);
+    }
+}
+
+// Odd rows, and half a depth that ends within 32.
+void test_strassen(int64_t rows, int64_t half_depth) {
+  const int64_t half = divide_up(rows, 2), size = divide_up(half_depth, kChunk) * kChunk * kPanel;
+  const auto a = [&](int64_t r, int64_t k) { return r < rows ? pattern(r * 5 + k) : 0; };
+  const auto b = [&](int64_t k, int64_t n) { return pattern(n * 3 + k * 7); };
+  std::vector<float> operand(static_cast<size_t>(StrassenRows::size(half, half_depth)), NAN);
+  const StrassenRows factors{operand.data(), half, half_depth};
+  for (int64_t r = 0; r < half; ++r)
+    for (int64_t k = 0; k < half_depth; k += kLanes<float>) {
+      const auto from = [&](int64_t row, int64_t first) {
+        float values[kLanes<float>];
+        for (int64_t i = 0; i < kLanes<float>; ++i) values[i] = a(row, first + k + i);
+        return load(values);
+      };
+      factors.write(r, k, from(r, 0), from(r, half_depth), from(half + r, 0), from(half + r, half_depth));
+    }
+  std::vector<float> panels(static_cast<size_t>(kFactors * size)), c(static_cast<size_t>(4 * half * kPanel), NAN);
+  for (int64_t k = 0; k < half_depth; ++k)
+    for (int64_t n = 0; n < kPanel; ++n) {
+      const float b11 = b(k, n), b12 = b(k, kPanel + n), b21 = b(half_depth + k, n), b22 = b(half_depth + k, kPanel + n);
+      const float each[kFactors] = {b11 + b22, b21 - b11, b22, b21 + b22, b12 - b22, b11, b11 + b12};
+      for (int64_t i = 0; i < kFactors; ++i) panels[static_cast<size_t>(i * size + k * kPanel + n)] = each[i];
+    }
+  strassen_product(factors, panels.data(), c.data(), panels.data());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t n = 0; n < 2 * kPanel; ++n) {
+      float expected = 0;
+      for (int64_t k = 0; k < 2 * half_depth; ++k) expected += a(r, k) * b(k, n);
+      CHECK(c[static_cast<size_t>((n / kPanel * 2 * half + r) * kPanel + n % kPanel)] == expected);
     }
 }
 
@@ -114,6 +147,8 @@ void test_products() {
       test_product<float>(rows, chunks);
       test_product<BFloat16>(rows, chunks);
     }
+  for (int64_t rows = 1; rows < 58; rows += 7)
+    for (const int64_t half_depth : {16, 144, 400, 800}) test_strassen(rows, half_depth);
   test_gelu();
   for (int r = 1; r <= 2; ++r) test_scheme<Winograd2>(r);
   for (int r = 1; r <= 4; ++r) test_scheme<Winograd4>(r);

@@ -25,9 +25,9 @@ from hifuse_fast.model import STAGES, STRIDE
 from hifuse_fast.ops.prepared import PreparedOp
 from hifuse_fast.ops.tape import recorded
 
-FORMAT, VERSION = "hifuse_fast.optimized", "2"
+FORMAT, VERSION = "hifuse_fast.optimized", "3"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-# `winograd` of the network -> `algorithm` of its mixers.
+# `winograd` of the network -> `algorithm` of its mixers and MLPs.
 ALGORITHMS = {"auto": "auto", "off": "direct"}
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
 
@@ -262,7 +262,7 @@ class Fusion(nn.Module):
             "gated_concat", fold.gated_concat, module, double_sigmoid=c.channel_gate == "double_sigmoid", eps=fold.EPS
         )
         self.mixer = make("mixer", fold.mixer, module, algorithm=ALGORITHMS[c.winograd])
-        self.mlp = make("mlp", fold.mlp, module)
+        self.mlp = make("mlp", fold.mlp, module, algorithm=ALGORITHMS[c.winograd])
 
     def forward(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps) -> Tensor:
         shape = local_map.shape

@@ -25,6 +25,15 @@ def pack_matrix(weight: Tensor, dtype: torch.dtype, block: int | None = None) ->
     return packed
 
 
+def pack_factors(weight: Tensor) -> Tensor:
+    """[N, K], K even, for Strassen's product (csrc/cpu/strassen.h): the seven factors of each pair of panels, in float32."""
+    columns, depth = weight.shape
+    pairs = torch.nn.functional.pad(weight.float(), (0, 0, 0, -columns % 64)).view(-1, 2, 32, 2, depth // 2)
+    (b11, b21), (b12, b22) = (panel.unbind(2) for panel in pairs.unbind(1))
+    factors = torch.stack((b11 + b22, b21 - b11, b22, b21 + b22, b12 - b22, b11, b11 + b12), 1)
+    return pack_matrix(factors.flatten(0, 2), torch.float32)
+
+
 def pack_floats(tensor: Tensor) -> Tensor:
     """What is no matrix of a product stays as it is, in the type of the arithmetic; in new memory."""
     return tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)

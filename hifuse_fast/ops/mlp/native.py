@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.ops.packing import pack_floats, pack_matrix, why_not_native
+from hifuse_fast.ops.packing import pack_factors, pack_floats, pack_matrix, why_not_native
 from hifuse_fast.ops.prepared import PreparedOp
 from hifuse_fast.ops.tape import call
 
@@ -27,8 +27,10 @@ class Mlp(PreparedOp):
 
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        expand = tensors["expand"]
+        strassen = options["algorithm"] == "auto" and dtype == torch.float32 and expand.shape[1] % 32 == 0
         return {
-            "expand": pack_matrix(tensors["expand"], dtype),
+            "expand": pack_factors(expand) if strassen else pack_matrix(expand, dtype),
             "expand_bias": pack_floats(tensors["expand_bias"]),
             "project": pack_matrix(tensors["project"], dtype, HIDDEN),
             "project_bias": pack_floats(tensors["project_bias"]),
