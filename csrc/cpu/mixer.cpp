@@ -42,6 +42,7 @@ class Tiles {
         batch_(args.batch) {}
 
   int64_t count() const { return batch_ * (rights_ + wholes_ + bottoms_ + corners_); }
+  bool one_of_each_kind() const { return count() == 4 && rights_ && wholes_ && bottoms_ && corners_; }
 
   struct Place {
     int64_t image;
@@ -131,7 +132,7 @@ class WinogradKernel {
 
   // Few tiles are multiplied together, so at all positions, in one block.
   static bool few(Range group) { return Filters::kFew > 0 && group.count() == Filters::kFew; }
-  static bool whole(Range group, const Place& place) { return place.whole() || few(group); }
+  bool whole(Range group, const Place& place) const { return place.whole() || (few(group) && !tiles_.one_of_each_kind()); }
 
   // The operand of one position, from tile `tile` of the group on.
   Operand<S> operand(Range group, int64_t position, int64_t tile, S* inputs) const {
@@ -197,7 +198,11 @@ class WinogradKernel {
     float* const products = scratch.take_dirty<float>(kPositions * block.count() * kPanel);
     S* const transformed = scratch.take_dirty<S>(Filters::kScratch);
     if (few(group)) {
-      if constexpr (Filters::kFew > 0) filters_.multiply_few(panel, inputs, depth_ * group.count(), products);
+      if constexpr (Filters::kFew > 0) {
+        const int64_t stride = depth_ * group.count();
+        tiles_.one_of_each_kind() ? filters_.template multiply_few<true>(panel, inputs, stride, products)
+                                  : filters_.template multiply_few<false>(panel, inputs, stride, products);
+      }
     } else {
       for (int64_t i = 0; i < filters_.slices(); ++i)
         multiply_slice(group, block, filters_.slice(panel, i, transformed), inputs, products);

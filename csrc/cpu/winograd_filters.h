@@ -100,7 +100,9 @@ class FiltersAtCall {
   }
 
   // products[position][tile][32] of a panel with kFew tiles, whose element (position, tile, k) is
-  // at[position * stride + k / 32 * kFew * 32 + tile * 32 + k % 32].
+  // at[position * stride + k / 32 * kFew * 32 + tile * 32 + k % 32]. `kKinds`: they are one of each kind (right, whole, bottom,
+  // corner), and those at an edge do without the products of the last point.
+  template <bool kKinds>
   void multiply_few(int64_t panel, const float* at, int64_t stride, float* products) const {
     const float* filters = filters_ + panel * size_;
     for (int64_t k = 0; k < depth_; k += kChunk, filters += kChunk * kTaps * kPanel, at += kFew * kChunk) {
@@ -108,7 +110,7 @@ class FiltersAtCall {
       for (int64_t lane = 0; lane < kPanel; lane += kLanes<float>) {
         // Half of what lies behind this chunk.
         const float* const next = filters + kChunk * kTaps * (kPanel + lane);
-        multiply_rows<0>({filters + lane, next, count, k > 0}, at, stride, products + lane);
+        multiply_rows<0, kKinds>({filters + lane, next, count, k > 0}, at, stride, products + lane);
       }
     }
   }
@@ -123,19 +125,23 @@ class FiltersAtCall {
   };
 
   // The six positions of a row, row after row: 24 sums and the six filters that they share are all there is in registers.
-  template <int row>
+  template <int row, bool kKinds>
   static void multiply_rows(const Part& part, const float* at, int64_t stride, float* products) {
-    multiply_row<row>(part, at + row * 6 * stride, stride, products + row * 6 * kFew * kPanel);
-    if constexpr (row < 5) multiply_rows<row + 1>(part, at, stride, products);
+    multiply_row<row, kKinds>(part, at + row * 6 * stride, stride, products + row * 6 * kFew * kPanel);
+    if constexpr (row < 5) multiply_rows<row + 1, kKinds>(part, at, stride, products);
   }
 
-  template <int row>
+  // Of the four kinds, whether one has the product (row, i).
+  static constexpr bool uses(int tile, int row, int i) { return !(tile >= 2 && row == 4) && !(tile % 3 == 0 && i == 4); }
+
+  template <int row, bool kKinds>
   [[gnu::noinline]] static void multiply_row(const Part& part, const float* at, int64_t stride, float* products) {
     Vec<float> sums[6][kFew];
 #pragma GCC unroll 6
     for (int i = 0; i < 6; ++i)
 #pragma GCC unroll 4
-      for (int t = 0; t < kFew; ++t) sums[i][t] = part.accumulate ? load(products + (i * kFew + t) * kPanel) : Vec<float>{};
+      for (int t = 0; t < kFew; ++t)
+        if (!kKinds || uses(t, row, i)) sums[i][t] = part.accumulate ? load(products + (i * kFew + t) * kPanel) : Vec<float>{};
     for (int64_t k = 0; k < part.depth; ++k) {
       const float* const filters = part.filters + k * kTaps * kPanel;
       for (int i = 2 * row; i < 2 * row + 2 && i < kTaps; ++i)  // at an even pace
@@ -150,12 +156,14 @@ class FiltersAtCall {
 #pragma GCC unroll 6
       for (int i = 0; i < 6; ++i)
 #pragma GCC unroll 4
-        for (int t = 0; t < kFew; ++t) sums[i][t] += at[i * stride + t * kChunk + k] * x[i];
+        for (int t = 0; t < kFew; ++t)
+          if (!kKinds || uses(t, row, i)) sums[i][t] += at[i * stride + t * kChunk + k] * x[i];
     }
 #pragma GCC unroll 6
     for (int i = 0; i < 6; ++i)
 #pragma GCC unroll 4
-      for (int t = 0; t < kFew; ++t) store(products + (i * kFew + t) * kPanel, sums[i][t]);
+      for (int t = 0; t < kFew; ++t)
+        if (!kKinds || uses(t, row, i)) store(products + (i * kFew + t) * kPanel, sums[i][t]);
   }
 
   // The filters of 32 columns at one depth, [3][3][32], to a row of the matrix of every position.
