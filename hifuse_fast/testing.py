@@ -29,6 +29,11 @@ TINY = torch.finfo(torch.float32).tiny
 # more the larger the tile. In exchange, F(4x4) multiplies a quarter as often as the direct convolution, F(2x2) four ninths.
 MIXER_BOUNDS = {"winograd2": 3e-6, "winograd4": 1.5e-5}
 
+# Float32 errors of Strassen's product, in errors of PyTorch's: two or three as a rule (l2, and its largest), where the rule
+# says two. A result is what is left of up to four products of sums of quarters, which are twice as large as what they stand
+# for. In exchange an eighth of the products need not be made.
+STRASSEN_BOUND = 5
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -79,6 +84,13 @@ def assert_mixer_within_bounds(actual: Tensor, pytorch: Tensor, exact: Tensor, a
     error, bound = relative_error(actual, exact), MIXER_BOUNDS[algorithm]
     assert error <= bound, f"{algorithm}: error {error:.3e} of the largest value, allowed {bound:.1e}"
     return None
+
+
+def assert_strassen_within_bounds(actual: Tensor, pytorch: Tensor, exact: Tensor) -> None:
+    """Raise AssertionError unless a result of Strassen's product obeys its bound, `STRASSEN_BOUND`, plus one rounding."""
+    e = errors(actual, pytorch, exact)
+    allowed = e.allowed + (STRASSEN_BOUND - 2) * e.pytorch
+    assert e.kernel <= allowed, f"Strassen: error {e.kernel:.3e}, allowed {allowed:.3e}, PyTorch's own {e.pytorch:.3e}"
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:

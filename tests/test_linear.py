@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_linear
+from hifuse_fast.testing import assert_strassen_within_bounds, assert_within_rule
 from tests.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
 
 KERNELS = kernels("linear")
@@ -59,6 +60,11 @@ CASES = [
     Case("classifier", (3, 1, 1), (100,), 7, {"norm": "row", "eps": 1e-6}),
     Case("more rows than a block", (1, 37, 29), (40,), 33, {"norm": "row", "eps": 0.1}, residual=True),
     Case("a deep row", (1, 3, 3), (2310,), 8, {"norm": "row"}),
+    Case("Strassen's product", (1, 5, 7), (416,), 64, {"norm": "row"}, residual=True),
+    Case("Strassen's product of one row", (1, 1, 1), (384,), 128),
+    Case("Strassen's product of three maps", (3, 13, 15), (140, 7, 301), 192, {"norm": "row", "activation": "gelu"}),
+    Case("Strassen's product, pooled", (1, 6, 10), (800,), 64, {"activation": "relu", "pool": True}),
+    Case("Strassen's product of patches", (2, 6, 6), (104,), 64, {"rows": "patches", "norm": "pixel"}),
 ]
 named = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
@@ -99,7 +105,34 @@ def test_reference_is_the_definition(case: Case) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_parity(case: Case, dtype: torch.dtype, kernel: str) -> None:
-    check_parity(prepare_linear, case.weights(), case.maps(), dtype, kernel, options=case.options, residual=case.residual_map())
+    strassen = case.name.startswith("Strassen") and dtype == torch.float32 and kernel == "native"
+    for algorithm, rule in (
+        ("auto", assert_strassen_within_bounds if strassen else assert_within_rule),
+        ("direct", assert_within_rule),
+    ):
+        check_parity(
+            prepare_linear,
+            case.weights(),
+            case.maps(),
+            dtype,
+            kernel,
+            options={**case.options, "algorithm": algorithm},
+            residual=case.residual_map(),
+            rule=rule,
+        )
+
+
+@pytest.mark.parametrize("kernel", kernels("linear", "native"))
+def test_strassen_is_taken_for_deep_float32_and_direct_is_not_it(kernel: str) -> None:
+    case = next(case for case in CASES if case.name == "Strassen's product")
+    w, x = {name: tensor.float() for name, tensor in case.weights().items()}, case.maps()[0].float()
+    auto, direct = (
+        prepare_linear(**w, norm="row", algorithm=each, dtype=torch.float32, backend=kernel) for each in ("auto", "direct")
+    )
+    assert auto.weight.numel() == 7 * 32 * 224  # half of 416, in whole chunks
+    assert direct.weight.numel() == 64 * 416
+    assert not torch.equal(auto(x), direct(x))
+    torch.testing.assert_close(auto(x), direct(x))
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
@@ -112,10 +145,10 @@ def test_batch_0(backend: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
-    case = CASES[12]
-    weights = {name: tensor.float() for name, tensor in case.weights().items()}
-    op = prepare_linear(**weights, **case.options, dtype=torch.float32, backend=kernel)
-    check_determinism(op, *(x.float() for x in case.maps()))
+    for case in (CASES[12], CASES[16]):  # of several blocks of rows
+        weights = {name: tensor.float() for name, tensor in case.weights().items()}
+        op = prepare_linear(**weights, **case.options, dtype=torch.float32, backend=kernel)
+        check_determinism(op, *(x.float() for x in case.maps()))
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
@@ -152,6 +185,7 @@ BAD = [
     ({"weight": torch.randn(4)}, ValueError, r"weight must be \[N, K\], got \[4\]"),
     ({"weight": torch.randn(0, 8)}, ValueError, r"weight must be \[N, K\] = \[0, 8\]"),
     ({"weight": torch.ones(4, 8, dtype=torch.int64)}, TypeError, "weight must be a floating-point tensor, got torch.int64"),
+    ({"algorithm": "strassen"}, ValueError, "algorithm must be one of auto, direct, got 'strassen'"),
     ({"weight": None}, TypeError, "weight must be a torch.Tensor, got NoneType"),
     ({"bias": torch.randn(5)}, ValueError, r"bias must be \[N\] = \[4\], got \[5\]"),
     ({"bias": torch.randn(4, device="meta")}, ValueError, "bias must be on the device of the other weights, cpu, got meta"),

@@ -18,7 +18,14 @@ from tests.prepared import DTYPES, check_determinism, check_parity, kernels, mat
 
 KERNELS = kernels("mixer")
 SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 18, 14, 8), (1, 2, 2, 1), (1, 6, 10, 160)]
-FOUR_TILES = [(1, 7, 7, 96), (1, 6, 5, 40), (1, 8, 8, 16), (2, 3, 8, 33), (1, 4, 13, 8), (4, 1, 2, 72)]  # which share their filters in registers
+FOUR_TILES = [
+    (1, 7, 7, 96),
+    (1, 6, 5, 40),
+    (1, 8, 8, 16),
+    (2, 3, 8, 33),
+    (1, 4, 13, 8),
+    (4, 1, 2, 72),
+]  # which share their filters in registers
 DEPTHWISE_SHAPES = [(2, 7, 7, 36), *SHAPES[1:6]]  # PyTorch's float64 takes long for many channels
 ALGORITHMS = [(dtype, algorithm) for dtype in DTYPES for algorithm in ("direct", "winograd2", "winograd4")]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from hifuse_fast import BackendError
 from hifuse_fast.gpu import configs
 from hifuse_fast.ops import mlp, prepare_mlp
+from hifuse_fast.testing import assert_strassen_within_bounds, assert_within_rule
 from tests.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
 
 KERNELS = kernels("mlp")
@@ -63,7 +64,11 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, with_residual: bool,
     if kernel == "triton" and max(shape) == 1:
         pytest.skip("it rounds the hidden map as PyTorch does; the rule needs more than one value, which may be right by luck")
     residual = uniform("residual", *shape[:3], shape[5]) if with_residual else None
-    for algorithm in ("auto", "direct"):
+    strassen = shape[3] % 32 == 0 and dtype == torch.float32 and kernel == "native"
+    for algorithm, rule in (
+        ("auto", assert_strassen_within_bounds if strassen else assert_within_rule),
+        ("direct", assert_within_rule),
+    ):
         check_parity(
             prepare_mlp,
             weights(*shape[3:]),
@@ -72,6 +77,7 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, with_residual: bool,
             kernel,
             options={"algorithm": algorithm},
             residual=residual,
+            rule=rule,
         )
 
 

@@ -115,7 +115,9 @@ Tensor linear(const std::vector<Tensor>& maps, const Tensor& weight, const Tenso
   args.dtype = dtype_of(out);
   args.batch = batch, args.height = pool ? 2 * height : height, args.width = pool ? 2 * width : width;
   args.rows = static_cast<Rows>(rows), args.norm = static_cast<Norm>(norm), args.eps = static_cast<float>(eps);
-  args.weight = packed(weight, out, padded(columns) * padded(depth));
+  const int64_t factors = columns / 64 * 7 * 32 * padded(depth / 2);  // always more than the weights
+  args.strassen = args.dtype == DType::float32 && depth % 32 == 0 && columns % 64 == 0 && weight.numel() == factors;
+  args.weight = packed(weight, out, args.strassen ? factors : padded(columns) * padded(depth));
   args.bias = floats("bias", bias, columns);
   args.columns = columns, args.activation = static_cast<Activation>(activation), args.pool = pool;
   args.residual = data_of(residual), args.out = out.mutable_data_ptr();

@@ -122,6 +122,7 @@ struct Linear {
   const float* filter_bias;
   Norm norm;
   float eps;
+  bool strassen;  // `weight` is packed for Strassen's product: float32, the depth a multiple of 32, columns of 64
   const void* weight;
   const float* bias;
   int64_t columns;

@@ -6,6 +6,7 @@
 #include "cpu/depthwise.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
+#include "cpu/strassen.h"
 
 namespace hifuse {
 inline namespace HIFUSE_ISA {
@@ -14,15 +15,17 @@ namespace {
 constexpr int64_t kMostRows = 8 * 14;
 constexpr int64_t kOperandBytes = 256 * 1024;  // a quarter of a usual L2
 
-template <class S>
+template <class S, bool kStrassen = false>
 class LinearKernel {
+  static constexpr int64_t kTogether = kStrassen ? 2 : 1;  // panels, and rows
+
  public:
   explicit LinearKernel(const Linear& args)
       : args_(args),
         depth_((args.channels[0] + args.channels[1] + args.channels[2]) * (args.rows == Rows::patches ? 4 : 1)),
         padded_(padded_depth(depth_)),
         rows_(args.batch * args.height * args.width),
-        panels_(divide_up(args.columns, kPanel)) {}
+        panels_(divide_up(args.columns, kTogether * kPanel)) {}
 
   void run(const Parallel& parallel) const {
     if (rows_ == 0) return;
@@ -33,18 +36,20 @@ class LinearKernel {
     const Split split(rows_, panels_, least, most, parallel.threads());
     parallel.each(split.blocks * split.ranges, [&](int64_t task) {
       const int64_t range = task / split.blocks, block = task % split.blocks;  // neighbours in time read the same weights
-      const int64_t units = rows_ / group();
-      run_block(units * block / split.blocks * group(), units * (block + 1) / split.blocks * group(),
-                panels_ * range / split.ranges, panels_ * (range + 1) / split.ranges);
+      const int64_t together = args_.pool ? 4 : kTogether, units = divide_up(rows_, together);
+      const int64_t last = units * (block + 1) / split.blocks * together;
+      run_block(units * block / split.blocks * together, last < rows_ ? last : rows_, panels_ * range / split.ranges,
+                panels_ * (range + 1) / split.ranges);
     });
   }
 
  private:
-  int64_t group() const { return args_.pool ? 4 : 1; }  // rows that belong together
+  int64_t group() const { return args_.pool ? 4 : 1; }  // rows of a result
 
   void run_block(int64_t first, int64_t last, int64_t panel, int64_t end) const {
     const int64_t rows = last - first;
     if (rows == 0) return;
+    if constexpr (kStrassen) return run_by_strassen(first, rows, panel, end);
     Scratch scratch;
     const Operand<S> operand{scratch.take_dirty<S>(rows * padded_), rows * kChunk};
     float* const row = scratch.take<float>(padded_);
@@ -55,7 +60,28 @@ class LinearKernel {
       const S* const at = weight + panel * padded_ * kPanel;
       product<S>(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, {sums, kPanel},
                  {panel + 1 < end ? at + padded_ * kPanel : at, operand.at});
-      finish(first, rows, panel * kPanel, sums);
+      finish(first, rows, panel * kPanel, {sums, rows});
+    }
+  }
+
+  // The same with pairs of panels. Neighbouring rows are of the two halves: so no result depends on how rows are split. A last
+  // row without a neighbour has any row for one.
+  void run_by_strassen(int64_t first, int64_t rows, int64_t pair, int64_t end) const {
+    Scratch scratch;
+    const int64_t half = divide_up(rows, 2), depth = depth_ / 2, size = kFactors * padded_depth(depth) * kPanel;
+    const StrassenRows operand{scratch.take_dirty<float>(StrassenRows::size(half, depth)), half, depth};
+    float *const upper = scratch.take<float>(padded_), *const lower = scratch.take<float>(padded_);
+    float* const sums = scratch.take_dirty<float>(4 * half * kPanel);
+    for (int64_t i = 0; i < half; ++i) {
+      read_normed(first + 2 * i, upper);
+      if (2 * i + 1 < rows) read_normed(first + 2 * i + 1, lower);
+      for (int64_t k = 0; k < depth; k += kLanes<float>)
+        operand.write(i, k, load(upper + k), load(upper + depth + k), load(lower + k), load(lower + depth + k));
+    }
+    for (; pair < end; ++pair) {
+      const float* const at = static_cast<const float*>(args_.weight) + pair * size;
+      strassen_product(operand, at, sums, pair + 1 < end ? at + size : at);
+      for (int64_t p = 0; p < 2; ++p) finish(first, rows, (2 * pair + p) * kPanel, {sums + p * 2 * half * kPanel, half});
     }
   }
 
@@ -68,13 +94,17 @@ class LinearKernel {
 
   void make_row(int64_t row, float* wide, Operand<S> to) const {
     if (args_.rows == Rows::pixels && args_.norm == Norm::none && copies()) return copy_pixel(pixel_of(row), to);
+    read_normed(row, wide);
+    write_row(wide, depth_, to);
+  }
+
+  void read_normed(int64_t row, float* wide) const {
     switch (args_.rows) {
       case Rows::pixels: read_pixel(pixel_of(row), wide); break;
       case Rows::patches: read_patch(row, wide); break;
       case Rows::depthwise: convolve(row, wide); break;
     }
     if (args_.norm == Norm::row) normalise(wide, depth_, args_.eps);
-    write_row(wide, depth_, to);
   }
 
   bool copies() const { return (args_.channels[0] | args_.channels[1] | args_.channels[2]) % kChunk == 0; }
@@ -111,8 +141,16 @@ class LinearKernel {
     DepthwiseMap<S>{map, args_.height, args_.width, args_.channels[0], args_.filters, args_.filter_bias}.convolve(row, to);
   }
 
+  // Of a block's rows, 32 columns.
+  struct Finished {
+    const float* sums;
+    int64_t half;  // of the rows
+
+    const float* row(int64_t i) const { return sums + (kStrassen ? i % 2 * half + i / 2 : i) * kPanel; }
+  };
+
   // Bias, activation, pooling, residual and the way to memory for 32 columns from `column` on.
-  void finish(int64_t first, int64_t rows, int64_t column, const float* sums) const {
+  void finish(int64_t first, int64_t rows, int64_t column, Finished sums) const {
     switch (args_.activation) {
       case Activation::none: return finish_with(first, rows, column, sums, [](Vec<float> x) { return x; });
       case Activation::gelu: return finish_with(first, rows, column, sums, [](Vec<float> x) { return gelu<S>(x); });
@@ -122,7 +160,7 @@ class LinearKernel {
   }
 
   template <class Function>
-  void finish_with(int64_t first, int64_t rows, int64_t column, const float* sums, Function act) const {
+  void finish_with(int64_t first, int64_t rows, int64_t column, Finished sums, Function act) const {
     const int64_t count = args_.columns - column < kPanel ? args_.columns - column : kPanel;
     float bias[kPanel] = {};
     for (int64_t i = 0; i < count; ++i) bias[i] = args_.bias[column + i];
@@ -131,8 +169,7 @@ class LinearKernel {
     for (int64_t i = 0; i < rows; i += group(), at += args_.columns) {
       float row[kPanel];
       for (int64_t j = 0; j < kPanel; j += kLanes<float>) {
-        const float* const from = sums + i * kPanel + j;
-        const auto value = [&](int64_t r) { return act(load(from + r * kPanel) + load(bias + j)); };
+        const auto value = [&](int64_t r) { return act(load(sums.row(i + r) + j) + load(bias + j)); };
         store(row + j, args_.pool ? (value(0) + value(1) + (value(2) + value(3))) * 0.25f : value(0));
       }
       if (residual) add_columns(residual + at, row, count);
@@ -149,7 +186,13 @@ class LinearKernel {
 
 }  // namespace
 
-void linear(const Linear& args, const Parallel& parallel) { run_prepared<LinearKernel>(args.dtype, args, parallel); }
+template <class S>
+using DirectLinear = LinearKernel<S>;
+
+void linear(const Linear& args, const Parallel& parallel) {
+  if (args.strassen) return LinearKernel<float, true>(args).run(parallel);
+  run_prepared<DirectLinear>(args.dtype, args, parallel);
+}
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

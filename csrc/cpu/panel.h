@@ -97,7 +97,7 @@ struct Next {
 // after every chunk. bfloat16 operands bring larger errors with them.
 template <class S, int kRows, class To>
 constexpr int64_t kRun = sizeof(S) < sizeof(float) ? 1 << 30
-                         : kRows <= kTileRows / 2  ? kChunk
+                         : kRows <= kTileRows / 2  ? To::kRunOfFew
                                                    : To::kRun;
 
 // Sums on their way out of registers.
@@ -106,7 +106,7 @@ using TileSums = Vec<float>[kRows][kTileVectors];
 
 // Where a product's sums go: element (row, column) to at[row * stride + column], with `accumulate` added to what is there.
 struct Sums {
-  static constexpr int64_t kRun = 192;
+  static constexpr int64_t kRun = 192, kRunOfFew = kChunk;
 
   float* at;
   int64_t stride;

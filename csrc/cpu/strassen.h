@@ -47,8 +47,8 @@ struct StrassenRows {
 // Where the sums of one of the seven go: as in `Sums`, to one place or two.
 struct StrassenSums {
   enum How { kStore, kAdd, kSubtract };
-  // Longer than of `Sums`: a run that ends costs twice as much here. It keeps the error within twice PyTorch's.
-  static constexpr int64_t kRun = 384;
+  // Longer than of `Sums`: a run that ends costs twice as much here.
+  static constexpr int64_t kRun = 384, kRunOfFew = kRun;
 
   Sums first;
   float* second = nullptr;

@@ -63,8 +63,8 @@ def optimize_for_inference(
         backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" (on the CPU) or "triton"
             (on a GPU).
         winograd: of the 3x3 convolution. "auto" is the fastest; "off" is the direct one, which rounds less, takes longer, and
-            needs no more memory than the weights of the model. The same holds of Strassen's algorithm in the MLP, which "auto"
-            takes in float32. On Triton both are the direct one.
+            needs no more memory than the weights of the model. The same holds of Strassen's product, which "auto" takes in
+            float32 for MLPs and deep linears. On Triton both are the direct one.
         channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
             official instance.
         memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are

@@ -27,7 +27,7 @@ from hifuse_fast.ops.tape import recorded
 
 FORMAT, VERSION = "hifuse_fast.optimized", "3"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-# `winograd` of the network -> `algorithm` of its mixers and MLPs.
+# `winograd` of the network -> `algorithm` of its ops.
 ALGORITHMS = {"auto": "auto", "off": "direct"}
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
 
@@ -86,7 +86,10 @@ class OptimizedHiFuse(nn.Module):
         self.stages = nn.ModuleList(Stage(c, make, i) for i in range(STAGES))
         self.head: PreparedOp | None = None
         if c.out_indices is None:
-            self.head = make("linear", fold.head if c.num_classes else fold.head_norm, norm="row", eps=fold.EPS)
+            folding = fold.head if c.num_classes else fold.head_norm
+            self.head = make(
+                "linear", folding, norm="row", eps=fold.EPS, algorithm="direct"
+            )  # of few rows, and waits for weights
         self.dtype, self.device = DTYPES[c.dtype], next(self.buffers()).device
         self._made = make.made
         # On a tape are calls of the compiled library alone.
@@ -188,7 +191,7 @@ class Stage(nn.Module):
         self.downsample: PreparedOp | None = None
         self.merge: PreparedOp | None = None
         if i:
-            patches = {"op": "linear", "rows": "patches"}
+            patches = {"op": "linear", "rows": "patches", "algorithm": ALGORITHMS[c.winograd]}
             self.downsample = make(
                 folding=fold.downsample, module=f"downsample_layers.{i}", norm="pixel", eps=fold.EPS, **patches
             )
@@ -202,6 +205,7 @@ class Stage(nn.Module):
             GlobalBlock(
                 make,
                 f"layers{i + 1}.blocks.{j}",
+                ALGORITHMS[c.winograd],
                 num_heads=c.num_heads[i],
                 head_dim=c.dims[i] // c.num_heads[i],
                 window_size=c.window_size,
@@ -233,11 +237,11 @@ class Stage(nn.Module):
 class GlobalBlock(nn.Module):
     """See `hifuse_fast.blocks.GlobalBlock`."""
 
-    def __init__(self, make: Maker, module: str, **attention: Any) -> None:
+    def __init__(self, make: Maker, module: str, algorithm: str, **attention: Any) -> None:
         super().__init__()
-        self.qkv = make("linear", fold.qkv, module, norm="row", eps=fold.GLOBAL_EPS)
+        self.qkv = make("linear", fold.qkv, module, norm="row", eps=fold.GLOBAL_EPS, algorithm=algorithm)
         self.attention = make("window_attention", fold.attention, module, **attention)
-        self.output = make("linear", fold.output, module, activation="gelu")
+        self.output = make("linear", fold.output, module, activation="gelu", algorithm=algorithm)
 
     def forward(self, x: Tensor, maps: Maps) -> Tensor:
         qkv = self.qkv(x, out=maps.take(*x.shape[:3], 3 * x.shape[3]))
@@ -253,16 +257,19 @@ class Fusion(nn.Module):
 
     def __init__(self, c: Configuration, make: Maker, module: str, first: bool) -> None:
         super().__init__()
-        self.local_linear = make("linear", fold.conv_norm, f"{module}.W_l")
-        self.global_linear = make("linear", fold.conv_norm, f"{module}.W_g")
-        self.up = None if first else make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True)
+        algorithm = {"algorithm": ALGORITHMS[c.winograd]}
+        self.local_linear = make("linear", fold.conv_norm, f"{module}.W_l", **algorithm)
+        self.global_linear = make("linear", fold.conv_norm, f"{module}.W_g", **algorithm)
+        self.up: PreparedOp | None = None
+        if not first:
+            self.up = make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True, **algorithm)
         folding = fold.first_fusion if first else fold.fusion
-        self.fuse = make("linear", folding, module, norm="row", eps=fold.EPS, activation="gelu")
+        self.fuse = make("linear", folding, module, norm="row", eps=fold.EPS, activation="gelu", **algorithm)
         self.gated_concat = make(
             "gated_concat", fold.gated_concat, module, double_sigmoid=c.channel_gate == "double_sigmoid", eps=fold.EPS
         )
-        self.mixer = make("mixer", fold.mixer, module, algorithm=ALGORITHMS[c.winograd])
-        self.mlp = make("mlp", fold.mlp, module, algorithm=ALGORITHMS[c.winograd])
+        self.mixer = make("mixer", fold.mixer, module, **algorithm)
+        self.mlp = make("mlp", fold.mlp, module, **algorithm)
 
     def forward(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps) -> Tensor:
         shape = local_map.shape

@@ -19,6 +19,7 @@ from hifuse_fast.ops.prepared import ANY_SIZE, DTYPES, PreparedOp, check_calls, 
 ROWS = ("pixels", "patches")
 NORMS = ("row", "pixel")
 ACTIVATIONS = ("none", "gelu", "relu")
+ALGORITHMS = ("auto", "direct")
 FUNCTION_ACTIVATIONS = ("none", "gelu")
 MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 it leaves as it is
 
@@ -163,6 +164,7 @@ def prepare_linear(
     eps: float = 1e-5,
     activation: str = "none",
     pool: bool = False,
+    algorithm: str = "auto",
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> PreparedOp:
@@ -186,6 +188,8 @@ def prepare_linear(
         eps: of the norm.
         activation: "none", "gelu" (the exact one, with erf) or "relu".
         pool: average the 2x2 patches of the result; pixels only, even H and W; H' = H / 2, W' = W / 2.
+        algorithm: "auto", or "direct". In float32 on the CPU "auto" multiplies by Strassen's where K is at least 384 and a
+            multiple of 32, and N of 64: 7/8 of the multiply-adds, weights 7/4 as large, errors by `testing.STRASSEN_BOUND`.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
@@ -197,7 +201,8 @@ def prepare_linear(
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
 
-    Source: the official HiFuse `Global_block`, `PatchMerging` and `HFF_block`, without what is between their linears.
+    Source: the official HiFuse `Global_block`, `PatchMerging` and `HFF_block`, without what is between their linears;
+    Strassen 1969.
     """
     check_weights(weight=(weight, "N K"), bias=(bias, "N"))
     check_dtype("dtype", dtype, DTYPES)
@@ -212,6 +217,7 @@ def prepare_linear(
     if rows == "patches" and weight.shape[1] % 4:
         raise ValueError(f"weight must be [N, 4 C] with rows='patches', got {list(weight.shape)}")
     options = {"rows": rows, "norm": norm, "eps": check_eps("eps", eps), "activation": activation, "pool": pool}
+    options["algorithm"] = check_choice("algorithm", algorithm, ALGORITHMS)
     normed_width = 1 if norm is None else weight.shape[1]
     cls = backends.prepared_class("linear", backend, device=weight.device, dtype=dtype, width=normed_width, **options)
     op: PreparedOp = cls(cls.pack({"weight": weight, "bias": bias}, dtype, **options), **options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hifuse_fast.ops.packing import pack_floats, pack_matrix, why_not_native
+from hifuse_fast.ops.packing import pack_factors, pack_floats, pack_matrix, why_not_native
 from hifuse_fast.ops.prepared import PreparedOp
 from hifuse_fast.ops.tape import call
 
@@ -19,6 +20,9 @@ _NORMS = {None: 0, "row": 1, "pixel": 2}
 _ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
 
 
+DEEP = 384  # from which Strassen's product gains more than its sums cost
+
+
 class Linear(PreparedOp):
     """See `prepare_linear`."""
 
@@ -27,7 +31,10 @@ class Linear(PreparedOp):
 
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
-        return {"weight": pack_matrix(tensors["weight"], dtype), "bias": pack_floats(tensors["bias"])}
+        columns, depth = tensors["weight"].shape
+        fits = dtype == torch.float32 and depth >= DEEP and depth % 32 == 0 and columns % 64 == 0
+        packed = pack_factors if fits and options["algorithm"] == "auto" else partial(pack_matrix, dtype=dtype)
+        return {"weight": packed(tensors["weight"]), "bias": pack_floats(tensors["bias"])}
 
     def forward(self, *maps: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         o = self.options

@@ -102,7 +102,7 @@ def prepare_mlp(
     with the exact GELU. The result is called as `op(u, residual=None, out=None)`: [B, H, W, K] -> [B, H, W, N].
 
     In float32 on the CPU W_2 is multiplied by Strassen's algorithm where K is a multiple of 32: 7/8 of the multiply-adds,
-    packed weights 7/4 as large, and an error up to twice that of PyTorch.
+    packed weights 7/4 as large, and errors that `testing.STRASSEN_BOUND` says.
 
     Args:
         expand: W_2, [H, K], the batch norm before it folded in.
