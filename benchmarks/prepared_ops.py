@@ -3,11 +3,11 @@
 Engines, from the same weights in the case's dtype: the reference (plain PyTorch, eager) and the compiled library. The library
 writes to a map that is there, as it does in the network; the reference returns a fresh one, because to `out` it would copy.
 They take turns, after their outputs were checked against the reference in float64: by the tolerance rule of
-`hifuse_fast.testing`, a mixer's by the bound of the algorithm that "auto" chose. A wrong one is not timed.
+`hifuse_fast.testing`, or by the bound of the algorithm that "auto" chose. A wrong one is not timed.
 
 The floor is the larger of arithmetic (the matrix products and convolutions of the definition) over the best matrix product of
 this run, and bytes (maps and plain weights once) over its copy rate. For the mixer that is the arithmetic of the *direct*
-convolution: Winograd's algorithms multiply 4/9 or 1/4 as often, and so may come to more than 100 % of the floor. Maps and
+convolution: Winograd's algorithms multiply 4/9 or 1/4 as often, Strassen's 7/8, and so may pass 100 % of the floor. Maps and
 weights that stay in the cache can beat a floor of memory.
 """
 
@@ -164,22 +164,19 @@ def candidates(case: Case, engines: Iterable[str]) -> dict[str, turns.Candidate]
     found = {}
     for name in engines:
         op = case.op.prepare(inputs.weights, dtype, name)
+        by_strassen = getattr(op, "by_strassen", None)
+        strassen = by_strassen is not None and by_strassen(inputs.weights, dtype, **op.options)
         call = partial(inputs.run, op, None if name == "reference" else torch.full_like(eager, float("nan")))
-        found[name] = turns.Candidate(call, *check(op, call(), eager, exact))
+        found[name] = turns.Candidate(call, *check(op, strassen, call(), eager, exact))
     return found
 
 
-def check(op: PreparedOp, actual: Tensor, eager: Tensor, exact: Tensor) -> tuple[bool, float]:
+def check(op: PreparedOp, strassen: bool, actual: Tensor, eager: Tensor, exact: Tensor) -> tuple[bool, float]:
     """Whether the output obeys the rule, or the bound of the op's algorithm, and its relative error."""
     tile = getattr(op, "tile", None)  # of a native mixer: outputs of a Winograd tile along an axis
-    may_be_strassen = (op.backend, actual.dtype, op.options.get("algorithm")) == (
-        "native",
-        torch.float32,
-        "auto",
-    ) and tile is None
     ok = True
     try:
-        if may_be_strassen:
+        if strassen:
             assert_strassen_within_bounds(actual, eager, exact)
         else:
             assert_mixer_within_bounds(actual, eager, exact, f"winograd{tile}" if tile in (2, 4) else "direct")

@@ -85,3 +85,15 @@ def check_determinism(op: PreparedOp, *maps: Tensor) -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def check_images_apart(op: PreparedOp, *maps: Tensor) -> None:
+    """An image's result does not depend on the others of its batch: not a bit of it, and whatever they are."""
+    expected = op(*maps)
+    for value in (float("nan"), float("inf"), 1e30):
+        spoilt = [x.clone() for x in maps]
+        for x in spoilt:
+            x[1] = value
+        actual = op(*spoilt)
+        assert torch.equal(actual[0], expected[0])
+        assert torch.equal(actual[2:], expected[2:])

@@ -13,7 +13,7 @@ from torch import Tensor
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_linear
 from hifuse_fast.testing import assert_strassen_within_bounds, assert_within_rule
-from tests.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
+from tests.prepared import DTYPES, check_determinism, check_images_apart, check_parity, kernels, matrix, uniform
 
 KERNELS = kernels("linear")
 
@@ -141,6 +141,16 @@ def test_batch_0(backend: str) -> None:
         weights = {name: tensor.float() for name, tensor in case.weights().items()}
         op = prepare_linear(**weights, **case.options, dtype=torch.float32, backend=backend)
         assert op(*(x[:0].float() for x in case.maps())).shape == (0, *case.out_size()[1:])
+
+
+@pytest.mark.parametrize("kernel", kernels("linear", "native"))
+def test_images_are_apart(kernel: str) -> None:
+    """The last one has an odd number of rows, which Strassen's product takes in pairs."""
+    for case in (CASES[12], CASES[16]):
+        weights = {name: tensor.float() for name, tensor in case.weights().items()}
+        op = prepare_linear(**weights, **case.options, dtype=torch.float32, backend=kernel)
+        maps = [torch.cat([x.float()] * 3) if len(x) < 3 else x.float() for x in case.maps()]
+        check_images_apart(op, *maps)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -14,18 +14,12 @@ from torch import Tensor
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_mixer
 from hifuse_fast.testing import assert_mixer_within_bounds, assert_within_rule
-from tests.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
+from tests.prepared import DTYPES, check_determinism, check_images_apart, check_parity, kernels, matrix, uniform
 
 KERNELS = kernels("mixer")
 SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 18, 14, 8), (1, 2, 2, 1), (1, 6, 10, 160)]
-FOUR_TILES = [
-    (1, 7, 7, 96),
-    (1, 6, 5, 40),
-    (1, 8, 8, 16),
-    (2, 3, 8, 33),
-    (1, 4, 13, 8),
-    (4, 1, 2, 72),
-]  # which share their filters in registers
+# These share their filters in registers.
+FOUR_TILES = [(1, 7, 7, 96), (1, 6, 5, 40), (1, 8, 8, 16), (2, 3, 8, 33), (1, 4, 13, 8), (4, 1, 2, 72)]
 DEPTHWISE_SHAPES = [(2, 7, 7, 36), *SHAPES[1:6]]  # PyTorch's float64 takes long for many channels
 ALGORITHMS = [(dtype, algorithm) for dtype in DTYPES for algorithm in ("direct", "winograd2", "winograd4")]
 
@@ -122,6 +116,13 @@ def test_batch_0(backend: str) -> None:
 @pytest.mark.parametrize("kernel", kernels("mixer", "native"))
 def test_wide_layers_of_bfloat16_keep_small_filters(kernel: str) -> None:
     assert prepare_mixer(weight(96, False), dtype=torch.bfloat16, backend=kernel).weight.numel() == 16 * 96 * 96  # not 49
+
+
+@pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
+@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+def test_images_are_apart(dtype: torch.dtype, algorithm: str, kernel: str) -> None:
+    op = prepare_mixer(weight(40, False).to(dtype), algorithm=algorithm, dtype=dtype, backend=kernel)
+    check_images_apart(op, uniform("z", 4, 5, 7, 40).to(dtype))
 
 
 @pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)

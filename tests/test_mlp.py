@@ -13,7 +13,7 @@ from hifuse_fast import BackendError
 from hifuse_fast.gpu import configs
 from hifuse_fast.ops import mlp, prepare_mlp
 from hifuse_fast.testing import assert_strassen_within_bounds, assert_within_rule
-from tests.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
+from tests.prepared import DTYPES, check_determinism, check_images_apart, check_parity, kernels, matrix, uniform
 
 KERNELS = kernels("mlp")
 # B, H, W, K, hidden, N
@@ -128,6 +128,13 @@ def test_one_look_up_serves_the_function_and_the_prepared_op(way: str, kernel: s
         mlp(u, w["expand"], w["project"], backend=kernel)
     assert of_op == of_function
     assert len([name for name, _ in of_op if name == "mlp_forward"]) == 1
+
+
+@pytest.mark.parametrize("kernel", kernels("mlp", "native"))
+def test_images_are_apart(kernel: str) -> None:
+    """Their rows are odd in number; Strassen's product takes them in pairs."""
+    for depth in (40, 64):
+        check_images_apart(prepared(kernel, depth, 250, 33), uniform("u", 4, 5, 7, depth).float())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -41,6 +41,9 @@ const float* floats(const char* name, const Tensor& tensor, int64_t count) {
 
 int64_t padded(int64_t count) { return (count + 31) / 32 * 32; }
 
+// The factors of Strassen's product: always more than the weights as they are.
+int64_t factors(int64_t columns, int64_t depth) { return (columns + 63) / 64 * 7 * 32 * padded(depth / 2); }
+
 const void* packed(const Tensor& weight, const Tensor& like, int64_t count) {
   STD_TORCH_CHECK(
       weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == like.scalar_type() && weight.numel() == count,
@@ -115,9 +118,9 @@ Tensor linear(const std::vector<Tensor>& maps, const Tensor& weight, const Tenso
   args.dtype = dtype_of(out);
   args.batch = batch, args.height = pool ? 2 * height : height, args.width = pool ? 2 * width : width;
   args.rows = static_cast<Rows>(rows), args.norm = static_cast<Norm>(norm), args.eps = static_cast<float>(eps);
-  const int64_t factors = columns / 64 * 7 * 32 * padded(depth / 2);  // always more than the weights
-  args.strassen = args.dtype == DType::float32 && depth % 32 == 0 && columns % 64 == 0 && weight.numel() == factors;
-  args.weight = packed(weight, out, args.strassen ? factors : padded(columns) * padded(depth));
+  args.strassen =
+      args.dtype == DType::float32 && depth % 32 == 0 && columns % 64 == 0 && weight.numel() == factors(columns, depth);
+  args.weight = packed(weight, out, args.strassen ? factors(columns, depth) : padded(columns) * padded(depth));
   args.bias = floats("bias", bias, columns);
   args.columns = columns, args.activation = static_cast<Activation>(activation), args.pool = pool;
   args.residual = data_of(residual), args.out = out.mutable_data_ptr();
@@ -228,12 +231,10 @@ Tensor mlp(const Tensor& u, const Tensor& expand, const Tensor& expand_bias, con
   if (residual) check_like("residual", *residual, out, {batch, height, width, columns});
   Mlp args{};
   args.dtype = dtype_of(u);
-  args.rows = batch * height * width, args.depth = depth, args.hidden = hidden, args.columns = columns;
+  args.batch = batch, args.rows = height * width, args.depth = depth, args.hidden = hidden, args.columns = columns;
   args.u = u.const_data_ptr();
-  const int64_t direct = padded(hidden) * padded(depth);
-  const int64_t factors = (hidden + 63) / 64 * 7 * 32 * padded(depth / 2);  // always more
-  args.strassen = args.dtype == DType::float32 && depth % 32 == 0 && expand.numel() == factors;
-  args.expand = packed(expand, u, args.strassen ? factors : direct);
+  args.strassen = args.dtype == DType::float32 && depth % 32 == 0 && expand.numel() == factors(hidden, depth);
+  args.expand = packed(expand, u, args.strassen ? factors(hidden, depth) : padded(hidden) * padded(depth));
   args.expand_bias = floats("expand_bias", expand_bias, hidden);
   args.project = packed(project, u, padded(columns) * padded(hidden));
   args.project_bias = floats("project_bias", project_bias, columns);

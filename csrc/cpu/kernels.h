@@ -185,7 +185,8 @@ struct Mixer {
 
 struct Mlp {
   DType dtype;
-  int64_t rows;
+  int64_t batch;
+  int64_t rows;  // of an image
   int64_t depth;
   int64_t hidden;
   int64_t columns;

@@ -17,34 +17,33 @@ constexpr int64_t kOperandBytes = 256 * 1024;  // a quarter of a usual L2
 
 template <class S, bool kStrassen = false>
 class LinearKernel {
-  static constexpr int64_t kTogether = kStrassen ? 2 : 1;  // panels, and rows
+  static constexpr int64_t kTogether = kStrassen ? 2 : 1;  // rows, and panels
 
  public:
   explicit LinearKernel(const Linear& args)
       : args_(args),
         depth_((args.channels[0] + args.channels[1] + args.channels[2]) * (args.rows == Rows::patches ? 4 : 1)),
         padded_(padded_depth(depth_)),
-        rows_(args.batch * args.height * args.width),
+        slots_(args.batch, args.height * args.width, kTogether),
         panels_(divide_up(args.columns, kTogether * kPanel)) {}
 
   void run(const Parallel& parallel) const {
-    if (rows_ == 0) return;
+    if (slots_.count() == 0) return;
     const int64_t fitting = kOperandBytes / static_cast<int64_t>(sizeof(S)) / padded_;
     const int64_t most = fitting < 28 ? 28 : fitting > kMostRows ? kMostRows : fitting;
     // A convolution is too dear to be made again for another range of panels.
     const int64_t least = args_.rows == Rows::depthwise ? 12 : 24;
-    const Split split(rows_, panels_, least, most, parallel.threads());
+    const Split split(slots_.count(), panels_, least, most, parallel.threads());
     parallel.each(split.blocks * split.ranges, [&](int64_t task) {
       const int64_t range = task / split.blocks, block = task % split.blocks;  // neighbours in time read the same weights
-      const int64_t together = args_.pool ? 4 : kTogether, units = divide_up(rows_, together);
-      const int64_t last = units * (block + 1) / split.blocks * together;
-      run_block(units * block / split.blocks * together, last < rows_ ? last : rows_, panels_ * range / split.ranges,
-                panels_ * (range + 1) / split.ranges);
+      const int64_t together = args_.pool ? 4 : kTogether, units = slots_.count() / together;
+      run_block(units * block / split.blocks * together, units * (block + 1) / split.blocks * together,
+                panels_ * range / split.ranges, panels_ * (range + 1) / split.ranges);
     });
   }
 
  private:
-  int64_t group() const { return args_.pool ? 4 : 1; }  // rows of a result
+  int64_t group() const { return args_.pool ? 4 : 1; }  // rows that make one of the result
 
   void run_block(int64_t first, int64_t last, int64_t panel, int64_t end) const {
     const int64_t rows = last - first;
@@ -64,19 +63,19 @@ class LinearKernel {
     }
   }
 
-  // The same with pairs of panels. Neighbouring rows are of the two halves: so no result depends on how rows are split. A last
-  // row without a neighbour has any row for one.
+  // The same with pairs of panels and of rows.
   void run_by_strassen(int64_t first, int64_t rows, int64_t pair, int64_t end) const {
     Scratch scratch;
-    const int64_t half = divide_up(rows, 2), depth = depth_ / 2, size = kFactors * padded_depth(depth) * kPanel;
+    const int64_t half = rows / 2, depth = depth_ / 2, size = kFactors * padded_depth(depth) * kPanel;
     const StrassenRows operand{scratch.take_dirty<float>(StrassenRows::size(half, depth)), half, depth};
-    float *const upper = scratch.take<float>(padded_), *const lower = scratch.take<float>(padded_);
+    float *const upper = scratch.take_dirty<float>(padded_), *const lower = scratch.take_dirty<float>(padded_);
+    const float* const zeros = scratch.take<float>(padded_);
     float* const sums = scratch.take_dirty<float>(4 * half * kPanel);
     for (int64_t i = 0; i < half; ++i) {
-      read_normed(first + 2 * i, upper);
-      if (2 * i + 1 < rows) read_normed(first + 2 * i + 1, lower);
-      for (int64_t k = 0; k < depth; k += kLanes<float>)
-        operand.write(i, k, load(upper + k), load(upper + depth + k), load(lower + k), load(lower + depth + k));
+      const int64_t second = slots_.row(first + 2 * i + 1);
+      read_normed(slots_.row(first + 2 * i), upper);
+      if (second != Slots::kSpare) read_normed(second, lower);
+      operand.write(i, upper, second != Slots::kSpare ? lower : zeros);
     }
     for (; pair < end; ++pair) {
       const float* const at = static_cast<const float*>(args_.weight) + pair * size;
@@ -141,11 +140,12 @@ class LinearKernel {
     DepthwiseMap<S>{map, args_.height, args_.width, args_.channels[0], args_.filters, args_.filter_bias}.convolve(row, to);
   }
 
-  // Of a block's rows, 32 columns.
+  // 32 columns of a block.
   struct Finished {
     const float* sums;
     int64_t half;  // of the rows
 
+    // Those of slot `i` of the block.
     const float* row(int64_t i) const { return sums + (kStrassen ? i % 2 * half + i / 2 : i) * kPanel; }
   };
 
@@ -165,8 +165,10 @@ class LinearKernel {
     float bias[kPanel] = {};
     for (int64_t i = 0; i < count; ++i) bias[i] = args_.bias[column + i];
     const S* const residual = static_cast<const S*>(args_.residual);
-    int64_t at = first / group() * args_.columns + column;
-    for (int64_t i = 0; i < rows; i += group(), at += args_.columns) {
+    for (int64_t i = 0; i < rows; i += group()) {
+      const int64_t place = slots_.row(first + i);
+      if (place == Slots::kSpare) continue;
+      const int64_t at = (args_.pool ? place / 4 : place) * args_.columns + column;
       float row[kPanel];
       for (int64_t j = 0; j < kPanel; j += kLanes<float>) {
         const auto value = [&](int64_t r) { return act(load(sums.row(i + r) + j) + load(bias + j)); };
@@ -180,7 +182,7 @@ class LinearKernel {
   const Linear& args_;
   int64_t depth_;
   int64_t padded_;
-  int64_t rows_;
+  Slots slots_;
   int64_t panels_;
 };
 

@@ -30,7 +30,12 @@ void activate(const Mlp& args, int64_t first, int64_t rows, const float* sums, S
 template <class S>
 class Expansion {
  public:
-  Expansion(const Mlp& args, int64_t first, int64_t rows)
+  static constexpr int64_t kTogether = 1;  // rows
+  // Where slot `slot` of a block of `count` is among its sums.
+  static int64_t place(int64_t slot, int64_t) { return slot; }
+
+  // The rows of the slots from `first` on.
+  Expansion(const Mlp& args, const Slots&, int64_t first, int64_t rows)
       : args_(args),
         rows_(rows),
         depth_(padded_depth(args.depth)),
@@ -70,19 +75,19 @@ class Expansion {
 // The same by Strassen's product, over weights that were packed for it. A vector does not reach over the middle of the depth.
 class StrassenExpansion {
  public:
-  StrassenExpansion(const Mlp& args, int64_t first, int64_t rows)
+  static constexpr int64_t kTogether = 2;
+  static int64_t place(int64_t slot, int64_t count) { return slot % 2 * (count / 2) + slot / 2; }
+
+  StrassenExpansion(const Mlp& args, const Slots& slots, int64_t first, int64_t count)
       : args_(args),
-        rows_(rows),
-        half_(divide_up(rows, 2)),
+        half_(count / 2),
         panel_(padded_depth(args.depth / 2) * kPanel),
         u_{scratch_.take_dirty<float>(StrassenRows::size(half_, args.depth / 2)), half_, args.depth / 2},
         sums_(scratch_.take_dirty<float>(4 * half_ * kPanel)) {
-    const float* const zeros = scratch_.take<float>(args.depth);
+    const float *const u = static_cast<const float*>(args.u), *const zeros = scratch_.take<float>(args.depth);
     for (int64_t i = 0; i < half_; ++i) {
-      const float* const upper = static_cast<const float*>(args.u) + (first + i) * args.depth;
-      const float* const lower = half_ + i < rows ? upper + half_ * args.depth : zeros;
-      for (int64_t k = 0; k < u_.depth; k += kLanes<float>)
-        u_.write(i, k, load(upper + k), load(upper + u_.depth + k), load(lower + k), load(lower + u_.depth + k));
+      const int64_t upper = slots.row(first + 2 * i), lower = slots.row(first + 2 * i + 1);
+      u_.write(i, u + upper * args.depth, lower != Slots::kSpare ? u + lower * args.depth : zeros);
     }
   }
 
@@ -91,15 +96,14 @@ class StrassenExpansion {
     for (int64_t j = 0; j < width; j += 2 * kPanel, at += kFactors * panel_) {
       strassen_product(u_, at, sums_, j + 2 * kPanel < width ? at + kFactors * panel_ : at);
       for (int64_t p = 0; p < 2; ++p)
-        activate<float>(args_, first + j + p * kPanel, rows_, sums_ + p * 2 * half_ * kPanel,
+        activate<float>(args_, first + j + p * kPanel, 2 * half_, sums_ + p * 2 * half_ * kPanel,
                         hidden.chunks_from(j / kPanel + p).at);
     }
   }
 
  private:
   const Mlp& args_;
-  int64_t rows_;
-  int64_t half_;
+  int64_t half_;   // of the rows
   int64_t panel_;  // of a factor
   Scratch scratch_;
   StrassenRows u_;
@@ -110,50 +114,56 @@ template <class S, class Expand>
 class MlpKernel {
  public:
   explicit MlpKernel(const Mlp& args)
-      : args_(args), chunks_(divide_up(args.hidden, kHidden)), panels_(divide_up(args.columns, kPanel)) {}
+      : args_(args),
+        slots_(args.batch, args.rows, Expand::kTogether),
+        chunks_(divide_up(args.hidden, kHidden)),
+        panels_(divide_up(args.columns, kPanel)) {}
 
   void run(const Parallel& parallel) const {
-    if (args_.rows == 0) return;
+    if (slots_.count() == 0) return;
     int64_t most = kOperandBytes / static_cast<int64_t>(sizeof(S)) / padded_depth(args_.depth);
     most = most < 28 ? 28 : most > kMostRows ? kMostRows : most;
-    const int64_t blocks = divide_up(args_.rows, most);
+    const int64_t blocks = divide_up(slots_.count(), most);
     int64_t parts = divide_up(kTasks, blocks);
     if (parts > chunks_) parts = chunks_;
     Scratch scratch;
-    const int64_t part_size = args_.rows * panels_ * kPanel;
+    const int64_t part_size = slots_.count() * panels_ * kPanel;
     float* const sums = scratch.take_dirty<float>(parts * part_size);
+    const auto block_at = [&](int64_t i) {
+      const int64_t units = slots_.count() / Expand::kTogether;
+      return Block{units * i / blocks * Expand::kTogether, units * (i + 1) / blocks * Expand::kTogether};
+    };
     parallel.each(parts * blocks, [&](int64_t task) {
-      const int64_t part = task / blocks, block = task % blocks;
-      const Block rows{args_.rows * block / blocks, args_.rows * (block + 1) / blocks};
-      float* const to = sums + part * part_size + rows.first * panels_ * kPanel;
-      run_block(rows, chunks_ * part / parts, chunks_ * (part + 1) / parts, to);
-      if (parts == 1) finish(rows, to, 1, part_size);
+      const int64_t part = task / blocks;
+      const Block block = block_at(task % blocks);
+      float* const to = sums + part * part_size + block.first * panels_ * kPanel;
+      run_block(block, chunks_ * part / parts, chunks_ * (part + 1) / parts, to);
+      if (parts == 1) finish(block, to, 1, part_size);
     });
     if (parts == 1) return;
     parallel.each(blocks * panels_, [&](int64_t task) {
-      const int64_t block = task / panels_, panel = task % panels_;
-      const Block rows{args_.rows * block / blocks, args_.rows * (block + 1) / blocks};
-      finish_panel(rows, panel, sums + rows.first * panels_ * kPanel, parts, part_size);
+      const Block block = block_at(task / panels_);
+      finish_panel(block, task % panels_, sums + block.first * panels_ * kPanel, parts, part_size);
     });
   }
 
  private:
-  struct Block {
+  struct Block {  // of slots
     int64_t first;
     int64_t last;
     int64_t count() const { return last - first; }
   };
 
-  // sums[panel][row][32] of the hidden chunks [chunk, end).
-  void run_block(Block rows, int64_t chunk, int64_t end, float* sums) const {
-    const Expand expand(args_, rows.first, rows.count());
+  // sums[panel][place of a slot][32] of the hidden chunks [chunk, end).
+  void run_block(Block block, int64_t chunk, int64_t end, float* sums) const {
+    const Expand expand(args_, slots_, block.first, block.count());
     Scratch scratch;
-    const Operand<S> hidden{scratch.take_dirty<S>(rows.count() * kHidden), rows.count() * kChunk};
+    const Operand<S> hidden{scratch.take_dirty<S>(block.count() * kHidden), block.count() * kChunk};
     for (bool accumulate = false; chunk < end; ++chunk, accumulate = true) {
       const int64_t first = chunk * kHidden;
       const int64_t width = padded_depth(args_.hidden - first < kHidden ? args_.hidden - first : kHidden);
       expand(first, width, hidden);
-      project(rows.count(), {hidden.at, hidden.chunk}, first, width, sums, accumulate);
+      project(block.count(), {hidden.at, hidden.chunk}, first, width, sums, accumulate);
     }
   }
 
@@ -164,29 +174,32 @@ class MlpKernel {
                  {panel + 1 < panels_ ? at + width * kPanel : at, hidden.at});
   }
 
-  void finish(Block rows, float* sums, int64_t parts, int64_t part_size) const {
-    for (int64_t panel = 0; panel < panels_; ++panel) finish_panel(rows, panel, sums, parts, part_size);
+  void finish(Block block, float* sums, int64_t parts, int64_t part_size) const {
+    for (int64_t panel = 0; panel < panels_; ++panel) finish_panel(block, panel, sums, parts, part_size);
   }
 
-  void finish_panel(Block rows, int64_t panel, float* sums, int64_t parts, int64_t part_size) const {
+  void finish_panel(Block block, int64_t panel, float* sums, int64_t parts, int64_t part_size) const {
     const int64_t column = panel * kPanel;
     const int64_t count = args_.columns - column < kPanel ? args_.columns - column : kPanel;
     float bias[kPanel] = {};
     for (int64_t i = 0; i < count; ++i) bias[i] = args_.project_bias[column + i];
-    for (int64_t i = 0; i < rows.count(); ++i) {
-      float* const row = sums + (panel * rows.count() + i) * kPanel;
+    for (int64_t slot = 0; slot < block.count(); ++slot) {
+      const int64_t place = slots_.row(block.first + slot);
+      if (place == Slots::kSpare) continue;
+      float* const row = sums + (panel * block.count() + Expand::place(slot, block.count())) * kPanel;
       for (int64_t j = 0; j < kPanel; j += kLanes<float>) {
         Vec<float> total = load(row + j);
         for (int64_t part = 1; part < parts; ++part) total += load(row + part * part_size + j);
         store(row + j, total + load(bias + j));
       }
-      const int64_t at = (rows.first + i) * args_.columns + column;
+      const int64_t at = place * args_.columns + column;
       if (args_.residual) add_columns(static_cast<const S*>(args_.residual) + at, row, count);
       write_columns(row, static_cast<S*>(args_.out) + at, count);
     }
   }
 
   const Mlp& args_;
+  Slots slots_;
   int64_t chunks_;
   int64_t panels_;
 };

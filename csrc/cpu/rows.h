@@ -82,6 +82,27 @@ inline void add_columns(const S* from, float* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] += widen(from[i]);
 }
 
+// The rows of a batch in slots, `together` of which are multiplied with one another. Rows of two images never are, or an image
+// with a NaN would spoil another: where an image's rows are no multiple of `together`, slots behind its last one are spare.
+class Slots {
+ public:
+  Slots(int64_t images, int64_t rows, int64_t together)
+      : rows_(rows), slots_(divide_up(rows, together) * together), count_(images * slots_) {}
+
+  int64_t count() const { return count_; }
+
+  static constexpr int64_t kSpare = -1;
+  int64_t row(int64_t slot) const {
+    if (slots_ == rows_) return slot;
+    return slot % slots_ < rows_ ? slot / slots_ * rows_ + slot % slots_ : kSpare;
+  }
+
+ private:
+  int64_t rows_;   // of an image
+  int64_t slots_;  // for them
+  int64_t count_;
+};
+
 // Work on `rows` rows times `panels` panels, in tasks: blocks of rows, and where there are too few, ranges of panels as well,
 // which each make the operand again. Tasks come in multiples of the threads, so that none is left over.
 struct Split {

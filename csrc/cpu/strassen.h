@@ -2,7 +2,8 @@
 // usual. It saves an eighth of the multiply-adds for sums of quarters on the way in, which those of the weights were packed
 // with, and on the way out, while a product's sums are in registers.
 //
-// a is a block of rows, in an upper and a lower half and two halves of the depth; b is a pair of panels.
+// a is a block of rows, in an upper and a lower half and two halves of the depth; b is a pair of panels. A row of the upper
+// half and its partner in the lower one are neighbours: so no result depends on where blocks begin.
 #pragma once
 
 #include "cpu/panel.h"
@@ -22,17 +23,23 @@ inline namespace HIFUSE_ISA {
 //   6  a21 - a11   b11 + b12   c22
 constexpr int kFactors = 7;
 
-// The seven factors of a block of rows, each [rows / 2, depth / 2]. An odd row has its partner in a row of zeros.
+// The seven factors of a block of pairs of rows, each [pairs, depth / 2].
 struct StrassenRows {
   static constexpr int64_t kWidth = 16;  // of chunks: half the depth need not be a multiple of 32
 
   float* at;
-  int64_t half;   // of the rows
+  int64_t half;   // of the rows, so the pairs
   int64_t depth;  // half of it
 
   static int64_t size(int64_t half, int64_t depth) { return kFactors * half * depth; }
 
   Operand<float, kWidth> factor(int i) const { return {at + i * half * depth, half * kWidth}; }
+
+  // Pair `i`, of two rows of the whole depth.
+  void write(int64_t i, const float* upper, const float* lower) const {
+    for (int64_t k = 0; k < depth; k += kLanes<float>)
+      write(i, k, load(upper + k), load(upper + depth + k), load(lower + k), load(lower + depth + k));
+  }
 
   // A vector of each quarter, from element (row, k) of it on.
   void write(int64_t row, int64_t k, Vec<float> a11, Vec<float> a12, Vec<float> a21, Vec<float> a22) const {

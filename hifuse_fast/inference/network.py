@@ -87,9 +87,8 @@ class OptimizedHiFuse(nn.Module):
         self.head: PreparedOp | None = None
         if c.out_indices is None:
             folding = fold.head if c.num_classes else fold.head_norm
-            self.head = make(
-                "linear", folding, norm="row", eps=fold.EPS, algorithm="direct"
-            )  # of few rows, and waits for weights
+            # "direct": of few rows, it waits for its weights, and Strassen's are more.
+            self.head = make("linear", folding, norm="row", eps=fold.EPS, algorithm="direct")
         self.dtype, self.device = DTYPES[c.dtype], next(self.buffers()).device
         self._made = make.made
         # On a tape are calls of the compiled library alone.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ why_not = why_not_native
 _ROWS = {"pixels": 0, "patches": 1}  # the enumerations of csrc/cpu/kernels.h
 _NORMS = {None: 0, "row": 1, "pixel": 2}
 _ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
-
-
 DEEP = 384  # from which Strassen's product gains more than its sums cost
 
 
@@ -30,11 +27,16 @@ class Linear(PreparedOp):
     bias: Tensor
 
     @staticmethod
-    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+    def by_strassen(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> bool:
+        """Whether the weight is packed for Strassen's product."""
         columns, depth = tensors["weight"].shape
-        fits = dtype == torch.float32 and depth >= DEEP and depth % 32 == 0 and columns % 64 == 0
-        packed = pack_factors if fits and options["algorithm"] == "auto" else partial(pack_matrix, dtype=dtype)
-        return {"weight": packed(tensors["weight"]), "bias": pack_floats(tensors["bias"])}
+        return options["algorithm"] == "auto" and dtype == torch.float32 and depth >= DEEP and depth % 32 == columns % 64 == 0
+
+    @staticmethod
+    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        weight = tensors["weight"]
+        packed = pack_factors(weight) if Linear.by_strassen(tensors, dtype, **options) else pack_matrix(weight, dtype)
+        return {"weight": packed, "bias": pack_floats(tensors["bias"])}
 
     def forward(self, *maps: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         o = self.options

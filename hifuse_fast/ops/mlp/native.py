@@ -26,9 +26,13 @@ class Mlp(PreparedOp):
     project_bias: Tensor
 
     @staticmethod
+    def by_strassen(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> bool:
+        """Whether `expand` is packed for Strassen's product."""
+        return options["algorithm"] == "auto" and dtype == torch.float32 and tensors["expand"].shape[1] % 32 == 0
+
+    @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
-        expand = tensors["expand"]
-        strassen = options["algorithm"] == "auto" and dtype == torch.float32 and expand.shape[1] % 32 == 0
+        expand, strassen = tensors["expand"], Mlp.by_strassen(tensors, dtype, **options)
         return {
             "expand": pack_factors(expand) if strassen else pack_matrix(expand, dtype),
             "expand_bias": pack_floats(tensors["expand_bias"]),
