@@ -69,15 +69,15 @@ bench-growth: setup
 	$(BIN)/python -m benchmarks.growth --output $(RESULTS) $(ARGS)
 
 kernel-report: setup
-	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.gpu.report $(ARGS)
+	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.tuning.report $(ARGS)
 
 tune: setup
-	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.gpu.tune $(ARGS)
+	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.tuning.tune $(ARGS)
 
 # The interpreter that was named, else that of the virtual environment where there is one.
 CHECKER := $(if $(filter default file undefined,$(origin PYTHON)),$(or $(wildcard $(BIN)/python),$(PYTHON)),$(PYTHON))
 gpu-check:
-	$(CHECKER) -m benchmarks.gpu_check $(if $(STAGE),--stage $(STAGE)) $(if $(REPORT),--report "$(REPORT)")
+	$(CHECKER) -m tools.gpu_check $(if $(STAGE),--stage $(STAGE)) $(if $(REPORT),--report "$(REPORT)")
 
 # Two processes, a file of tests to each: Triton's interpreter takes one core.
 test: setup test-cpp
@@ -87,7 +87,7 @@ test-all: setup test-cpp
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "" $(PYTEST_ARGS)
 
 # A package of its own, whose library has to be loaded after the sanitizers' runtime.
-SANITIZED := linear stem local_block gated_concat mixer mlp window_attention window_attention_calls inference inference_files
+SANITIZED := ops/prepared ops/functions/test_window_attention.py ops/functions/test_window_attention_calls.py inference/test_network.py inference/test_files.py
 test-asan: $(VENV)/.dependencies
 	rm -rf build/asan
 	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_SANITIZE=1 HIFUSE_NATIVE=1 \
@@ -95,7 +95,7 @@ test-asan: $(VENV)/.dependencies
 	cp -r tests pyproject.toml build/asan
 	cd build/asan && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) $(SANITIZED:%=tests/test_%.py)
+	  $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) $(SANITIZED:%=tests/%)
 
 test-cpp: $(VENV)/.dependencies
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp -G Ninja > /dev/null
@@ -114,7 +114,7 @@ format: setup
 	$(BIN)/clang-format -i $(CPP)
 
 docs: setup
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m tools.pages
 
 clean:
 	rm -rf $(VENV) build hifuse_fast/_C*.so hifuse_fast/_native_skipped.txt

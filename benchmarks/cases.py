@@ -20,7 +20,7 @@ from benchmarks import turns
 from benchmarks.turns import Candidate
 from hifuse_fast.bench import cuda, machine, rows, table
 from hifuse_fast.bench.rows import Row
-from hifuse_fast.gpu.calls import DTYPES
+from hifuse_fast.tuning.calls import DTYPES
 
 Output = TypeVar("Output")
 AnyCase = TypeVar("AnyCase", bound=turns.Case)

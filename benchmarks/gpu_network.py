@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from benchmarks import cases, options, turns
 from benchmarks.cases import Ready, Suite, Verdict
 from hifuse_fast import HiFuse, create_model, list_models, optimize_for_inference, use_backend
-from hifuse_fast.backends import current_backend
+from hifuse_fast.backends.select import current_backend
 from hifuse_fast.bench import network as bench
 from hifuse_fast.bench.rows import Row
-from hifuse_fast.gpu.calls import DTYPES
 from hifuse_fast.testing import golden_image, golden_weights, l2_norm, wrong_gradients
+from hifuse_fast.tuning.calls import DTYPES
 
 SUITE = "gpu_network"
 MODES = ("inference", "training")
@@ -185,7 +185,7 @@ def _training(subject: Subject, backend: str, compiled: bool) -> Ready[list[Tens
 def _compile_ahead(call: Callable[[], object], subject: Subject) -> None:
     """The Triton kernels of the call, on all cores, where there are any."""
     if subject.images.is_cuda:
-        from hifuse_fast.gpu.compile import compile_ahead
+        from hifuse_fast.backends.triton.compile import compile_ahead
 
         compile_ahead(call)
 

@@ -23,8 +23,8 @@ from benchmarks import cases, options, turns
 from benchmarks.cases import Ready, Suite, Verdict
 from benchmarks.gpu_subjects import Function, Inputs, Subject, engines, subjects
 from hifuse_fast.bench.rows import Row
-from hifuse_fast.gpu.calls import DTYPES, MODES
 from hifuse_fast.testing import errors, relative_error
+from hifuse_fast.tuning.calls import DTYPES, MODES
 
 SUITE = "gpu_ops"
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifuse_fast import GlobalBlock, LocalBlock, use_backend
-from hifuse_fast.gpu.calls import STAGES, WINDOW, Call, all_calls
-from hifuse_fast.ops.window_attention import reference as definition
+from hifuse_fast.ops.functions.window_attention import reference as definition
+from hifuse_fast.tuning.calls import STAGES, WINDOW, Call, all_calls
 
 Inputs = Mapping[str, Tensor]
 Function = Callable[[Inputs], Tensor]

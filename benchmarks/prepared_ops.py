@@ -32,7 +32,7 @@ from benchmarks.turns import DTYPES
 from hifuse_fast import ops
 from hifuse_fast.bench import machine, table
 from hifuse_fast.bench.rows import Row
-from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.testing import assert_mixer_within_bounds, assert_strassen_within_bounds, relative_error
 
 SUITE = "prepared_ops"

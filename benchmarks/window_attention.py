@@ -34,7 +34,7 @@ from benchmarks.turns import DTYPES
 from hifuse_fast.bench import machine, table
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.ops import window_attention
-from hifuse_fast.ops.window_attention import reference as definition
+from hifuse_fast.ops.functions.window_attention import reference as definition
 from hifuse_fast.testing import errors, relative_error
 
 SUITE = "window_attention"

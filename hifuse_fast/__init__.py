@@ -2,7 +2,8 @@
 
 from hifuse_fast import ops
 from hifuse_fast._version import __version__
-from hifuse_fast.backends import BackendError, Info, info, use_backend
+from hifuse_fast.backends.info import Info, info
+from hifuse_fast.backends.select import BackendError, use_backend
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, InvertedMLP, LocalBlock, PatchMerging, WindowAttention
 from hifuse_fast.checkpoints import (
     CheckpointError,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from hifuse_fast import ops
 from hifuse_fast.checks import check_choice, check_count, check_flag, check_heads, check_map, check_rate
 from hifuse_fast.layers import BatchNorm2d, Conv2d, ConvNorm, DropPath, batch_norm
-from hifuse_fast.ops.window_attention.api import MAX_WINDOW_SIZE
-from hifuse_fast.ops.window_attention.reference import relative_position_index
+from hifuse_fast.ops.functions.window_attention.api import MAX_WINDOW_SIZE
+from hifuse_fast.ops.functions.window_attention.reference import relative_position_index
 
 CHANNEL_GATES = ("sigmoid", "double_sigmoid")
 MIXERS = ("dense", "depthwise")

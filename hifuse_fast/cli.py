@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import io
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 import torch
@@ -24,8 +23,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import hifuse_fast
-from hifuse_fast import backends, images, predict
+from hifuse_fast.app import predict
+from hifuse_fast.app.output import Row, write_csv, write_json
+from hifuse_fast.backends.select import BACKENDS
 from hifuse_fast.checkpoints import create_model_from_checkpoint, describe_checkpoint
+from hifuse_fast.data import images
+from hifuse_fast.data.classes import load_classes
+from hifuse_fast.files import STDOUT, writing
+from hifuse_fast.inference.serve import can_freeze, freeze
 
 _BAD_IMAGES, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 _PATH = click.Path(path_type=Path)
@@ -78,7 +83,7 @@ def info(as_json: bool) -> None:
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--dtype", type=_DTYPE, default="float32", show_default=True)
-@click.option("--backend", type=click.Choice(backends.BACKENDS), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side of the centre crop.")
 @click.option("--resize", type=click.IntRange(1), help="Shorter side before the crop.  [default: 256 / 224 of --image-size]")
 @click.option("--mean", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1].")
@@ -120,13 +125,17 @@ def predict_command(
     Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, one for the whole process, follows the user's
     warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
     failed: list[Path] = []
-    with _writing(output) as file, hifuse_fast.use_backend(backend), _progress(len(files), output) as on_progress:
-        frozen = predict.can_freeze(on, predict.DTYPES[dtype], backend)
+    with (
+        writing(STDOUT if output is None else output) as file,
+        hifuse_fast.use_backend(backend),
+        _progress(len(files), output) as on_progress,
+    ):
+        frozen = can_freeze(on, predict.DTYPES[dtype], backend)
         loaded = torch.float32 if frozen else predict.DTYPES[dtype]  # what is folded is folded before it is rounded
         network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=loaded)
         found = _check_model(model, network, checkpoint)
-        names = predict.load_classes(classes, network.num_classes)
-        serving = predict.freeze(network, predict.DTYPES[dtype], _note) if frozen else network
+        names = load_classes(classes, network.num_classes)
+        serving = freeze(network, predict.DTYPES[dtype], _note) if frozen else network
         del network  # its memory is as much again
         rows = predict.predict(
             files, serving, preprocess, names, batch_size=batch_size, device=on, dtype=predict.DTYPES[dtype], workers=workers,
@@ -144,9 +153,9 @@ def predict_command(
                 "dtype": dtype,
                 "backend": backend,
             }
-            predict.write_json(file, rows, names, header)
+            write_json(file, rows, names, header)
         else:
-            predict.write_csv(file, rows, names)
+            write_csv(file, rows, names)
     if failed:
         click.echo(f"{len(failed)} of {len(files)} images could not be used; the results of the others are complete.", err=True)
         ctx.exit(_BAD_IMAGES)
@@ -230,14 +239,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _writing(output: Path | None) -> AbstractContextManager[TextIO]:
-    if output is not None:
-        return predict.replacing(output)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # as in `replacing`
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    return nullcontext(sys.stdout)
-
-
 @contextmanager
 def _progress(total: int, output: Path | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, where that is a terminal and the results do not go to one too; yields the function that moves it."""
@@ -249,7 +250,7 @@ def _progress(total: int, output: Path | None) -> Iterator[Callable[[int], None]
         yield lambda done: progress.update(task, completed=done)
 
 
-def _name_failures(rows: Iterator[predict.Row], failed: list[Path]) -> Iterator[predict.Row]:
+def _name_failures(rows: Iterator[Row], failed: list[Path]) -> Iterator[Row]:
     """The rows as they come; one with an error is named on stderr and its file noted in `failed`."""
     for row in rows:
         if row.error is not None:

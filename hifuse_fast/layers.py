@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hifuse_fast import ops
 from hifuse_fast.checks import check_rate
-from hifuse_fast.ops.batch_norm.reference import finish
-from hifuse_fast.ops.mixer.reference import convolve
+from hifuse_fast.ops.functions.batch_norm.reference import finish
+from hifuse_fast.ops.functions.mixer.reference import convolve
 
 
 class Conv2d(nn.Conv2d):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -10,40 +11,70 @@ from pathlib import Path
 
 import pytest
 
+import hifuse_fast
+from hifuse_fast.backends.select import BACKENDS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hifuse_fast"
 
-# What a module of the package may import of the package, anywhere in the file. A name stands for what is below it too.
+# Who may import whom within the package, anywhere in a file. A pattern on the left stands for files; a name on the right for a
+# module and what is below it. The order is from the bottom up: nothing may name what stands further down, but for itself.
+BOTTOM = ["checks", "files", "_version"]
+OPS = [*BOTTOM, "backends", "ops"]
+LAYERS = [*OPS, "layers"]
+BLOCKS = [*LAYERS, "blocks"]
+MODEL = [*BLOCKS, "model"]
+CHECKPOINTS = [*MODEL, "checkpoints"]
+INFERENCE = [*CHECKPOINTS, "inference"]
+PUBLIC = [*INFERENCE, "data", "testing"]
 LAW = {
-    "ops/*/reference.py": ["ops.prepared", "ops.*.reference"],
-    "ops/*/native.py": ["_native", "ops.prepared", "ops.packing", "ops.tape"],
-    "ops/*/triton.py": ["ops.prepared", "ops.*.triton", "ops.*.triton_kernels", "gpu"],
-    "ops/*/triton_kernels.py": ["ops.*.triton_maps", "gpu"],
-    "ops/*/triton_maps.py": ["gpu"],
-    "gpu/*.py": ["gpu", "ops"],
-    "ops/*/api.py": ["backends", "checks", "ops.*.reference", "ops.prepared"],
-    "ops/prepared.py": [],
-    "ops/packing.py": ["_native"],
-    "ops/tape.py": [],
-    "inference/*.py": ["ops", "backends", "checks", "checkpoints", "model", "blocks", "layers", "inference"],
-    "_native.py": ["_C"],
-    "backends.py": ["_native", "_version", "checks", "gpu.choices"],
     "checks.py": [],
-    "layers.py": ["ops", "checks"],
-    "blocks.py": ["ops", "layers", "checks"],
-    "model.py": ["blocks", "layers", "checks"],
-    "checkpoints.py": ["model"],
+    "files.py": ["checks"],
     "testing.py": [],
-    "images.py": [],
+    "data/*.py": ["checks", "files", "data"],
+    # The run time of kernels, bottom up: the compiled library and the tables, what launches Triton, the choice.
+    "backends/native/*.py": ["checks", "_C", "backends.native"],
+    "backends/tables.py": ["checks"],
+    "backends/choices.py": ["checks", "backends.tables"],
+    "backends/triton/*.py": ["checks", "backends.tables", "backends.triton"],
+    "backends/select.py": ["checks", "backends.choices", "backends.native"],
+    "backends/info.py": ["_version", "backends.native", "backends.select"],
+    # An op. Kernels of one backend know nothing of another one, nor of the definition.
+    "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.*.reference"],
+    "ops/functions/*/reference.py": ["ops.functions.*.reference"],
+    "ops/functions/*/native.py": ["backends.native"],
+    "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.triton*"],
+    "ops/prepared/base.py": ["checks"],
+    "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.functions.*.api"],
+    "ops/prepared/*/reference.py": ["ops.functions.*.reference", "ops.prepared.base"],
+    "ops/prepared/*/native.py": ["backends.native", "ops.functions.*.native", "ops.prepared.base"],
+    "ops/prepared/*/triton.py": [
+        "backends.triton",
+        "backends.tables",
+        "ops.functions.*.triton*",
+        "ops.prepared.*.triton",
+        "ops.prepared.base",
+    ],
+    # The network, each on what is above it here.
+    "layers.py": OPS,
+    "blocks.py": LAYERS,
+    "model.py": BLOCKS,
+    "checkpoints.py": MODEL,
+    "inference/*.py": INFERENCE,
+    # The application, and tools over the ops, which nothing in the package imports.
+    "bench/*.py": [*PUBLIC, "bench", "PUBLIC API"],
+    "app/*.py": [*PUBLIC, "bench", "app", "PUBLIC API"],
+    "cli.py": [*PUBLIC, "bench", "app", "PUBLIC API"],
+    "tuning/*.py": [*OPS, "bench.table", "tuning"],
 }
 # The hard dependencies, and who else may use them; everything else from outside is optional and stays inside functions.
 EVERYWHERE = {"torch", "numpy", "safetensors"}
 APPLICATION = {
     "cli.py": {"click", "rich", "PIL"},
-    "predict.py": {"PIL"},
-    "images.py": {"PIL"},
+    "app": {"click", "rich", "PIL"},
+    "data": {"PIL"},
     "bench": {"rich", "PIL"},
-    "gpu": {"click", "rich"},
+    "tuning": {"click", "rich"},
 }
 
 
@@ -73,39 +104,61 @@ def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
     return names
 
 
+def allowed_by(rules: list[str]) -> re.Pattern[str]:
+    """What matches the names that the rules allow."""
+    public = "|".join(["__version__", *hifuse_fast.__all__])
+    each = [rf"\.({public})" if rule == "PUBLIC API" else re.escape(f".{rule}").replace(r"\*", r"\w*") for rule in rules]
+    return re.compile(rf"hifuse_fast({'|'.join(each) or '!'})(\.|$)")
+
+
 @pytest.mark.parametrize("pattern", LAW)
 def test_modules_import_only_what_the_law_allows(pattern: str) -> None:
-    allowed = [re.escape(f"hifuse_fast.{name}").replace(r"\*", r"\w+") for name in LAW[pattern]]
+    allowed = allowed_by(LAW[pattern])
     for path in sorted(PACKAGE.glob(pattern)):
-        own = path.relative_to(ROOT).parent.as_posix().replace("/", ".")
-        for name in imports(path):
-            if not name.startswith("hifuse_fast"):
-                continue
-            # `from hifuse_fast.ops.x import reference` names a module; so does `from hifuse_fast import backends`
-            assert any(re.match(rf"{rule}(\.|$)", name) for rule in allowed), f"{path.relative_to(ROOT)} imports {name} ({own})"
+        for name in imports(path) - {"hifuse_fast"}:
+            if name.startswith("hifuse_fast"):
+                assert allowed.match(name), f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_the_law_covers_every_op() -> None:
-    for folder in (PACKAGE / "ops").iterdir():
+def test_the_law_covers_every_file() -> None:
+    covered = {path for pattern in LAW for path in PACKAGE.glob(pattern)}
+    others = {path for path in set(sources()) - covered if path.name not in ("__init__.py", "_version.py")}
+    assert not others
+    assert not [pattern for pattern in LAW if not list(PACKAGE.glob(pattern))], "a rule for files that are not there"
+
+
+@pytest.mark.parametrize("kind", ["functions", "prepared"])
+def test_every_op_has_its_files_and_no_others(kind: str) -> None:
+    files = {"__init__", "api", "reference", *BACKENDS[2:], "triton_kernels", "triton_maps"}
+    for folder in (PACKAGE / "ops" / kind).iterdir():
         if folder.is_dir() and folder.name != "__pycache__":
-            assert {path.stem for path in folder.glob("*.py")} <= {
-                "__init__",
-                "api",
-                "reference",
-                "native",
-                "triton",
-                "triton_kernels",
-                "triton_maps",
-            }
+            assert {path.stem for path in folder.glob("*.py")} <= files
             assert (folder / "api.py").exists()
             assert (folder / "reference.py").exists()
+
+
+def test_nothing_imports_the_tools() -> None:
+    for path in sources():
+        if path.relative_to(PACKAGE).parts[0] != "tuning":
+            assert not [name for name in imports(path) if re.match(r"(hifuse_fast\.tuning|benchmarks|tools|tests)\b", name)], (
+                path
+            )
+
+
+def test_imports_have_no_circles() -> None:
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sources()}
+    arrows = {}
+    for module, path in modules.items():
+        named = {name if name in modules else name.rpartition(".")[0] for name in imports(path, top_level_only=True)}
+        arrows[module] = {name for name in named if name in modules and not f"{module}.".startswith(f"{name}.")}
+    graphlib.TopologicalSorter(arrows).prepare()  # raises for a circle, and names it
 
 
 def test_outside_packages_at_the_top_of_a_file() -> None:
     standard = sys.stdlib_module_names
     for path in sources():
         place = path.relative_to(PACKAGE).parts[0]
-        triton = {"triton"} if place == "gpu" or path.name.startswith("triton") else set()
+        triton = {"triton"} if path.name.startswith("triton") or path.parent.name == "triton" or place == "tuning" else set()
         allowed = EVERYWHERE | APPLICATION.get(place, set()) | triton | {"hifuse_fast"}
         outside = {name.split(".")[0] for name in imports(path, top_level_only=True)} - set(standard) - allowed
         assert not outside, f"{path.relative_to(ROOT)} imports {outside} at its top"
@@ -125,7 +178,8 @@ def test_only_the_ptx_file_has_inline_ptx() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    """No optional or application package is loaded by `import hifuse_fast`."""
-    code = "import sys, hifuse_fast; print(*sorted({n.split('.')[0] for n in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"click", "rich", "PIL", "matplotlib", "skimage", "torchvision", "timm"} & set(loaded)
+    """No optional or application package is loaded by `import hifuse_fast`, nor what makes torch take a second more."""
+    code = "import sys, hifuse_fast; print(*sorted(sys.modules))"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    heavy = {"click", "rich", "PIL", "matplotlib", "skimage", "torchvision", "timm", "triton", "torch._dynamo"}
+    assert not heavy & loaded

@@ -69,7 +69,7 @@ def test_without_a_compiler_it_is_pure_python_and_says_so(checkout: Path, tmp_pa
     done = pip_install(checkout, PATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "installing pure Python, without the compiled kernels: no C++ compiler was found" in done.stdout + done.stderr
-    assert "no C++ compiler was found" in ask(checkout, "hifuse_fast._native.why_missing")
+    assert "no C++ compiler was found" in ask(checkout, "hifuse_fast.backends.native.library.why_missing")
     assert ask(checkout, "hifuse_fast.info().ops['window_attention']['reference cpu']") == "None"
 
     strict = pip_install(checkout, PATH=path, HIFUSE_NATIVE="1")
@@ -83,8 +83,8 @@ def test_without_a_compiler_it_is_pure_python_and_says_so(checkout: Path, tmp_pa
 def test_with_a_compiler_the_library_is_in_the_wheel(checkout: Path) -> None:
     done = pip_install(checkout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ask(checkout, "hifuse_fast._native.why_missing") == "None"
-    assert ask(checkout, "hifuse_fast._native.lib.__file__").startswith(str(checkout.parent))
+    assert ask(checkout, "hifuse_fast.backends.native.library.why_missing") == "None"
+    assert ask(checkout, "hifuse_fast.backends.native.library.lib.__file__").startswith(str(checkout.parent))
     assert not list((checkout / "hifuse_fast").glob("*.so")), "a plain install leaves the checkout as it was"
 
 

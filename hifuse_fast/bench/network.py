@@ -18,9 +18,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hifuse_fast import create_model, list_models, predict, use_backend
+from hifuse_fast import create_model, list_models, use_backend
 from hifuse_fast.bench import cuda, machine, plot, rows, samples, table, timing
 from hifuse_fast.bench.rows import Row
+from hifuse_fast.inference.serve import can_freeze, freeze
 from hifuse_fast.testing import errors, golden_weights, relative_error
 
 NUM_CLASSES = 7
@@ -51,9 +52,9 @@ def fast_engine(network: nn.Module) -> Forward:
     Warns where freezing is refused.
     """
     parameter = next(network.parameters())
-    if not predict.can_freeze(parameter.device, parameter.dtype):
+    if not can_freeze(parameter.device, parameter.dtype):
         return backend_engine("auto")(network)
-    return predict.freeze(network, parameter.dtype, partial(warnings.warn, stacklevel=2))
+    return freeze(network, parameter.dtype, partial(warnings.warn, stacklevel=2))
 
 
 #: The engines in the order of the table. The first is what the others are compared with. Each gets the same network.

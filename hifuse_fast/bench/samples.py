@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hifuse_fast.images import ImageError, Preprocess, list_images, load_image
+from hifuse_fast.data.images import ImageError, Preprocess, list_images, load_image
 
 TILE = 224
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.ops.tape import Tape
+from hifuse_fast.backends.native.tape import Tape
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hifuse_fast import backends, ops
+from hifuse_fast import ops
+from hifuse_fast.backends.native.packing import own
+from hifuse_fast.backends.select import BACKENDS, BackendError, current_backend, prepared_class
 from hifuse_fast.blocks import CHANNEL_GATES
 from hifuse_fast.checkpoints import CheckpointError, describe_checkpoint, strip_prefixes
 from hifuse_fast.checks import check_choice, check_dtype, check_flag
@@ -26,11 +28,9 @@ from hifuse_fast.inference.network import (
     VERSION,
     Configuration,
     OptimizedHiFuse,
-    WindowAttention,
 )
 from hifuse_fast.model import HiFuse, HiFuseFeatures
-from hifuse_fast.ops.packing import own
-from hifuse_fast.ops.prepared import PreparedOp
+from hifuse_fast.ops.prepared.base import PreparedOp
 
 WINOGRAD = tuple(ALGORITHMS)
 _SHOWN = 4  # names in a message
@@ -80,7 +80,7 @@ def optimize_for_inference(
     """
     weights, options = _check_model(model)
     check_dtype("dtype", dtype, tuple(DTYPES.values()))
-    resolved = backends.current_backend() if check_choice("backend", backend, backends.BACKENDS) == "auto" else backend
+    resolved = current_backend() if check_choice("backend", backend, BACKENDS) == "auto" else backend
     if dtype == torch.float64 and resolved != "reference":
         raise TypeError(
             "dtype must be torch.float32, torch.bfloat16 or torch.float16, "
@@ -130,9 +130,9 @@ def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "c
         configuration = _configuration(metadata["configuration"])
         maker = Unpacker(tensors, json.loads(metadata["ops"]), DTYPES[configuration.dtype], device)
         network = OptimizedHiFuse(configuration, maker)
-    except backends.BackendError as error:
+    except BackendError as error:
         again = f"optimise the model again on this machine, for {device.type}"
-        raise backends.BackendError(f"optimised network {path}: {error}; {again}") from None
+        raise BackendError(f"optimised network {path}: {error}; {again}") from None
     except CheckpointError as error:
         raise CheckpointError(f"optimised network {path}: {error}") from None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -152,7 +152,7 @@ class Packer:
 
     def __call__(self, op: str, folding: Folding, module: str = "", **options: Any) -> PreparedOp:
         name = _name(folding, module)
-        prepare = _prepare_window_attention if op == "window_attention" else getattr(ops, f"prepare_{op}")
+        prepare = getattr(ops, f"prepare_{op}")
         prepared: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype, backend=self._backend)
         # As from a file: without the checks of a user's calls.
         made = type(prepared)(prepared.packed(), **prepared.options)
@@ -185,28 +185,12 @@ class Unpacker:
             raise CheckpointError(f"the op {name} is missing")
         backend, options = self.ops[name]["backend"], self.ops[name]["options"]
         call = {"device": self._device, "dtype": self._dtype, **options, "backend": backend}
-        if op == "window_attention":
-            backends.select(op, **call)
-            cls: type[PreparedOp] = WindowAttention
-        else:
-            cls = backends.prepared_class(op, **call)
-        made = cls({key: self._tensors[f"{name}.{key}"].to(self._device) for key in self.ops[name]["tensors"]}, **options)
+        cls = prepared_class(f"prepare_{op}", **call)
+        made: PreparedOp = cls(
+            {key: self._tensors[f"{name}.{key}"].to(self._device) for key in self.ops[name]["tensors"]}, **options
+        )
         self.made[name] = made
         return made
-
-
-def _prepare_window_attention(
-    bias_table: Tensor, qkv_bias: Tensor | None = None, *, dtype: torch.dtype, backend: str, **options: Any
-) -> WindowAttention:
-    """The op with its backend resolved. Table and bias stay float32 with bfloat16 maps, which the op can take; Triton takes the
-    bias in the dtype of the map."""
-    kernels = backends.select("window_attention", backend, device=bias_table.device, dtype=dtype, **options)
-    options["backend"] = "reference" if kernels is None else kernels.__name__.rpartition(".")[2]
-    tensors = {"bias_table": bias_table} | ({} if qkv_bias is None else {"qkv_bias": qkv_bias})
-    packed = WindowAttention.pack(tensors, torch.promote_types(dtype, torch.float32))
-    if options["backend"] == "triton" and qkv_bias is not None:
-        packed["qkv_bias"] = packed["qkv_bias"].to(dtype)
-    return WindowAttention(packed, **options)
 
 
 def _check_model(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

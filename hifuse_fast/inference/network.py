@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hifuse_fast import backends, ops
+from hifuse_fast.backends.native.tape import recorded
 from hifuse_fast.checkpoints import write_safetensors
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import MapPool, Maps, Passage
 from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.layers import pad_to_multiple
 from hifuse_fast.model import STAGES, STRIDE
-from hifuse_fast.ops.prepared import PreparedOp
-from hifuse_fast.ops.tape import recorded
+from hifuse_fast.ops.prepared.base import PreparedOp
 
 FORMAT, VERSION = "hifuse_fast.optimized", "3"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -296,34 +295,3 @@ def _replace(op: nn.Module, x: Tensor, maps: Maps) -> Tensor:
     out: Tensor = op(x, out=maps.take(*x.shape))
     maps.give(x)
     return out
-
-
-class WindowAttention(PreparedOp):
-    """`hifuse_fast.ops.window_attention` over its table and bias, on the backend that was chosen when it was prepared.
-
-    Called as `op(qkv, out=None)`: [B, H, W, 3C] -> [B, H, W, C].
-    """
-
-    bias_table: Tensor
-
-    def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
-        super().__init__(tensors, **options)
-        call = {"device": self.bias_table.device, "dtype": self.bias_table.dtype, "head_dim": options["head_dim"]}
-        kernels = backends.select("window_attention", options["backend"], **call)
-        self._write = _write_reference if kernels is None else kernels.write
-        self._bias = getattr(self, "qkv_bias", None)
-        self._named = {name: options[name] for name in ("num_heads", "window_size", "shift_size")}
-        self._named["scale"] = options["head_dim"] ** -0.5
-
-    def forward(self, qkv: Tensor, out: Tensor | None = None) -> Tensor:
-        out = qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3)) if out is None else out
-        written: Tensor = self._write(qkv, self.bias_table, self._bias, out, **self._named)
-        return written
-
-    @property
-    def backend(self) -> str:
-        return str(self.options["backend"])
-
-
-def _write_reference(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, out: Tensor, **named: Any) -> Tensor:
-    return out.copy_(ops.window_attention(qkv, bias_table, qkv_bias=qkv_bias, backend="reference", **named))

@@ -4,18 +4,22 @@ Functions over maps have gradients. The prepared ops serve inference: `prepare_<
 module.
 """
 
-from hifuse_fast.ops.batch_norm import batch_norm
-from hifuse_fast.ops.concat_norm import concat_norm
-from hifuse_fast.ops.depthwise_norm import depthwise_norm
-from hifuse_fast.ops.gated_concat import prepare_gated_concat
-from hifuse_fast.ops.layer_norm import layer_norm
-from hifuse_fast.ops.linear import linear, prepare_linear
-from hifuse_fast.ops.local_block import prepare_local_block
-from hifuse_fast.ops.max_mean import max_mean
-from hifuse_fast.ops.mixer import mixer, prepare_mixer
-from hifuse_fast.ops.mlp import mlp, prepare_mlp
-from hifuse_fast.ops.stem import prepare_stem
-from hifuse_fast.ops.window_attention import window_attention
+from hifuse_fast.ops.functions.batch_norm import batch_norm
+from hifuse_fast.ops.functions.concat_norm import concat_norm
+from hifuse_fast.ops.functions.depthwise_norm import depthwise_norm
+from hifuse_fast.ops.functions.layer_norm import layer_norm
+from hifuse_fast.ops.functions.linear import linear
+from hifuse_fast.ops.functions.max_mean import max_mean
+from hifuse_fast.ops.functions.mixer import mixer
+from hifuse_fast.ops.functions.mlp import mlp
+from hifuse_fast.ops.functions.window_attention import window_attention
+from hifuse_fast.ops.prepared.gated_concat import prepare_gated_concat
+from hifuse_fast.ops.prepared.linear import prepare_linear
+from hifuse_fast.ops.prepared.local_block import prepare_local_block
+from hifuse_fast.ops.prepared.mixer import prepare_mixer
+from hifuse_fast.ops.prepared.mlp import prepare_mlp
+from hifuse_fast.ops.prepared.stem import prepare_stem
+from hifuse_fast.ops.prepared.window_attention import prepare_window_attention
 
 __all__ = [
     "batch_norm",
@@ -32,5 +36,6 @@ __all__ = [
     "prepare_mixer",
     "prepare_mlp",
     "prepare_stem",
+    "prepare_window_attention",
     "window_attention",
 ]

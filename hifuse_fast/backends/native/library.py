@@ -1,0 +1,30 @@
+"""Loads the compiled library `hifuse_fast._C`, or remembers why it could not.
+
+Importing `_C` registers the dispatcher ops `torch.ops.hifuse_fast.*` and gives access to the build and CPU information.
+Nothing here raises at import: a package without the library is a complete pure-PyTorch package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+# setup.py writes this file when it installs without the library, so that the reason survives pip's hidden output.
+_SKIPPED = Path(__file__).parents[2] / "_native_skipped.txt"
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module("hifuse_fast._C"), None
+    except ModuleNotFoundError as error:
+        if error.name != "hifuse_fast._C":
+            return None, f"the compiled library failed to load: {error}"
+        reason = _SKIPPED.read_text().strip() if _SKIPPED.exists() else "hifuse_fast was installed without building it"
+        return None, f"the compiled library hifuse_fast._C is not built: {reason}"
+    except (ImportError, OSError) as error:
+        return None, f"the compiled library failed to load: {error}"
+
+
+#: The pybind11 module, or None; and why it is None.
+lib, why_missing = _load()

@@ -1,0 +1,203 @@
+"""Which backends there are, which one serves a call, and why another one cannot.
+
+An op goes by the name of its public function: "linear" is the one over maps, in `ops/functions/linear`; "prepare_linear" makes
+the prepared op, in `ops/prepared/linear`. It is an entry of `OPS`: the backends that have kernels of it, each a module of the
+op's folder. Such a module has `forward` and `backward`, or for a prepared op its class; and `why_not(**call) -> str | None`,
+the reason that it cannot serve this call, or None. Nothing falls back silently: a backend asked for by name that cannot serve
+raises `BackendError`; only "auto" chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from types import ModuleType, SimpleNamespace
+from typing import Any, TypeVar
+
+import torch
+
+from hifuse_fast.backends import choices
+from hifuse_fast.backends.native import library
+from hifuse_fast.checks import check_choice
+
+BACKENDS = ("auto", "reference", "native", "triton")
+
+#: Per op, the backends that have kernels, in the order in which "auto" tries them; the reference serves what they cannot, and
+#: on a GPU what it is faster at.
+OPS: dict[str, tuple[str, ...]] = {
+    "window_attention": ("triton", "native"),
+    "layer_norm": ("triton",),
+    "depthwise_norm": ("triton",),
+    "batch_norm": ("triton",),
+    "max_mean": ("triton",),
+    "concat_norm": ("triton",),
+    "linear": ("triton",),
+    "mixer": ("triton",),
+    "mlp": ("triton",),
+    "prepare_window_attention": ("triton", "native"),
+    "prepare_linear": ("triton", "native"),
+    "prepare_stem": ("triton", "native"),
+    "prepare_local_block": ("triton", "native"),
+    "prepare_gated_concat": ("triton", "native"),
+    "prepare_mixer": ("triton", "native"),
+    "prepare_mlp": ("triton", "native"),
+}
+
+_auto_triton = ("cuda", "meta")  # where "auto" may take Triton, whose interpreter on the CPU is for tests
+_chosen: ContextVar[str] = ContextVar("hifuse_fast_backend", default="auto")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class BackendError(RuntimeError):
+    """A backend asked for by name cannot serve the call; the message has its reasons."""
+
+
+def _constant(function: Function) -> Function:
+    """Tell torch.compile to call `function` while it traces, and to keep what it returns.
+
+    `torch.compiler.assume_constant_result` does no more, but it imports torch._dynamo, which takes a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Within the `with` block (or the decorated function), ops called with backend="auto" use `backend`.
+
+    Local to the thread and the async task, may be nested, and yields to an explicit `backend=` on a call. What torch.compile
+    has compiled keeps the backend that it was compiled under.
+
+    Raises:
+        ValueError: `backend` is none of "auto", "reference", "native", "triton".
+    """
+    token = _chosen.set(check_choice("backend", backend, BACKENDS))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+@_constant  # torch.compile cannot trace a ContextVar; so compiled code keeps the backend that it was compiled under
+def current_backend() -> str:
+    """The backend that `use_backend` set for this thread, "auto" where none did."""
+    return _chosen.get()
+
+
+def choose(op: str, backend: str, *, key: tuple[object, ...] | None = None, **call: Any) -> str:
+    """The name of the backend that serves this call.
+
+    Args:
+        op: the op's name, see `OPS`.
+        backend: the call's own `backend` argument; "auto" defers to `use_backend`.
+        key: what of the call decides whether Triton or the vendor's library is faster on a GPU, sizes and words ("" for none);
+            None where "auto" is not to ask the tables.
+        call: what the kernels' `why_not` look at (tensors and options of the op).
+
+    Raises:
+        ValueError: an unknown backend.
+        BackendError: a backend asked for by name cannot serve the call.
+    """
+    backend = check_choice("backend", backend, BACKENDS)
+    if backend == "auto":
+        backend = current_backend()
+    if backend == "auto":
+        return _fastest(op, key, call)
+    reason = why_not(op, backend, **call)
+    if reason is not None:
+        raise BackendError(f"backend {backend!r} cannot serve {op}: {reason}")
+    return backend
+
+
+def _fastest(op: str, key: tuple[object, ...] | None, call: dict[str, Any]) -> str:
+    for name in OPS[op]:
+        if name == "triton" and call["device"].type not in _auto_triton:
+            continue
+        if why_not(op, name, **call) is not None:
+            continue
+        if name == "triton" and key is not None:
+            # Not sooner: a size in a string ties compiled code to that size.
+            words = [word for word in [f"{part}" for part in key] if word]
+            if not _takes_triton(op, " ".join(words), call["dtype"], call["device"]):
+                return "reference"
+        return name
+    return "reference"
+
+
+def select(op: str, backend: str, **call: Any) -> ModuleType | None:
+    """The kernel module that serves this call, or None for the reference; arguments and errors are those of `choose`."""
+    name = choose(op, backend, **call)
+    return None if name == "reference" else _kernels(op, name)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast computes in on `device`, None where it is off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+def prepared_class(op: str, backend: str, **call: Any) -> type[Any]:
+    """The class of a prepared op that serves this call, the reference's where no kernel does; raises as `select` does.
+
+    It has the op's name: `GatedConcat`, of "prepare_gated_concat", in `ops/prepared/gated_concat/native.py` or `reference.py`.
+    """
+    module = select(op, backend, **call) or importlib.import_module(f"{_folder(op)}.reference")
+    found: type[Any] = getattr(module, "".join(word.capitalize() for word in op.removeprefix("prepare_").split("_")))
+    return found
+
+
+def why_not(op: str, backend: str, **call: Any) -> str | None:
+    """Why `backend` cannot serve this call of `op`, or None when it can."""
+    if backend == "reference":
+        return None
+    unavailable = _unavailable(backend)
+    if unavailable is not None:
+        return unavailable
+    if backend not in OPS[op]:
+        return f"there is no {backend} kernel for it yet"
+    reason: str | None = _kernels(op, backend).why_not(**call)
+    return reason
+
+
+@_constant  # torch.compile cannot trace the tables; they do not change
+def _takes_triton(op: str, key: str, dtype: torch.dtype, device: torch.device) -> bool:
+    return choices.takes_triton(op, key, dtype, device)
+
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # once: torch.compile of PyTorch 2.11 cannot trace the question
+
+
+def _unavailable(backend: str) -> str | None:
+    """Why nothing at all can run on this backend here, or None."""
+    if backend == "native":
+        return library.why_missing
+    if backend == "triton" and not _HAS_TRITON:
+        return "the package triton is not installed"
+    return None
+
+
+_loaded = SimpleNamespace()  # modules by name: an attribute is looked up when torch.compile meets it, a dict was copied before
+
+
+def _folder(op: str) -> str:
+    """The package of the op."""
+    kind = "prepared" if op.startswith("prepare_") else "functions"
+    return f"hifuse_fast.ops.{kind}.{op.removeprefix('prepare_')}"
+
+
+def _kernels(op: str, backend: str) -> ModuleType:
+    _load(op, backend)
+    module: ModuleType = getattr(_loaded, f"{op}_{backend}")
+    return module
+
+
+@_constant  # torch.compile cannot trace an import, nor take a module for a constant
+def _load(op: str, backend: str) -> bool:
+    if not hasattr(_loaded, f"{op}_{backend}"):
+        setattr(_loaded, f"{op}_{backend}", importlib.import_module(f"{_folder(op)}.{backend}"))
+    return True

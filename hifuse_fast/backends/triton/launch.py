@@ -1,0 +1,119 @@
+"""One way to launch a Triton kernel: on a GPU, in the interpreter on the CPU, or not at all but on record.
+
+A launcher allocates its results, looks up its tile sizes, and calls `launch`. On the meta device and under the fake tensors of
+torch.compile nothing runs, so a launcher is its own shape function. Within `recording(...)` nothing runs either, and each
+launch is kept: that is how kernels are compiled ahead of time at the shapes of real calls, on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import triton
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from hifuse_fast.backends import tables
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1
+
+Launcher = TypeVar("Launcher", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch was called with."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constants: dict[str, Any]  #: compile-time arguments, and num_warps and num_stages
+
+
+@dataclass
+class Record:
+    """The launches within a `recording`, as if on a GPU of `architecture`."""
+
+    architecture: str
+    launches: list[Launch] = field(default_factory=list)
+
+
+_record: Record | None = None
+
+
+@contextlib.contextmanager
+def recording(architecture: str) -> Iterator[Record]:
+    """Within the block, launches are kept instead of run. For one thread; calls may be on the meta device."""
+    global _record  # noqa: PLW0603
+    before, _record = _record, Record(architecture)
+    try:
+        with tables.assume(architecture):
+            yield _record
+    finally:
+        _record = before
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason no Triton kernel of ours can serve such tensors, or None."""
+    if dtype not in DTYPES:
+        return f"its kernels serve float32, bfloat16 and float16, not {dtype}"
+    if device.type == "cpu" and not INTERPRETED:
+        return "it serves CUDA tensors; on CPU tensors only its interpreter runs (TRITON_INTERPRET=1), which is for tests"
+    if device.type not in ("cuda", "cpu", "meta"):
+        return f"it serves CUDA tensors, not {device.type}"
+    return None
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tensor cores take float32 operands: exactly, unless PyTorch's own setting allows TF32."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """`kernel[grid](*args, **constants)` on the device of the first argument, a tensor; nothing for an empty grid."""
+    like = args[0]
+    if _record is not None:
+        _record.launches.append(Launch(kernel, grid, args, constants))
+        return
+    if 0 in grid or like.device.type == "meta" or isinstance(like, FakeTensor):
+        return
+    if like.device.type == "cuda" and like.device.index != torch.cuda.current_device():
+        with torch.cuda.device(like.device):
+            kernel[grid](*args, **constants)
+    else:
+        kernel[grid](*args, **constants)
+
+
+def operator(name: str) -> Callable[[Launcher], Launcher]:
+    """Make a launcher one opaque operator for torch.compile and torch.export; eager calls stay plain calls.
+
+    The launcher's annotations are the operator's schema: tensors, numbers, strings, and None; its results are fresh tensors.
+    """
+
+    def register(launcher: Launcher) -> Launcher:
+        op = torch.library.custom_op(f"hifuse_fast::triton_{name}", launcher, mutates_args=())
+        op.register_fake(launcher)
+
+        @functools.wraps(launcher)
+        def call(*args: Any, **options: Any) -> Any:
+            return op(*args, **options) if torch.compiler.is_compiling() else launcher(*args, **options)
+
+        return call  # type: ignore[return-value]
+
+    return register
+
+
+def strided(x: Tensor) -> Tensor:
+    """`x` if its channels lie side by side, else a copy whose do."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def blocks(length: int, block: int) -> int:
+    """How many blocks cover `length`."""
+    return (length + block - 1) // block  # of numbers that torch.compile may not know yet: no negative ones

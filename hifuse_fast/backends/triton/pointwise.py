@@ -1,0 +1,70 @@
+"""What several ops do with each value of a product, where that is the vendor's: GELU and residual, and GELU's derivative."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hifuse_fast.backends import tables
+from hifuse_fast.backends.triton import device
+from hifuse_fast.backends.triton.launch import blocks, launch
+
+
+@triton.jit
+def _finish_kernel(
+    z_ptr,  # [length]
+    residual_ptr,  # [length] or None
+    out_ptr,  # [length]
+    length,
+    GELU: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    y = tl.load(z_ptr + i, mask=i < length, other=0.0).to(tl.float32)
+    if GELU:
+        y = device.gelu(y, z_ptr.dtype.element_ty)
+    if residual_ptr is not None:
+        y += tl.load(residual_ptr + i, mask=i < length, other=0.0).to(tl.float32)
+    tl.store(out_ptr + i, y.to(out_ptr.dtype.element_ty), mask=i < length)
+
+
+@triton.jit
+def _gelu_backward_kernel(
+    grad_ptr,  # [rows, N]
+    z_ptr,  # [rows, N]
+    dz_ptr,  # [rows, N]
+    partial_ptr,  # [programs, N] float32, or None: of the gradient of the bias
+    rows,
+    N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    dbias = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+    for start in range(program * BLOCK_R, rows, tl.num_programs(0).to(tl.int64) * BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)[:, None]
+        kept = (row < rows) & (n < N)
+        grad = tl.load(grad_ptr + row * N + n, mask=kept, other=0.0).to(tl.float32)
+        z = tl.load(z_ptr + row * N + n, mask=kept, other=0.0).to(tl.float32)
+        dz = grad * device.gelu_derivative(z, z_ptr.dtype.element_ty)
+        dbias += dz
+        tl.store(dz_ptr + row * N + n, dz.to(dz_ptr.dtype.element_ty), mask=kept)
+    if partial_ptr is not None:
+        tl.store(partial_ptr + program * N + n, tl.sum(dbias, 0, keep_dims=True), mask=n < N)
+
+
+def finish(z: Tensor, residual: Tensor | None, out: Tensor, *, gelu: bool) -> None:
+    """residual + gelu(z), or without GELU residual + z, to `out`, which may be one of the two; all contiguous, of one size."""
+    config = tables.lookup("linear_finish", "*", tables.architecture(z.device))
+    launch(_finish_kernel, (blocks(z.numel(), config["BLOCK"]),), z, residual, out, z.numel(), GELU=gelu, **config)
+
+
+def gelu_backward(grad: Tensor, z: Tensor, dz: Tensor, *, need_bias: bool) -> Tensor:
+    """The gradient of z [rows, N], what went into GELU, to `dz`; returns that of the bias in z, empty if not needed."""
+    count, columns = z.shape
+    config = dict(tables.lookup("linear_backward", str(columns), tables.architecture(z.device)))
+    programs = min(config.pop("programs"), blocks(count, config["BLOCK_R"]))
+    partial = z.new_empty((programs, columns), dtype=torch.float32) if need_bias else None
+    grid = (programs, blocks(columns, config["BLOCK_N"]))
+    launch(_gelu_backward_kernel, grid, grad, z, dz, partial, count, N=columns, **config)
+    return z.new_empty(0) if partial is None else partial.sum(0)

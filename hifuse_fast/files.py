@@ -1,0 +1,81 @@
+"""One way to write a file: whole or not at all, and at the place that its path means."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO, cast
+
+STDOUT = "-"  #: as a path, the standard output
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The path of a new, empty file, which takes the place of `path` when the block ends; it vanishes when the block raises.
+
+    The new file lies beside the old one under a short name of its own, and is made at once: a folder that is absent or
+    read-only is found before any work. A link keeps being one, and the file that it points to is replaced. The permissions are
+    those of the old file, else what the umask leaves.
+
+    Raises:
+        ValueError: `path` is there and is no regular file.
+        OSError: its folder is absent or cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise ValueError(f"output {path} exists and is not a regular file")
+    unfinished = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise OSError(error.errno, f"output {path} cannot be written: {error.strerror}") from None
+    try:
+        mode = stat.S_IMODE((target if target.exists() else unfinished).stat().st_mode)
+        yield unfinished
+        unfinished.chmod(mode)  # what wrote the file may have made it anew, by rules of its own
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """A text file in UTF-8 for `path`: as `replacing` has it, or where `path` is "-" or a device or pipe, that itself.
+
+    Names of files that are not UTF-8 keep their bytes. Lines end as they are written.
+
+    Raises:
+        ValueError, OSError: see `replacing`.
+    """
+    if os.fspath(path) in (STDOUT, "/dev/stdout"):
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
+        yield sys.stdout
+        sys.stdout.flush()
+    elif is_stream(path):
+        with _open(Path(path)) as file:
+            yield file
+    else:
+        with replacing(path) as unfinished, _open(unfinished) as file:
+            yield file
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether what is written to `path` goes on at once and cannot be taken back: the standard output, a device, a pipe."""
+    name = str(os.fspath(path))
+    if name in (STDOUT, "/dev/stdout", "/dev/stderr") or name.startswith("/dev/fd/"):  # also where that is a regular file
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+def _open(path: Path) -> TextIO:
+    return cast(TextIO, path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))

@@ -1,5 +1,0 @@
-"""Layer normalisation over the channels of several maps side by side, each with its gate. `reference` is the definition."""
-
-from hifuse_fast.ops.concat_norm.api import concat_norm
-
-__all__ = ["concat_norm"]

@@ -1,0 +1,125 @@
+"""The contract of the gated concatenation with layer normalisation: docstring, validation, choice of backend, autograd."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.select import autocast_dtype, select
+from hifuse_fast.checks import check_eps, check_map, check_parameter
+from hifuse_fast.ops.functions.concat_norm import reference
+
+MOST_MAPS = 3
+
+
+def concat_norm(
+    *maps: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gates: Sequence[Tensor | None] | None = None,
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Layer normalisation over the channels of 2 or 3 maps side by side, each multiplied by its gate before.
+
+    .. math:: y = \mathrm{LN}([g_1 x_1, g_2 x_2, g_3 x_3])
+
+    Neither the products nor the concatenation are written to memory by the kernels.
+
+    Args:
+        maps: n = 2 or 3, each [B, H, W, C], floating.
+        weight, bias: [nC], of the dtype of the maps, or float32.
+        gates: for each map None, one factor a pixel [B, H, W, 1], or one a channel and image [B, 1, 1, C]; None for no gates.
+        eps: added to the variance.
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        [B, H, W, nC] of the dtype to which PyTorch promotes the maps and gates; under autocast on CUDA float32.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
+        BackendError: the backend asked for by name cannot serve the call.
+
+    Source: the official HiFuse `HFF_block`: what it makes of `norm1`, `norm2` and `norm3`.
+    """
+    gates = [None] * len(maps) if gates is None else list(gates)
+    _check(maps, weight, bias, gates)
+    eps = check_eps("eps", eps)
+    present = [gate for gate in gates if gate is not None]
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in (*maps, *present)])
+    device = maps[0].device
+    width = maps[0].shape[3]
+    key = (len(maps), width, "gated" if present else "")
+    kernels = select("concat_norm", backend, key=key, device=device, dtype=dtype, width=width)
+    if kernels is None:
+        return reference.concat_norm(maps, weight, bias, gates=gates, eps=eps)
+    if maps[0].is_cuda and autocast_dtype(device):
+        dtype = torch.float32
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (*maps, *present, weight, bias)):
+        out: Tensor = _ConcatNorm.apply(weight, bias, kernels, eps, dtype, len(maps), *maps, *gates)
+        return out
+    forwarded: Tensor = kernels.forward(list(maps), gates, weight, bias, eps, dtype)
+    return forwarded
+
+
+class _ConcatNorm(torch.autograd.Function):
+    """Saves the inputs only: the backward reads the maps anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor,
+        kernels: ModuleType,
+        eps: float,
+        dtype: torch.dtype,
+        count: int,
+        *maps_and_gates: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, bias, *maps_and_gates)
+        ctx.kernels, ctx.eps, ctx.count = kernels, eps, count
+        out: Tensor = kernels.forward(list(maps_and_gates[:count]), list(maps_and_gates[count:]), weight, bias, eps, dtype)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias, *rest = ctx.saved_tensors
+        maps, gates = rest[: ctx.count], rest[ctx.count :]
+        dweight, dbias, *grads = ctx.kernels.backward(grad, maps, gates, weight, ctx.eps)
+        dmaps, dgates = grads[: ctx.count], grads[ctx.count :]
+        own = [None if gate is None else d.to(gate.dtype) for gate, d in zip(gates, dgates, strict=True)]
+        return (dweight.to(weight.dtype), dbias.to(bias.dtype), None, None, None, None, *dmaps, *own)
+
+
+def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, gates: Sequence[Tensor | None]) -> None:
+    if not 2 <= len(maps) <= MOST_MAPS:
+        raise ValueError(f"maps must be 2 or {MOST_MAPS}, got {len(maps)}")
+    if len(gates) != len(maps):
+        raise ValueError(f"gates must be one for each of the {len(maps)} maps, or None, got {len(gates)}")
+    for i, x in enumerate(maps):
+        check_map(f"maps[{i}]", x)
+        if x.shape != maps[0].shape:
+            raise ValueError(f"maps[{i}] must be {list(maps[0].shape)} like the first, got {list(x.shape)}")
+        if x.device != maps[0].device:
+            raise ValueError(f"maps[{i}] must be on the device of the first, {maps[0].device}, got {x.device}")
+    batch, height, width, channels = maps[0].shape
+    for i, gate in enumerate(gates):
+        if gate is None:
+            continue
+        if not isinstance(gate, Tensor) or not gate.is_floating_point():
+            raise TypeError(
+                f"gates[{i}] must be a floating-point tensor or None, got {getattr(gate, 'dtype', type(gate).__name__)}"
+            )
+        if list(gate.shape) not in ([batch, height, width, 1], [batch, 1, 1, channels]):
+            expected = f"[{batch}, {height}, {width}, 1] or [{batch}, 1, 1, {channels}]"
+            raise ValueError(f"gates[{i}] must be {expected}, got {list(gate.shape)}")
+        if gate.device != maps[0].device:
+            raise ValueError(f"gates[{i}] must be on the device of the maps, {maps[0].device}, got {gate.device}")
+    check_parameter("weight", weight, [len(maps) * channels], maps[0])
+    check_parameter("bias", bias, [len(maps) * channels], maps[0])

@@ -1,0 +1,78 @@
+"""The contract of layer normalisation: docstring, validation, choice of backend, autograd."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.select import autocast_dtype, select
+from hifuse_fast.checks import check_choice, check_eps, check_map, check_parameter
+from hifuse_fast.ops.functions.layer_norm import reference
+
+ROWS = ("pixels", "patches")
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, rows: str = "pixels", backend: str = "auto"
+) -> Tensor:
+    r"""Layer normalisation over the channels of each pixel, or of each 2x2 patch, of a map.
+
+    .. math:: y = \frac{r - \mathrm{mean}(r)}{\sqrt{\mathrm{var}(r) + eps}} \cdot weight + bias
+
+    for every row r: with rows="pixels" the C channels of a pixel; with rows="patches" the 4C channels of a patch, its pixels in
+    the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), the map zero-padded at the right and the bottom to an even size.
+
+    Args:
+        x: [B, H, W, C], any strides; floating.
+        weight, bias: [C], or [4C] with patches; of the dtype of `x`, or float32.
+        eps: added to the variance (biased, as everywhere in layer normalisation).
+        rows: "pixels" or "patches".
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        [B, H, W, C], or [B, ceil(H / 2), ceil(W / 2), 4C] with patches; the dtype of `x`, under autocast on CUDA
+        float32, as in PyTorch.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
+        BackendError: the backend asked for by name cannot serve the call.
+
+    Source: Ba et al. 2016; the official HiFuse `LayerNorm`, `nn.LayerNorm` and `PatchMerging` up to its linear.
+    """
+    eps, rows = check_eps("eps", eps), check_choice("rows", rows, ROWS)
+    check_map("x", x)
+    width = x.shape[3] * (4 if rows == "patches" else 1)
+    check_parameter("weight", weight, [width], x)
+    check_parameter("bias", bias, [width], x)
+    kernels = select("layer_norm", backend, key=(width, rows), device=x.device, dtype=x.dtype, width=width)
+    if kernels is None:
+        return reference.layer_norm(x, weight, bias, eps=eps, rows=rows)
+    dtype = torch.float32 if x.is_cuda and autocast_dtype(x.device) else x.dtype
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
+        out: Tensor = _LayerNorm.apply(x, weight, bias, kernels, eps, rows, dtype)
+        return out
+    forwarded: Tensor = kernels.forward(x, weight, bias, eps, rows, dtype)
+    return forwarded
+
+
+class _LayerNorm(torch.autograd.Function):
+    """Saves the inputs only: the backward reads x anyway, and computes its statistics again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernels: ModuleType, eps: float, rows: str, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.kernels, ctx.eps, ctx.rows = kernels, eps, rows
+        out: Tensor = kernels.forward(x, weight, bias, eps, rows, dtype)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        grads = ctx.kernels.backward(grad, x, weight, ctx.eps, ctx.rows)
+        return grads[0], grads[1].to(weight.dtype), grads[2].to(bias.dtype), None, None, None, None

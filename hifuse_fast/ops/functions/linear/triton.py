@@ -1,0 +1,226 @@
+"""The linear over maps in Triton: one kernel with norm and epilogue, or the vendor's product between two small kernels.
+
+The table of tile sizes says which of the two, by the sides of the weight (`fused`); without norm, activation and residual there
+is nothing to fuse, so it is the vendor's product. The one kernel takes the mean of its rows, then their variance, then the
+product, and reads them each time, again from the caches. The backward is composed: GELU's derivative with the partial sums of
+the bias gradient in one kernel, the normalised rows again, two products of the vendor, the backward of layer_norm.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hifuse_fast.backends import tables
+from hifuse_fast.backends.triton import device, pointwise
+from hifuse_fast.backends.triton.launch import blocks, launch, operator, precision, strided
+from hifuse_fast.ops.functions.layer_norm import triton as layer_norm
+from hifuse_fast.ops.functions.layer_norm.triton import row_offsets
+
+why_not = layer_norm.why_not  # of the width that is normalised, 1 for none
+
+# ---- Kernels -----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _load_rows(
+    x_ptr, row, k, rows, height, width, stride_b, stride_y, stride_x,
+    C: tl.constexpr, K: tl.constexpr, PATCHES: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The columns k to k + BLOCK_K of the rows `row` [R, 1], zero off the map and past K."""
+    column = k + tl.arange(0, BLOCK_K)[None, :]
+    kept = (row < rows) & (column < K)
+    if PATCHES:
+        offset, on_map = row_offsets(row, column, height, width, stride_b, stride_y, stride_x, C, PATCHES)
+        kept &= on_map
+    else:
+        offset = row * stride_x + column  # no division
+    return tl.load(x_ptr + offset, mask=kept, other=0.0)
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr,  # rows of a map [B, height, width, C] in 2x2 patches, strided; without PATCHES [rows, C], its rows strided
+    weight_ptr,  # [N, K]
+    bias_ptr,  # [N] or None
+    norm_weight_ptr,  # [K] or None
+    norm_bias_ptr,  # [K] or None
+    residual_ptr,  # [rows, N] or None
+    out_ptr,  # [rows, N]
+    z_ptr,  # [rows, N] or None: what goes into GELU
+    rows, height, width, stride_b, stride_y, stride_x, eps,
+    C: tl.constexpr, K: tl.constexpr, N: tl.constexpr, PATCHES: tl.constexpr, GELU: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    # The tiles of a row lie next to each other in program order: x comes from memory once, the weight stays in L2.
+    tile = tl.program_id(0) // tl.cdiv(N, BLOCK_N)
+    n = tl.program_id(0) % tl.cdiv(N, BLOCK_N) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    if PATCHES:
+        row = tile * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    else:
+        row = tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+
+    if norm_weight_ptr is not None:
+        total = tl.zeros([BLOCK_M, BLOCK_S], tl.float32)
+        for k in range(0, K, BLOCK_S):
+            r = _load_rows(x_ptr, row, k, rows, height, width, stride_b, stride_y, stride_x, C, K, PATCHES, BLOCK_S)
+            total += r.to(tl.float32)
+        mean = tl.sum(total, 1, keep_dims=True) / K
+        total = tl.zeros([BLOCK_M, BLOCK_S], tl.float32)
+        for k in range(0, K, BLOCK_S):
+            r = _load_rows(x_ptr, row, k, rows, height, width, stride_b, stride_y, stride_x, C, K, PATCHES, BLOCK_S)
+            centred = tl.where(k + tl.arange(0, BLOCK_S)[None, :] < K, r.to(tl.float32) - mean, 0.0)
+            total += centred * centred
+        scale = tl.rsqrt(tl.sum(total, 1, keep_dims=True) / K + eps)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        r = _load_rows(x_ptr, row, k, rows, height, width, stride_b, stride_y, stride_x, C, K, PATCHES, BLOCK_K)
+        if norm_weight_ptr is not None:
+            column = k + tl.arange(0, BLOCK_K)[None, :]
+            norm_weight = tl.load(norm_weight_ptr + column, mask=column < K, other=0.0).to(tl.float32)
+            norm_bias = tl.load(norm_bias_ptr + column, mask=column < K, other=0.0).to(tl.float32)
+            r = (r.to(tl.float32) - mean) * scale * norm_weight + norm_bias
+        depth = k + tl.arange(0, BLOCK_K)[:, None]
+        weight = tl.load(weight_ptr + n.to(tl.int64) * K + depth, mask=(n < N) & (depth < K), other=0.0)
+        acc = device.dot(r.to(weight.dtype), weight, PRECISION, acc)
+
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+    kept = (row < rows) & (n < N)
+    first = tile.to(tl.int64) * BLOCK_M * N
+    place = tl.arange(0, BLOCK_M)[:, None] * N + n  # within the tile 32 bits do, and take fewer registers
+    if z_ptr is not None:
+        tl.store(z_ptr + first + place, acc.to(z_ptr.dtype.element_ty), mask=kept)
+    if GELU:
+        acc = device.gelu(acc, weight_ptr.dtype.element_ty)
+    if residual_ptr is not None:
+        acc += tl.load(residual_ptr + first + place, mask=kept, other=0.0).to(tl.float32)
+    tl.store(out_ptr + first + place, acc.to(out_ptr.dtype.element_ty), mask=kept)
+
+
+# ---- Launchers ---------------------------------------------------------------------------------------------------------
+
+
+@operator("linear_forward")
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    rows: str,
+    activation: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `hifuse_fast.ops.linear`; arguments are validated, patches have a norm, the product is in the dtype of `weight`.
+
+    The second result is what goes into GELU, [rows, N], where it is to be kept; else it is empty.
+    """
+    return write(x, weight, bias, norm_weight, norm_bias, residual, eps, rows, activation, keep)
+
+
+def write(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    rows: str,
+    activation: str,
+    keep: bool,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`forward` into `out`, contiguous, where that is given."""
+    (columns, depth), gelu = weight.shape, activation == "gelu"
+    height, width = (blocks(n, 2 if rows == "patches" else 1) for n in x.shape[1:3])
+    count = x.shape[0] * height * width
+    dtype = weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype)
+    config = dict(tables.lookup("linear_forward", _key(weight, norm_weight), tables.architecture(x.device)))
+    fused = config.pop("fused") and count < 2**31 and (norm_weight is not None or gelu or residual is not None)
+    if residual is not None:
+        residual = residual.contiguous()
+
+    z = weight.new_empty((count if keep else 0, columns))
+    if not fused:
+        r, transposed = normalised_rows(x, norm_weight, norm_bias, eps, rows, weight.dtype), weight.t()
+        plain = not gelu and residual is None
+        target = out.view(count, columns) if plain and out is not None else None
+        product = torch.mm(r, transposed, out=target) if bias is None else torch.addmm(bias, r, transposed, out=target)
+        if plain:
+            return product.unflatten(0, (x.shape[0], height, width)) if out is None else out, z
+        out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype) if out is None else out
+        pointwise.finish(product, residual, out, gelu=gelu)
+        return out, product if keep else z
+
+    out = x.new_empty((x.shape[0], height, width, columns), dtype=dtype) if out is None else out
+    source = strided(x) if rows == "patches" else strided(x.reshape(count, depth))
+    geometry = (*source.shape[1:3], *source.stride()[:3]) if rows == "patches" else (1, count, 0, 0, source.stride(0))
+    vectors = [None if vector is None else vector.contiguous() for vector in (bias, norm_weight, norm_bias)]
+    launch(
+        _forward_kernel, (blocks(count, config["BLOCK_M"]) * blocks(columns, config["BLOCK_N"]),),
+        source, weight.contiguous(), *vectors, residual, out, z if keep else None,
+        count, *geometry, eps, C=x.shape[3], K=depth, N=columns, PATCHES=rows == "patches", GELU=gelu,
+        PRECISION=precision(weight.dtype), **config,
+    )  # fmt: skip
+    return out, z
+
+
+@operator("linear_backward")
+def backward(
+    grad: Tensor,
+    z: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    rows: str,
+    need_rows: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x and weight in their dtypes, and of bias, norm_weight and norm_bias in float32; empty where not needed.
+
+    `need_rows`: those of x, norm_weight and norm_bias. `z` is what went into GELU, None where there is none.
+    """
+    dx, dweight, dbias, dscale, dshift = (weight.new_empty(0) for _ in range(5))
+    size, grad = grad.shape[:3], grad.reshape(-1, weight.shape[0]).contiguous()
+    if z is None:
+        dz = grad.to(weight.dtype)
+        dbias = grad.sum(0, dtype=torch.float32) if need_bias else dbias
+    else:
+        dz = torch.empty_like(z)
+        dbias = pointwise.gelu_backward(grad, z, dz, need_bias=need_bias)
+    if need_weight:
+        dweight = dz.t() @ normalised_rows(x, norm_weight, norm_bias, eps, rows, weight.dtype)
+    if need_rows:
+        dr = (dz @ weight).view(*size, weight.shape[1])
+        if norm_weight is None:
+            dx = dr.to(x.dtype)
+        else:
+            dx, dscale, dshift = layer_norm.backward(dr, x, norm_weight, eps, rows)
+    return dx, dweight, dbias, dscale, dshift
+
+
+def normalised_rows(
+    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, rows: str, dtype: torch.dtype
+) -> Tensor:
+    """[rows, K] in the dtype of the product, normalised."""
+    if norm_weight is not None and norm_bias is not None:
+        return layer_norm.forward(x, norm_weight, norm_bias, eps, rows, dtype).flatten(0, 2)
+    return x.reshape(-1, x.shape[3]).to(dtype)
+
+
+def _key(weight: Tensor, norm_weight: Tensor | None) -> str:
+    """What decides how a call is served: the sides of the weight, and the norm; float32 is the vendor's."""
+    if weight.dtype == torch.float32:
+        return "float32"
+    return f"{'' if norm_weight is None else 'norm '}{weight.shape[1]}x{weight.shape[0]}"

@@ -1,0 +1,67 @@
+"""The contract of largest value and mean: docstring, validation, choice of backend, autograd."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.select import select
+from hifuse_fast.checks import check_choice, check_map
+from hifuse_fast.ops.functions.max_mean import reference
+
+OVER = ("channels", "pixels")
+
+
+def max_mean(x: Tensor, *, over: str, backend: str = "auto") -> Tensor:
+    r"""The largest value and the mean of a map, read once.
+
+    over="channels": :math:`y_{bhw} = (\max_c x_{bhwc}, \mathrm{mean}_c x_{bhwc})`, [B, H, W, C] -> [B, H, W, 2].
+    over="pixels": :math:`y_b = (\max_{hw} x_{bhwc}, \mathrm{mean}_{hw} x_{bhwc})`, [B, H, W, C] -> [B, 2, 1, C].
+
+    The gradient of a largest value goes to the first element that has it, as in PyTorch.
+
+    Args:
+        x: [B, H, W, C], floating.
+        over: "channels" or "pixels".
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        The dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
+        BackendError: the backend asked for by name cannot serve the call.
+
+    Source: Woo et al. 2018 (CBAM), equations 2 and 3; what the gates of the official HiFuse `HFF_block` look at.
+    """
+    check_choice("over", over, OVER)
+    check_map("x", x)
+    kernels = select("max_mean", backend, key=(x.shape[3], over), device=x.device, dtype=x.dtype, width=x.shape[3])
+    if kernels is None:
+        return reference.max_mean(x, over=over)
+    if torch.is_grad_enabled() and x.requires_grad:
+        out: Tensor = _MaxMean.apply(x, kernels, over)
+        return out
+    forwarded: Tensor = kernels.forward(x, over)[0]
+    return forwarded
+
+
+class _MaxMean(torch.autograd.Function):
+    """Saves where the largest values are: the backward does not read x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernels: ModuleType, over: str) -> Tensor:
+        out, index = kernels.forward(x, over)
+        ctx.save_for_backward(index)
+        ctx.kernels, ctx.over, ctx.shape = kernels, over, x.shape
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        return ctx.kernels.backward(grad, index, ctx.over, *ctx.shape), None, None

@@ -1,0 +1,81 @@
+"""The contract of the mixer: docstring, validation, choice of backend, autograd."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.select import autocast_dtype, select
+from hifuse_fast.checks import check_map, check_parameter
+from hifuse_fast.ops.functions.mixer import reference
+
+MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 it leaves as it is
+
+
+def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
+    r"""The 3x3 convolution of the inverted MLP in its residual.
+
+    .. math:: u = z + \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(z))
+
+    with zero padding, no bias and the exact GELU. A GPU wants a dense weight in channels-last memory, which
+    `model.to(memory_format=torch.channels_last)` gives; another one is copied at every call.
+
+    Equal inputs give equal bits, but for the gradients of a dense convolution on a GPU, which are cuDNN's: it may choose a way
+    that adds in any order unless `torch.backends.cudnn.deterministic` (or `torch.use_deterministic_algorithms`) is set.
+
+    Args:
+        z: [B, H, W, C], any strides; floating.
+        weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution, any strides; of the dtype of `z`. Under autocast
+            each of the two may be float32, bfloat16 or float16.
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        [B, H, W, C], of the dtype of the convolution (that of `weight`, or autocast's), promoted with that of `z`.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
+        BackendError: the backend asked for by name cannot serve the call.
+
+    Source: the official HiFuse `IRMLP`: its `conv1` with the activation and the sum after it.
+    """
+    check_map("z", z)
+    autocast = None if z.dtype == torch.float64 else autocast_dtype(z.device)
+    channels = z.shape[3]
+    depthwise = isinstance(weight, Tensor) and list(weight.shape) == [channels, 1, 3, 3]
+    if isinstance(weight, Tensor) and not depthwise and list(weight.shape) != [channels, channels, 3, 3]:
+        raise ValueError(f"weight must be {[channels, channels, 3, 3]} or {[channels, 1, 3, 3]}, got {list(weight.shape)}")
+    check_parameter("weight", weight, getattr(weight, "shape", ()), z, (z.dtype,) if autocast is None else MIXED)
+
+    dtype = autocast or z.dtype
+    key = (channels, "depthwise" if depthwise else "dense")
+    kernels = select("mixer", backend, key=key, device=z.device, dtype=dtype)
+    if kernels is None:
+        return reference.mixer(z, weight)
+    weight = weight.to(dtype)
+    if torch.is_grad_enabled() and (z.requires_grad or weight.requires_grad):
+        out: Tensor = _Mixer.apply(z, weight, kernels)
+        return out
+    forwarded: Tensor = kernels.forward(z, weight, False)[0]
+    return forwarded
+
+
+class _Mixer(torch.autograd.Function):
+    """Saves the inputs and what goes into GELU."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weight: Tensor, kernels: ModuleType) -> Tensor:
+        out: Tensor
+        out, c = kernels.forward(z, weight, True)
+        ctx.save_for_backward(z, weight, c)
+        ctx.kernels = kernels
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        need_z, need_weight, _ = ctx.needs_input_grad
+        dz, dweight = ctx.kernels.backward(grad, *ctx.saved_tensors, need_z, need_weight)
+        return dz if need_z else None, dweight if need_weight else None, None

@@ -1,0 +1,82 @@
+"""The contract of the MLP: docstring, validation, choice of backend, autograd."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.select import autocast_dtype, select
+from hifuse_fast.checks import check_map, check_parameter
+from hifuse_fast.ops.functions.mlp import reference
+
+MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 it leaves as it is
+
+
+def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: str = "auto") -> Tensor:
+    r"""The two linears of the inverted MLP, without the whole hidden map in memory, neither forward nor backward.
+
+    .. math:: y = W_3 \, \mathrm{GELU}(W_2 u)
+
+    with the exact GELU, over the channels of each pixel; no biases, as a batch norm follows. Kernels compute the hidden map
+    in parts, and in the backward once more; the reference keeps it.
+
+    Args:
+        u: [B, H, W, K], any strides; floating.
+        expand_weight: W_2, [hidden, K].
+        project_weight: W_3, [N, hidden].
+        backend: "auto", "reference", "native" or "triton".
+
+        The weights are of the dtype of `u`. Under autocast each of the three may be float32, bfloat16 or float16.
+
+    Returns:
+        [B, H, W, N], of the dtype of the products: that of the weights, or autocast's.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
+        BackendError: the backend asked for by name cannot serve the call.
+
+    Source: the official HiFuse `IRMLP`: its `conv2` and `conv3` without the batch norm.
+    """
+    check_map("u", u)
+    autocast = None if u.dtype == torch.float64 else autocast_dtype(u.device)
+    dtypes = (u.dtype,) if autocast is None else MIXED
+    expand, project = (getattr(weight, "shape", None) for weight in (expand_weight, project_weight))
+    if expand is not None and (len(expand) != 2 or expand[1] != u.shape[3] or expand[0] == 0):
+        raise ValueError(f"expand_weight must be [hidden, {u.shape[3]}], got {list(expand)}")
+    check_parameter("expand_weight", expand_weight, expand or (), u, dtypes)
+    if project is not None and (len(project) != 2 or project[1] != len(expand_weight) or project[0] == 0):
+        raise ValueError(f"project_weight must be [N, {len(expand_weight)}], got {list(project)}")
+    check_parameter("project_weight", project_weight, project or (), u, dtypes)
+
+    dtype = autocast or u.dtype
+    key = (u.shape[3], len(expand_weight), len(project_weight))
+    kernels = select("mlp", backend, key=key, device=u.device, dtype=dtype)
+    if kernels is None:
+        return reference.mlp(u, expand_weight, project_weight)
+    tensors = (u, expand_weight.to(dtype), project_weight.to(dtype))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        out: Tensor = _Mlp.apply(*tensors, kernels)
+        return out
+    forwarded: Tensor = kernels.forward(*tensors)
+    return forwarded
+
+
+class _Mlp(torch.autograd.Function):
+    """Saves the inputs; the hidden map is computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, expand_weight: Tensor, project_weight: Tensor, kernels: ModuleType) -> Tensor:
+        ctx.save_for_backward(u, expand_weight, project_weight)
+        ctx.kernels = kernels
+        out: Tensor = kernels.forward(u, expand_weight, project_weight)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[:3]
+        found = ctx.kernels.backward(grad, *ctx.saved_tensors, *needs)
+        return (*(gradient if need else None for gradient, need in zip(found, needs, strict=True)), None)

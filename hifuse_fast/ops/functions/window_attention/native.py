@@ -1,0 +1,65 @@
+"""Window attention in the compiled library: C++ on CPU tensors (csrc/cpu/window_attention_*.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.native import library
+
+HEAD_DIMS = range(8, 129)
+
+
+def why_not(*, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dropout_p: float = 0.0, **_: Any) -> str | None:
+    """The reason the compiled kernel cannot serve this call, or None."""
+    if device.type not in ("cpu", "meta"):
+        return f"there is no native kernel for {device.type} tensors yet"
+    if head_dim < HEAD_DIMS.start or head_dim >= HEAD_DIMS.stop:
+        return f"head_dim must be from {HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}, got {head_dim}"
+    if dropout_p:
+        return f"attention dropout is not fused: dropout_p = {dropout_p}"
+    return None
+
+
+def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options: Any) -> Tensor:
+    """See `hifuse_fast.ops.window_attention`; arguments are validated."""
+    table, padding = _in_arithmetic(qkv, bias_table), _in_arithmetic(qkv, qkv_bias)
+    out: Tensor = torch.ops.hifuse_fast.window_attention(qkv, table, padding, **options)
+    return out
+
+
+def backward(
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of qkv, bias_table and qkv_bias, each in the dtype of its own tensor."""
+    table, padding = _in_arithmetic(qkv, bias_table), _in_arithmetic(qkv, qkv_bias)
+    grads = torch.ops.hifuse_fast.window_attention_backward(grad, qkv, table, padding, **options)
+    return grads[0], grads[1].to(bias_table.dtype), None if qkv_bias is None else grads[2].to(qkv_bias.dtype)
+
+
+def _in_arithmetic(qkv: Tensor, tensor: Tensor | None) -> Tensor | None:
+    """Tables and biases go to the kernel contiguous and in the type of its arithmetic."""
+    if tensor is None:
+        return None
+    dtype = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    return (tensor if tensor.dtype == dtype else tensor.to(dtype)).contiguous()
+
+
+def _register_fakes() -> None:
+    """Shapes without data, for torch.compile, torch.export and the meta device."""
+
+    @torch.library.register_fake("hifuse_fast::window_attention")
+    def _(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, *options: Any, **named: Any) -> Tensor:
+        return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
+
+    @torch.library.register_fake("hifuse_fast::window_attention_backward")
+    def _(
+        grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, *options: Any, **named: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape), bias_table.new_empty(qkv.shape[3:])
+
+
+if library.lib is not None:
+    _register_fakes()

@@ -1,5 +1,0 @@
-"""The 3x3 convolution of the inverted MLP, in its residual. `api` is the contract, `reference` the definition."""
-
-from hifuse_fast.ops.mixer.api import mixer, prepare_mixer
-
-__all__ = ["mixer", "prepare_mixer"]

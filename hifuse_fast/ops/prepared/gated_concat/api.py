@@ -1,0 +1,93 @@
+"""The contract of the gated concatenation: docstring, validation, choice of backend."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.select import prepared_class
+from hifuse_fast.checks import check_dtype, check_eps, check_flag, check_weights
+from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
+
+
+def prepare_gated_concat(
+    filters: Tensor,
+    filter_bias: Tensor,
+    squeeze: Tensor,
+    expand: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    double_sigmoid: bool = False,
+    eps: float = 1e-6,
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> PreparedOp:
+    r"""The gated maps of the fusion side by side and normalised, in one pass.
+
+    .. math::
+        l' &= l \cdot \sigma(\mathrm{conv}_{7 \times 7}([\max_c l, \mathrm{mean}_c l]) + filter\_bias) \\
+        g' &= g \cdot \sigma(\mathrm{se}(\max_{hw} g) + \mathrm{se}(\mathrm{mean}_{hw} g)), \quad
+        \mathrm{se}(a) = expand \, \mathrm{ReLU}(squeeze \, a) \\
+        z &= \mathrm{norm}([g', l', x]) \cdot scale + shift
+
+    with zero padding and norm(x) = (x - mean) / sqrt(var + eps) over the 3C channels; scale and shift cannot be folded, because
+    a convolution with zero padding follows. The result is called as `op(local_map, global_map, x, out=None)`, with maps
+    [B, H, W, C], and returns z, [B, H, W, 3C].
+
+    Args:
+        filters: [2, 7, 7], of the largest and of the mean.
+        filter_bias: [1].
+        squeeze: [S, C].
+        expand: [C, S].
+        scale, shift: [3C].
+        double_sigmoid: whether the gate of g is sigma(sigma(.)), as in the official code from before 2024-01-16.
+        eps: of the norm.
+        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        The op. Maps and `out` are contiguous, of `dtype`. It writes to `out` and returns it, a fresh map where that is None.
+        No autograd.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
+        BackendError: the backend asked for by name cannot serve this.
+
+    Source: Huo et al. 2024 (HiFuse), section 3.3; the official `HFF_block`.
+    """
+    check_weights(
+        filters=(filters, "2 7 7"),
+        filter_bias=(filter_bias, "1"),
+        squeeze=(squeeze, "S C"),
+        expand=(expand, "C S"),
+        scale=(scale, "3C"),
+        shift=(shift, "3C"),
+    )
+    check_dtype("dtype", dtype, DTYPES)
+    options: dict[str, Any] = {
+        "double_sigmoid": check_flag("double_sigmoid", double_sigmoid),
+        "eps": check_eps("eps", eps),
+    }
+    tensors = {
+        "filters": filters,
+        "filter_bias": filter_bias,
+        "squeeze": squeeze,
+        "expand": expand,
+        "scale": scale,
+        "shift": shift,
+    }
+    cls = prepared_class("prepare_gated_concat", backend, device=filters.device, dtype=dtype, width=len(expand), **options)
+    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    return check_calls(op, partial(_check_call, like=filters.new_empty(0, dtype=dtype), channels=len(expand)))
+
+
+def _check_call(local_map: Any, global_map: Any, x: Any, out: Any = None, *, like: Tensor, channels: int) -> None:
+    """`like`: of the op's dtype and device."""
+    check_operand("local_map", local_map, (*ANY_SIZE, channels), like)
+    check_operand("global_map", global_map, local_map.shape, like)
+    check_operand("x", x, local_map.shape, like)
+    check_results((*local_map.shape[:3], 3 * channels), like, out=out)

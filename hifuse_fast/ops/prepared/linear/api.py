@@ -1,0 +1,119 @@
+"""The contract of the prepared linear: docstring, validation, choice of backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.select import prepared_class
+from hifuse_fast.checks import check_choice, check_dtype, check_eps, check_flag, check_weights
+from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
+
+ROWS = ("pixels", "patches")
+NORMS = ("row", "pixel")
+ACTIVATIONS = ("none", "gelu", "relu")
+ALGORITHMS = ("auto", "direct")
+
+
+def prepare_linear(
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    rows: str = "pixels",
+    norm: str | None = None,
+    eps: float = 1e-5,
+    activation: str = "none",
+    pool: bool = False,
+    algorithm: str = "auto",
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> PreparedOp:
+    r"""A linear over the rows of maps, packed once, with the norm before it and what follows it in one pass.
+
+    .. math:: y = residual + \mathrm{pool}(\mathrm{act}(\mathrm{norm}(rows) W^T + b))
+
+    The result is called as `op(*maps, residual=None, out=None)`, with maps [B, H, W, C_i], and returns [B, H', W', N]:
+
+    - rows="pixels": 1 to 3 maps of one size, the channels of a pixel side by side, K = C_1 + C_2 + C_3;
+    - rows="patches": the 2x2 patches of one map with even H and W, pixels in the order (row, column) = (0, 0), (1, 0), (0, 1),
+      (1, 1), K = 4 C; H' = H / 2, W' = W / 2.
+
+    norm(x) is (x - mean) / sqrt(var + eps), without scale and shift: fold those into the linear.
+
+    Args:
+        weight: [N, K].
+        bias: [N].
+        rows: "pixels" or "patches".
+        norm: None, "row" (over all K channels of a row), or with patches "pixel" (over the C channels of each pixel).
+        eps: of the norm.
+        activation: "none", "gelu" (the exact one, with erf) or "relu".
+        pool: average the 2x2 patches of the result; pixels only, even H and W; H' = H / 2, W' = W / 2.
+        algorithm: "auto", or "direct". In float32 on the CPU "auto" multiplies by Strassen's where K is at least 384 and a
+            multiple of 32, and N of 64: 7/8 of the multiply-adds, weights 7/4 as large, errors by `testing.STRASSEN_BOUND`.
+        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        The op. Its maps, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. It writes to
+        `out` and returns it, a fresh map where that is None. No autograd.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
+        BackendError: the backend asked for by name cannot serve this.
+
+    Source: the official HiFuse `Global_block`, `PatchMerging` and `HFF_block`, without what is between their linears;
+    Strassen 1969.
+    """
+    check_weights(weight=(weight, "N K"), bias=(bias, "N"))
+    check_dtype("dtype", dtype, DTYPES)
+    check_choice("rows", rows, ROWS)
+    if norm is not None:
+        check_choice("norm", norm, NORMS)
+    check_choice("activation", activation, ACTIVATIONS)
+    if norm == "pixel" and rows == "pixels":
+        raise ValueError("norm='pixel' is for rows='patches'; over pixels it is norm='row'")
+    if check_flag("pool", pool) and rows == "patches":
+        raise ValueError("pool is for rows='pixels', got rows='patches'")
+    if rows == "patches" and weight.shape[1] % 4:
+        raise ValueError(f"weight must be [N, 4 C] with rows='patches', got {list(weight.shape)}")
+    options = {"rows": rows, "norm": norm, "eps": check_eps("eps", eps), "activation": activation, "pool": pool}
+    options["algorithm"] = check_choice("algorithm", algorithm, ALGORITHMS)
+    normed_width = 1 if norm is None else weight.shape[1]
+    cls = prepared_class("prepare_linear", backend, device=weight.device, dtype=dtype, width=normed_width, **options)
+    op: PreparedOp = cls(cls.pack({"weight": weight, "bias": bias}, dtype, **options), **options)
+    depth = weight.shape[1] // 4 if rows == "patches" else weight.shape[1]
+    like = weight.new_empty(0, dtype=dtype)
+    return check_calls(
+        op, partial(_check_call, like=like, depth=depth, columns=len(weight), patches=rows == "patches", pool=pool)
+    )
+
+
+def _check_call(
+    *maps: Any,
+    residual: Any = None,
+    out: Any = None,
+    like: Tensor,
+    depth: int,
+    columns: int,
+    patches: bool,
+    pool: bool,
+) -> None:
+    """`depth`: the channels of all maps; `like`: of the op's dtype and device."""
+    if not 1 <= len(maps) <= (1 if patches else 3):
+        raise ValueError(f"maps must be {'1 map' if patches else '1 to 3 maps'}, got {len(maps)}")
+    size: Sequence[int | None] = ANY_SIZE
+    for i, x in enumerate(maps):
+        check_operand(f"maps[{i}]", x, (*size, depth if len(maps) == 1 else None), like)
+        size = x.shape[:3]
+    if sum(x.shape[3] for x in maps) != depth:
+        raise ValueError(f"maps must have {depth} channels together, got {[x.shape[3] for x in maps]}")
+    batch, height, width = maps[0].shape[:3]
+    if patches or pool:
+        if height % 2 or width % 2:
+            raise ValueError(f"maps[0] must have even H and W, got {list(maps[0].shape)}")
+        height, width = height // 2, width // 2
+    check_results((batch, height, width, columns), like, residual=residual, out=out)

@@ -1,0 +1,66 @@
+"""The contract of the local block: docstring, validation, choice of backend."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.select import prepared_class
+from hifuse_fast.checks import check_dtype, check_eps, check_weights
+from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
+
+
+def prepare_local_block(
+    filters: Tensor,
+    filter_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-6,
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> PreparedOp:
+    r"""A block of the local branch, packed once, in one pass.
+
+    .. math:: y = x + \mathrm{GELU}(W \, \mathrm{norm}(\mathrm{dwconv}_{3 \times 3}(x) + filter\_bias) + b)
+
+    with zero padding, norm(x) = (x - mean) / sqrt(var + eps) over the channels, and the exact GELU. The result is called as
+    `op(x, out=None)`: [B, H, W, C] -> [B, H, W, C].
+
+    Args:
+        filters: [C, 3, 3], one of each channel.
+        filter_bias: [C].
+        weight: [C, C], the scale of the norm folded in.
+        bias: [C], its shift folded in.
+        eps: of the norm.
+        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        The op. `x` and `out` are contiguous, of `dtype`, and do not overlap. It writes to `out` and returns it, a fresh map
+        where that is None. No autograd.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
+        BackendError: the backend asked for by name cannot serve this.
+
+    Source: the official HiFuse `Local_block`.
+    """
+    check_weights(filters=(filters, "C 3 3"), filter_bias=(filter_bias, "C"), weight=(weight, "C C"), bias=(bias, "C"))
+    check_dtype("dtype", dtype, DTYPES)
+    options = {"eps": check_eps("eps", eps)}
+    tensors = {"filters": filters, "filter_bias": filter_bias, "weight": weight, "bias": bias}
+    cls = prepared_class("prepare_local_block", backend, device=weight.device, dtype=dtype, channels=len(weight), **options)
+    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
+
+
+def _check_call(x: Any, out: Any = None, *, like: Tensor, channels: int) -> None:
+    """`like`: of the op's dtype and device."""
+    check_operand("x", x, (*ANY_SIZE, channels), like)
+    check_results(x.shape, like, out=out)
+    if out is not None and out.data_ptr() == x.data_ptr() and x.numel():
+        raise ValueError("out must not be x, whose neighbours are still read")

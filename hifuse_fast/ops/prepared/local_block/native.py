@@ -1,0 +1,39 @@
+"""The local block in the compiled library: C++ on CPU tensors (csrc/cpu/linear.cpp, over rows of csrc/cpu/depthwise.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.native.packing import pack_floats, pack_matrix, why_not_native
+from hifuse_fast.backends.native.tape import call
+from hifuse_fast.ops.prepared.base import PreparedOp
+
+why_not = why_not_native
+
+
+class LocalBlock(PreparedOp):
+    """See `prepare_local_block`."""
+
+    filters: Tensor
+    filter_bias: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @staticmethod
+    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        return {
+            "filters": pack_floats(tensors["filters"].flatten(1).T),  # tap by tap
+            "filter_bias": pack_floats(tensors["filter_bias"]),
+            "weight": pack_matrix(tensors["weight"], dtype),
+            "bias": pack_floats(tensors["bias"]),
+        }
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        out = torch.empty_like(x) if out is None else out
+        op, eps = torch.ops.hifuse_fast.local_block.default, self.options["eps"]
+        written: Tensor = call(op, x, self.filters, self.filter_bias, self.weight, self.bias, out, eps)
+        return written

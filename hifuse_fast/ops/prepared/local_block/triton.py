@@ -1,0 +1,41 @@
+"""The local block in Triton: convolution and norm in one kernel, then the linear with what follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.ops.functions.depthwise_norm import triton as depthwise_norm
+from hifuse_fast.ops.functions.linear import triton as linear
+from hifuse_fast.ops.prepared.base import PreparedOp
+
+why_not = depthwise_norm.why_not
+
+
+class LocalBlock(PreparedOp):
+    """See `prepare_local_block`. The norm is without scale and shift, for which the launcher is given ones and zeros."""
+
+    filters: Tensor  # [9, C]: the channels of a tap side by side
+    filter_bias: Tensor
+    weight: Tensor
+    bias: Tensor
+    ones: Tensor
+    zeros: Tensor
+
+    @staticmethod
+    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        by_tap = {"filters": tensors["filters"].flatten(1).t()}
+        like = tensors["filter_bias"].float()
+        constants = {"ones": torch.ones_like(like), "zeros": torch.zeros_like(like)}
+        return PreparedOp.pack({**tensors, **by_tap}, dtype) | constants
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        eps = self.options["eps"]
+        normed = depthwise_norm.forward(
+            x, self.filters.t(), self.filter_bias, self.ones, self.zeros, eps, x.dtype, x.dtype
+        )  # fmt: skip
+        return linear.write(normed, self.weight, self.bias, None, None, x, eps, "pixels", "gelu", False, out)[0]

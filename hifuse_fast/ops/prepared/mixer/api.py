@@ -1,0 +1,60 @@
+"""The contract of the prepared mixer: docstring, validation, choice of backend."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.select import prepared_class
+from hifuse_fast.checks import check_choice, check_dtype, check_weights
+from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
+
+ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
+
+
+def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype, backend: str = "auto") -> PreparedOp:
+    r"""The 3x3 convolution of the inverted MLP in its residual, packed once, in one pass.
+
+    .. math:: u = z + \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(z))
+
+    with zero padding, no bias and the exact GELU. The result is called as `op(z, out=None)`: [B, H, W, C] -> [B, H, W, C].
+
+    The algorithms are those of a dense convolution in kernels; the reference and a depthwise weight have one each. Winograd's
+    F(2x2, 3x3) takes 4/9 of the multiplications of the direct one. F(4x4, 3x3) takes 1/4, or in bfloat16, whose digits complex
+    points keep, 1/3. Their rounding errors are larger, and `testing.MIXER_BOUNDS` says by how much.
+
+    Args:
+        weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
+        algorithm: "auto" (the fastest within the bounds for this dtype), "direct", "winograd2" or "winograd4".
+        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        The op. `z` and `out` are contiguous, of `dtype`, and do not overlap. It writes to `out` and returns it, a fresh map
+        where that is None. No autograd.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
+        BackendError: the backend asked for by name cannot serve this.
+
+    Source: the official HiFuse `IRMLP`; Lavin and Gray 2016 (Winograd's algorithm for convolutions); Meng and Brothers 2019
+    (complex points).
+    """
+    depthwise = isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[1] == 1
+    check_weights(weight=(weight, "C 1 3 3" if depthwise else "C C 3 3"))
+    check_dtype("dtype", dtype, DTYPES)
+    options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
+    cls = prepared_class("prepare_mixer", backend, device=weight.device, dtype=dtype, **options)
+    op: PreparedOp = cls(cls.pack({"weight": weight}, dtype, **options), **options)
+    return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
+
+
+def _check_call(z: Any, out: Any = None, *, like: Tensor, channels: int) -> None:
+    """`like`: of the op's dtype and device."""
+    check_operand("z", z, (*ANY_SIZE, channels), like)
+    check_results(z.shape, like, out=out)
+    if out is not None and out.data_ptr() == z.data_ptr() and z.numel():
+        raise ValueError("out must not be z, whose neighbours are still read")

@@ -1,0 +1,38 @@
+"""The stem in the compiled library: C++ on CPU tensors (csrc/cpu/stem.cpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.native.packing import pack_floats, pack_matrix, why_not_native
+from hifuse_fast.backends.native.tape import call
+from hifuse_fast.ops.prepared.base import PreparedOp
+
+why_not = why_not_native
+
+
+class Stem(PreparedOp):
+    """See `prepare_stem`."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    @staticmethod
+    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        weight = pack_matrix(tensors["weight"].flatten(2).flatten(0, 1), dtype)
+        return {"weight": weight, **{name: pack_floats(tensors[name]) for name in ("bias", "scale", "shift")}}
+
+    def forward(self, images: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if out is None:
+            batch, _, height, width = images.shape
+            shape = (batch, height // 4, width // 4, self.bias.shape[1])
+            out = images.new_empty(shape), images.new_empty(shape)
+        op, eps = torch.ops.hifuse_fast.stem.default, self.options["eps"]
+        written: tuple[Tensor, Tensor] = call(op, images, self.weight, self.bias, self.scale, self.shift, *out, *eps)
+        return written

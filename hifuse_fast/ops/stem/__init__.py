@@ -1,5 +1,0 @@
-"""The first maps of the local and the global branch, from the image. `api` is the contract, `reference` the definition."""
-
-from hifuse_fast.ops.stem.api import prepare_stem
-
-__all__ = ["prepare_stem"]

@@ -1,0 +1,216 @@
+"""What the machine code of every kernel takes, on any machine: `make kernel-report`.
+
+The launches of all calls of HiFuse, of ops with gradients and of prepared ones, are recorded from meta tensors, forward and
+backward, compiled ahead of time for each architecture, and what comes out is read: registers, spilled bytes, shared memory,
+tensor-core instructions, occupancy. The exit code is 1 where a kernel cannot be launched, spills, or does not compile. Where a
+product fits the architecture's warpgroup instruction (see `compile.Resources.wgmma_fits`) but was compiled to an older one, the
+note says so; that is no failure.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from hifuse_fast.backends.triton import compile as ahead
+from hifuse_fast.backends.triton.compile import Compilation, Resources
+from hifuse_fast.backends.triton.launch import INTERPRETED, recording
+from hifuse_fast.tuning.calls import DTYPES, Call, choose
+from hifuse_fast.tuning.floors import predictions
+from hifuse_fast.tuning.frozen_calls import network_calls
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+COLUMNS = ("kernel", "dtype", "constants", "warps", "regs", "spill", "shared", "tensor cores", "occ.", "note")
+WARPGROUP = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}  # the newest instruction, which wants big products
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A compiled kernel, or the reason that there is none."""
+
+    architecture: str
+    calls: tuple[str, ...]  #: that launch it
+    compilation: Compilation | None
+    resources: Resources | None
+    error: str = ""
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the report fails."""
+        return [self.error] if self.resources is None else self.resources.faults
+
+    @property
+    def notes(self) -> list[str]:
+        """What else there is to say."""
+        wanted, found = WARPGROUP.get(self.architecture), self.resources
+        return [f"no {wanted}"] if wanted and found and found.wgmma_fits and wanted not in found.tensor_core else []
+
+    def cells(self) -> list[str]:
+        """The line of the table, see `COLUMNS`."""
+        note = "; ".join([*(f"FAILS: {fault}" for fault in self.faults), *self.notes])
+        if self.compilation is None:
+            return [self.calls[0], *[""] * (len(COLUMNS) - 2), note]
+        name, dtype, constants = _describe(self.compilation)
+        if self.resources is None:
+            return [name, dtype, constants, *[""] * (len(COLUMNS) - 4), note]
+        r = self.resources
+        cores = ", ".join(f"{instruction.split('.')[0]} {count}" for instruction, count in r.tensor_core.items())
+        numbers = [r.warps, r.registers, r.spill, r.shared]
+        return [name, dtype, constants, *map(str, numbers), cores, f"{100 * r.occupancy:.0f} %", note]
+
+
+def report(
+    calls: Iterable[Call], architectures: Iterable[str], dtypes: Iterable[str], *, batches: Iterable[int] = (64,), jobs: int = 1
+) -> list[Entry]:
+    """An entry for each compilation, in the order of architectures and calls; `jobs` processes compile."""
+    uses: dict[Compilation, list[str]] = {}
+    failed = []
+    calls = list(calls)
+    for architecture in architectures:
+        for call in calls:
+            try:
+                for made in _compilations(call, architecture, dtypes, batches):
+                    uses.setdefault(made, []).append(call.name)
+            except Exception as error:  # a launcher refuses: the other calls are reported all the same
+                failed.append(Entry(architecture, (call.name,), None, None, _first_line(error)))
+    found = _measure_all(list(uses), jobs)
+    return failed + [
+        Entry(made.architecture, tuple(dict.fromkeys(names)), made, *outcome)
+        for (made, names), outcome in zip(uses.items(), found, strict=True)
+    ]
+
+
+def _compilations(call: Call, architecture: str, dtypes: Iterable[str], batches: Iterable[int]) -> list[Compilation]:
+    """What the call launches without and, where it has them, with gradients."""
+    with recording(architecture) as record:
+        for batch, dtype, mode in itertools.product(batches, dtypes, call.modes):
+            inputs = call.inputs(batch, DTYPES[dtype], "meta")
+            call.run(inputs, None if mode == "forward" else call.gradient(batch, DTYPES[dtype], "meta"), "triton")
+    return [ahead.compilation(launch, architecture) for launch in record.launches]
+
+
+def _measure_all(made: Sequence[Compilation], jobs: int) -> list[tuple[Resources | None, str]]:
+    if jobs == 1 or len(made) < 2:
+        return [measure(each) for each in made]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(measure, made, chunksize=4))
+
+
+def measure(made: Compilation) -> tuple[Resources | None, str]:
+    """What the compilation takes, or why there is none."""
+    try:
+        return ahead.resources(made.compile(), made.architecture), ""
+    except Exception as error:  # of whatever kind: it is reported
+        return None, f"does not compile: {_first_line(error)}"
+
+
+def _describe(made: Compilation) -> tuple[str, str, str]:
+    """The op and the kernel (or "pointwise", of several), the dtype of its first tensor, and its compile-time constants."""
+    module, function = made.kernel.split(":")
+    *_, folder, file = module.split(".")
+    dtype = next((kind[1:] for _, kind in made.signature if kind.startswith("*")), "")
+    constants = [f"{name}={value}" for name, value in made.constants if name.isupper()]  # the others are arguments that are 1
+    constants += [f"{name}={value}" for name, value in made.options if name != "num_warps"]
+    return f"{file if folder == 'gpu' else folder} {function.strip('_').removesuffix('_kernel')}", dtype, " ".join(constants)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def show(console: Console, architecture: str, entries: Sequence[Entry]) -> None:
+    """The table of one architecture; what fails is red."""
+    table = Table(title=f"{architecture}: {len(entries)} compiled kernels", title_justify="left")
+    for name in COLUMNS:
+        numeric = name in ("warps", "regs", "spill", "shared", "occ.")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for entry in entries:
+        table.add_row(*entry.cells(), style="bold red" if entry.faults else "")
+    console.print(table)
+
+
+def write(path: Path, entries: Sequence[Entry]) -> None:
+    """All entries as .csv, with the calls that launch each kernel, or as a markdown table."""
+    head = ["architecture", *COLUMNS, "calls"]
+    body = [[entry.architecture, *entry.cells(), "; ".join(entry.calls)] for entry in entries]
+    text = io.StringIO()
+    if path.suffix == ".csv":
+        csv.writer(text, lineterminator="\n").writerows([head, *body])
+    else:
+        text.write("".join("| " + " | ".join(line) + " |\n" for line in [head, ["---"] * len(head), *body]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """The comma-separated names in `text`; click.UsageError where one is not known."""
+    found, known = [name.strip() for name in text.split(",")], list(known)
+    if not set(found) <= set(known):
+        raise click.UsageError(f"{option} must be of {','.join(known)}, got {text!r}")
+    return found
+
+
+def wide_console() -> Console:
+    """The terminal; wide where the output goes to a file or a pipe, which have no width."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=160)
+
+
+@click.command()
+@click.option("--architectures", default=",".join(ARCHITECTURES), show_default=True)
+@click.option("--dtypes", default=",".join(DTYPES), show_default=True)
+@click.option("--calls", "names", default="", help="Comma-separated parts of the calls' names, as linear or 7x7; all if empty.")
+@click.option("--batch", type=click.IntRange(1), multiple=True, default=[64], show_default=True, help="May be repeated.")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write, .md or .csv.")
+@click.option("--jobs", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)), help="[default: one a core]")
+@click.option("--predict", is_flag=True, help="Compile nothing; print the floor of every call on an H200.")
+def main(
+    *, architectures: str, dtypes: str, names: str, batch: tuple[int, ...], output: Path | None, jobs: int, predict: bool
+) -> None:
+    """Compile every kernel that HiFuse launches, and report what it takes of a multiprocessor."""
+    console = wide_console()
+    if predict:
+        return _show_predictions(console)
+    on, of = chosen("--architectures", architectures, ahead.LIMITS), chosen("--dtypes", dtypes, DTYPES)
+    try:
+        calls = choose(names, network_calls())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if INTERPRETED:
+        raise click.ClickException("TRITON_INTERPRET is set, so that nothing would be compiled; run it without")
+    entries = report(calls, on, of, batches=batch, jobs=jobs)
+    for architecture in on:
+        show(console, architecture, [entry for entry in entries if entry.architecture == architecture])
+    if output is not None:
+        write(output, entries)
+        console.print(f"written: {output}", soft_wrap=True)
+    failing = [entry for entry in entries if entry.faults]
+    noted = sum(bool(entry.notes) for entry in entries)
+    console.print(f"{len(entries)} kernels, {len(failing)} fail, {noted} without the warpgroup instruction that would fit")
+    if failing:
+        raise SystemExit(1)
+    return None
+
+
+def _show_predictions(console: Console) -> None:
+    head, body = predictions()
+    table = Table(*head, title="bfloat16 on an H200 at 4.3 TB/s and 790 TFLOP/s: predicted, not measured", title_justify="left")
+    for line in body:
+        table.add_row(*line)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""cli.py as users meet it: a process with arguments, files, streams and an exit code. Refusals are tested without a process."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import hifuse_fast
+from hifuse_fast.checkpoints import create_model_from_checkpoint, save_checkpoint
+from hifuse_fast.cli import main
+from hifuse_fast.data.images import Preprocess, load_image
+
+CLASSES = ["benign, clear", "malignant", "unsure"]
+SMALL = ["--image-size", "64", "--resize", "70"]
+PREPROCESS = Preprocess(64, 70)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(hifuse_fast.__file__).parents[1])}
+INTERRUPTIBLE = (  # also where the shell that started the tests ignores SIGINT
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from hifuse_fast.cli import main; main()"
+)  # fmt: skip
+
+
+def hifuse(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hifuse_fast.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    torch.manual_seed(0)
+    options = {"dims": (16, 32, 64, 128), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+    save_checkpoint(hifuse_fast.create_model("hifuse_tiny", num_classes=3, **options), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("classes") / "class_indices.json"
+    path.write_text(json.dumps({str(index): name for index, name in enumerate(CLASSES)}))
+    return path
+
+
+def save_noise(path: Path, height: int, width: int, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def by_hand(checkpoint: Path, path: Path) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = create_model_from_checkpoint(checkpoint)(PREPROCESS(load_image(path))[None])
+    return logits.softmax(-1)[0]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_as_it_is_found_in_the_world(tmp_path, checkpoint, classes):
+    folder = tmp_path / "a folder"
+    good = [
+        save_noise(folder / "1 with space.png", 80, 64, 1),
+        save_noise(folder / "2 größe 図.tif", 64, 97, 2),
+        save_noise(folder / "sub" / "3.bmp", 31, 200, 3),
+    ]
+    (folder / "corrupt.jpg").write_bytes(save_noise(tmp_path / "whole.jpg", 64, 64, 4).read_bytes()[:900])
+    (folder / "text.png").write_text("this is not an image")
+    bomb = bytearray(good[0].read_bytes())
+    bomb[16:24] = (60000).to_bytes(4) * 2  # width and height in the header, and its checksum
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4)
+    (folder / "bomb.png").write_bytes(bomb)
+    (folder / "notes.txt").write_text("not even named like one")
+    os.rename(good[2], odd := folder / "sub" / os.fsdecode(b"\xff\n.bmp"))
+    out = tmp_path / "out.csv"
+
+    done = hifuse("predict", folder, "--checkpoint", checkpoint, "--classes", classes, "-o", out, "--batch-size", 2, *SMALL)
+
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert [Path(line.split(": ")[0]).name for line in lines[:-1]] == ["bomb.png", "corrupt.jpg", "text.png"]
+    assert lines[-1] == "3 of 6 images could not be used; the results of the others are complete."
+    rows = {row["path"]: row for row in read_csv(out)}
+    assert list(rows) == sorted(rows)
+    for name, reason in (("bomb.png", "3600000000 pixels"), ("corrupt.jpg", "truncated"), ("text.png", "not an image")):
+        row = rows.pop(str(folder / name))
+        assert reason in row["error"]
+        assert row["class"] == row["probability"] == row["p(malignant)"] == ""
+    assert set(rows) == {str(good[0]), str(good[1]), str(odd)}
+    for path, row in rows.items():
+        expected = by_hand(checkpoint, Path(path))
+        written = torch.tensor([float(row[f"p({name})"]) for name in CLASSES])
+        torch.testing.assert_close(written, expected, rtol=0, atol=1e-6)
+        assert row["class"] == CLASSES[int(expected.argmax())]
+        assert float(row["probability"]) == written.max()
+        assert row["error"] == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a folder", "out.csv", "whole.jpg"]  # no temporary file
+
+
+def test_json_says_how_it_was_made(tmp_path, checkpoint, classes):
+    path = save_noise(tmp_path / "x.png", 64, 64, 0)
+    out = tmp_path / "out.json"
+    options = [
+        "--dtype",
+        "bfloat16",
+        "--backend",
+        "reference",
+        "--channel-gate",
+        "double_sigmoid",
+        "--mean",
+        "0.4",
+        "0.5",
+        "0.6",
+    ]
+    done = hifuse("predict", path, path, "--checkpoint", checkpoint, "--classes", classes, "--output", out, *options, *SMALL)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    written = json.loads(out.read_text())
+    assert written["hifuse_fast"] == hifuse_fast.__version__
+    assert written["checkpoint"] == str(checkpoint)
+    assert written["model"]["dims"] == [16, 32, 64, 128]
+    assert written["model"]["channel_gate"] == "double_sigmoid"
+    assert written["preprocess"] == {
+        "image_size": 64, "resize": 70, "mean": [0.4, 0.5, 0.6], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear",
+    }  # fmt: skip
+    assert (written["dtype"], written["backend"], written["classes"]) == ("bfloat16", "reference", CLASSES)
+    (image,) = written["images"]  # the file was given twice and is one image
+    assert (image["path"], image["error"]) == (str(path), None)
+
+    model = create_model_from_checkpoint(checkpoint, "double_sigmoid", dtype=torch.bfloat16)
+    pixels = Preprocess(64, 70, mean=(0.4, 0.5, 0.6))(load_image(path))[None].bfloat16()
+    with torch.inference_mode(), hifuse_fast.use_backend("reference"):
+        expected = model(pixels).float().softmax(-1)[0]
+    torch.testing.assert_close(torch.tensor(image["probabilities"]), expected, rtol=0, atol=2e-3)
+    assert image["class"] == CLASSES[int(expected.argmax())]
+
+
+def test_csv_on_stdout_and_the_official_checkpoint_form(tmp_path, checkpoint):
+    path = save_noise(tmp_path / "x.png", 64, 64, 0)
+    torch.save(create_model_from_checkpoint(checkpoint).state_dict(), tmp_path / "best_model.pth")
+    done = hifuse("predict", "x.png", "--checkpoint", "best_model.pth", *SMALL, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = csv.DictReader(done.stdout.splitlines())
+    assert row["path"] == "x.png"
+    expected = by_hand(checkpoint, path)
+    torch.testing.assert_close(torch.tensor([float(row[f"p({i})"]) for i in range(3)]), expected, rtol=0, atol=1e-6)
+    assert row["class"] == str(int(expected.argmax()))
+
+
+def test_interrupt_leaves_nothing_half_written(tmp_path, checkpoint):
+    folder = tmp_path / "many"
+    first = save_noise(folder / "0.png", 1500, 1500, 0)
+    for index in range(1, 1000):  # a minute or more of decoding
+        os.link(first, folder / f"{index}.png")
+    out = tmp_path / "out.csv"
+    out.write_text("the old results")
+    arguments = ["predict", folder, "--checkpoint", checkpoint, "-o", out, "--workers", 1, *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.csv.*.tmp")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)  # into the loading or the images, either is good
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == "Interrupted: nothing was written.\n"
+    assert out.read_text() == "the old results"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "out.csv"]
+
+
+def test_refusal_is_one_line_and_2_also_as_a_process(tmp_path):
+    done = hifuse("predict", save_noise(tmp_path / "x.png", 8, 8, 0), "--checkpoint", tmp_path / "absent.pth")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"Error: checkpoint {tmp_path / 'absent.pth'}: no such file\n"
+
+
+def test_import_does_not_need_the_command_lines_packages():
+    code = "import sys, hifuse_fast; print({'click', 'rich', 'PIL', 'skimage', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+# ---- without a process
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back what the command sets
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def picture(tmp_path):
+    return save_noise(tmp_path / "x.png", 64, 64, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [  # added to good arguments; {} is the folder
+        ("--classes {}/two.txt", "2 names, but the checkpoint has 3 classes"),
+        ("--classes {}/no.txt", "no.txt"),
+        ("--checkpoint {}/noise.pth", "noise.pth"),
+        ("--checkpoint {}/other.pth", "other.pth: not a HiFuse checkpoint"),
+        ("--model hifuse_base", "is no hifuse_base: its dims are (16, 32, 64, 128)"),
+        ("-o {}/no/out.csv", "out.csv cannot be written: No such file or directory"),
+        ("-o {} --format csv", "is not a regular file"),
+        ("-o {}/out.xlsx", "output must end in .csv or .json"),
+        ("--device gpu", "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("--device cuda:99", "device cuda:99 is not there"),
+        ("--std 0 1 1", "std must be positive"),
+        ("--batch-size 0", "Invalid value for '--batch-size'"),
+        ("--backend fastest", "Invalid value for '--backend'"),
+        ("{}/no.png", "no.png: no such file or folder"),
+    ],
+)
+def test_refusals(run, picture, checkpoint, arguments, message):
+    tmp_path = picture.parent
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    (tmp_path / "noise.pth").write_bytes(b"\x00\x01noise" * 100)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    before = sorted(tmp_path.iterdir())
+    added = [argument.format(tmp_path) for argument in arguments.split()]
+    result = run("predict", picture, "--checkpoint", checkpoint, *SMALL, *added)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert sorted(tmp_path.iterdir()) == before  # nothing was left behind
+
+
+def test_folder_without_images(run, tmp_path, checkpoint):
+    result = run("predict", tmp_path, "--checkpoint", checkpoint)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: no images in {tmp_path}: looked for .bmp ")
+
+
+def test_backend_that_cannot_serve_is_named(run, picture, checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(hifuse_fast.backends.select, "_unavailable", lambda backend: "it was taken away")
+    out = tmp_path / "out.csv"
+    result = run("predict", picture, "--checkpoint", checkpoint, "--backend", "triton", "-o", out, *SMALL)
+    assert result.exit_code == 2
+    assert "backend 'triton' cannot serve layer_norm: it was taken away" in result.stderr
+    assert not out.exists()
+
+
+def test_a_network_that_cannot_be_frozen_predicts_as_it_is(run, picture, checkpoint, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise hifuse_fast.BackendError("it was taken away")
+
+    monkeypatch.setattr("hifuse_fast.inference.serve.optimize_for_inference", refuse)
+    out = tmp_path / "out.json"
+    result = run("predict", picture, "--checkpoint", checkpoint, "-o", out, *SMALL)
+    assert result.exit_code == 0
+    assert result.stderr == "the network is not frozen for inference, which would be faster: it was taken away\n"
+    written = torch.tensor(json.loads(out.read_text())["images"][0]["probabilities"])
+    torch.testing.assert_close(written, by_hand(checkpoint, picture), rtol=0, atol=1e-6)
+
+
+def test_a_defect_keeps_its_traceback(run, picture, checkpoint, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", broken)
+    result = run("predict", picture, "--checkpoint", checkpoint, *SMALL)
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_pixel_limit(run, tmp_path, picture, checkpoint):
+    result = run("predict", picture, "--checkpoint", checkpoint, "--max-pixels", 4095, *SMALL)
+    assert result.exit_code == 1
+    assert f"{picture}: 64 x 64 pixels are more than the limit of 4095" in result.stderr
+
+
+def test_resize_follows_the_image_size(run, tmp_path, picture, checkpoint):
+    out = tmp_path / "out.json"
+    assert run("predict", picture, "--checkpoint", checkpoint, "--image-size", 96, "-o", out).exit_code == 0
+    assert json.loads(out.read_text())["preprocess"]["resize"] == 110  # 96 * 256 / 224 = 109.7
+
+
+def test_info(run):
+    assert json.loads(run("info", "--json").output)["version"] == hifuse_fast.__version__
+    assert run("info").output.strip() == str(hifuse_fast.info())
+    assert hifuse_fast.__version__ in run("--version").output
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_bench_passes_its_options_and_the_exit_code(run, tmp_path, monkeypatch, code):
+    calls = []
+    monkeypatch.setattr("hifuse_fast.bench.network.run", lambda *args, **options: calls.append((args, options)) or code)
+    options = ["--batch-size", 2, "--batch-size", 4, "--dtype", "float32", "--seconds", 3, "--images", tmp_path, "--threads", 1]
+    result = run("bench", "--model", "hifuse_tiny", "--results", tmp_path, *options)
+    assert result.exit_code == code, result.output
+    expected = {
+        "results": tmp_path, "images": tmp_path, "batch_sizes": (2, 4), "dtypes": ("float32",), "devices": None, "threads": 1,
+        "budget_s": 3.0,
+    }  # fmt: skip
+    assert calls == [(("hifuse_tiny",), expected)]

@@ -1,0 +1,300 @@
+"""The CPU engines' bench: which engine is timed and which is not, its rows, and the pages' tables; with fake engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+
+from benchmarks import engines, options, peers
+from benchmarks.peers import Engine, MissingError
+from benchmarks.worker import FailedError, Ready, Task, Worker
+from hifuse_fast import create_model, save_checkpoint
+from hifuse_fast.bench import machine, rows, table
+from hifuse_fast.bench.network import NUM_CLASSES, Subject
+from hifuse_fast.bench.rows import Row
+from tools import pages
+
+EXACT = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.2, 0.1]], dtype=torch.float64)
+DAMAGE = {  # what an engine of this name answers
+    "eager": lambda logits: logits,
+    "good": lambda logits: logits + 1e-4,
+    "wrong": lambda logits: logits * 1.01,
+    "nan": lambda logits: logits * float("nan"),
+}
+LOG: list[str] = []
+
+
+class FakeRunner:
+    """An engine that says to be ready after as many seconds as its name has letters, and whose calls take no time."""
+
+    pid = os.getpid()
+
+    def __init__(self, engine: Engine, task: Task) -> None:
+        self.name = engine.package
+        self.batch = len(task.images)
+        LOG.append(f"start {self.name}")
+
+    def wait(self) -> Ready:
+        if self.name == "absent":
+            raise MissingError("absent cannot be imported")
+        if self.name == "crash":
+            raise FailedError("its process ended with exit code -9")
+        logits = DAMAGE[self.name](EXACT[: self.batch].float())
+        return Ready(logits.numpy(), float(len(self.name)), 100.0, 200.0, f"{self.name} 1.0")
+
+    def __call__(self) -> None:
+        LOG.append(f"call {self.name}")
+
+    def close(self) -> None:
+        LOG.append(f"close {self.name}")
+
+
+FAKES = {name: Engine(peers.eager, name) for name in ("eager", "good", "wrong", "nan", "absent", "crash")}
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Row]:
+    """The rows of one case by engine, float32 and batch 2."""
+    LOG.clear()
+    subject = Subject("hifuse_tiny", torch.nn.Linear(1, 1), torch.zeros(2, 3, 8, 8), EXACT, multiply_adds=10**9)
+    monkeypatch.setattr(engines.network, "make_subject", lambda model, pixels: subject)
+    monkeypatch.setattr(engines.network, "reference_logits", lambda network, pixels, dtype: EXACT.to(dtype))
+    monkeypatch.setattr(engines.machine, "arithmetic_peak", lambda device, dtype: 1e12)
+    with (tmp_path / "log").open("w") as log:
+        found = engines.run(
+            ["hifuse_tiny"],
+            results=tmp_path,
+            dtypes=("float32",),
+            batch_sizes=(2,),
+            engines=FAKES,
+            budget_s=0.0,
+            start=FakeRunner,
+            console=Console(file=log, width=200),
+        )
+    return {row.engine: row for row in found}
+
+
+def test_only_right_engines_are_timed(measured: dict[str, Row]):
+    assert {name for name, row in measured.items() if row.ms_p50 is not None} == {"eager", "good"}
+    assert {entry.removeprefix("call ") for entry in LOG if entry.startswith("call")} == {"eager", "good"}
+    assert [entry for entry in LOG if entry.startswith("start")] == [f"start {name}" for name in FAKES]
+    assert sorted(entry for entry in LOG if entry.startswith("close")) == sorted(f"close {name}" for name in FAKES)
+    assert LOG.index("start crash") < LOG.index("call eager")  # all are ready before the first is timed
+
+
+def test_what_the_rows_say(measured: dict[str, Row]):
+    good, wrong = measured["good"], measured["wrong"]
+    assert (good.suite, good.case, good.dtype, good.batch, good.per) == ("engines", "hifuse_tiny", "float32", 2, "image")
+    assert (good.ready_s, good.peak_mib) == (4.0, 100.0)
+    assert good.note.startswith("good 1.0, top-1 2/2, prepared in 200 MiB")
+    assert good.error == pytest.approx(5e-5, rel=0.01)
+    assert good.ratio is not None
+    assert good.floor_share is not None
+    assert measured["eager"].ratio == 1.0
+    assert wrong.error == pytest.approx(0.01, rel=0.01)
+    assert "wrong output" in wrong.note
+    assert wrong.ready_s is wrong.peak_mib is wrong.ratio is None
+    assert "wrong output" in measured["nan"].note
+    assert measured["absent"].note == "missing: absent cannot be imported"
+    assert measured["crash"].note == "failed: its process ended with exit code -9"
+
+
+def test_the_log_names_every_engine(measured: dict[str, Row], tmp_path: Path):
+    text = (tmp_path / "log").read_text()
+    assert "good: ready after 4.0 s" in text
+    assert "absent: missing: absent cannot be imported" in text
+    assert text.count("FAILED") == 3  # wrong, nan, crash; the absent one has a dash
+
+
+def test_a_missing_engine_does_not_replace_what_was_measured(tmp_path: Path, measured: dict[str, Row]):
+    file = tmp_path / f"{machine.device_slug(torch.device('cpu'))}.csv"
+    assert len(rows.read(file)) == len(FAKES)
+    lost = dataclasses.replace(measured["good"], ms_p50=None, note="missing: not installed")
+    wrong = dataclasses.replace(measured["eager"], ms_p50=None, note="wrong output")
+    still = dataclasses.replace(measured["absent"], commit="0123456")  # says of a newer run that it is missing
+    engines.keep(file, [lost, wrong, still])
+    kept = {row.engine: row for row in rows.read(file)}
+    assert kept["good"].ms_p50 is not None
+    assert kept["eager"].ms_p50 is None
+    assert kept["absent"].missing
+    assert kept["absent"].commit == "0123456"
+
+
+def test_float32_must_name_the_same_class():
+    exact = torch.tensor([[1.0, 1.00001, 0.0]], dtype=torch.float64)
+    swapped = exact.float()[:, [1, 0, 2]]
+
+    class Swapped(FakeRunner):
+        def wait(self) -> Ready:
+            return Ready(swapped.numpy(), 1.0, 1.0, 1.0, "")
+
+    runner = Swapped(FAKES["good"], Task("hifuse_tiny", Path(), np.zeros(1), torch.float32, 1))
+    outcome = engines.get_ready(runner, exact.float(), exact)
+    assert not outcome.ok
+    assert "top-1 0/1, wrong class" in outcome.note
+    assert engines.get_ready(runner, exact.bfloat16(), exact).ok  # a tie within its rounding
+
+
+@pytest.mark.parametrize(("damage", "ok"), [(0.004, True), (0.05, False)])
+def test_bfloat16_obeys_the_tolerance_rule(damage: float, ok: bool):
+    class Near(FakeRunner):
+        def wait(self) -> Ready:
+            return Ready((EXACT.float() * (1 + damage)).numpy(), 1.0, None, None, "")
+
+    runner = Near(FAKES["good"], Task("hifuse_tiny", Path(), np.zeros(2), torch.bfloat16, 1))
+    assert engines.get_ready(runner, EXACT.bfloat16(), EXACT).ok == ok
+
+
+# Adapters without their packages
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino latency", "openvino throughput", "zentorch"])
+def test_an_absent_package_is_missing_with_its_reason(monkeypatch: pytest.MonkeyPatch, name: str):
+    engine = peers.ENGINES[name]
+
+    def no_module(package: str):
+        raise ImportError(f"No module named {package!r}")
+
+    monkeypatch.setattr(peers.importlib, "import_module", no_module)
+    with pytest.raises(MissingError, match=rf"{engine.package} cannot be imported \(No module named"):
+        engine.prepare(torch.nn.Identity(), torch.zeros(8, 3, 32, 32), torch.float32)
+
+
+def test_what_an_engine_cannot_do_is_missing_with_its_reason():
+    images = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(MissingError, match="no bfloat16"):
+        peers.ENGINES["onnxruntime"].prepare(torch.nn.Identity(), images, torch.bfloat16)
+    with pytest.raises(MissingError, match="cannot be shared"):
+        peers.ENGINES["openvino throughput"].prepare(torch.nn.Identity(), images, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "requests"), [(8, 2, 2), (8, 3, 2), (9, 4, 3), (1, 8, 1), (7, 4, 1), (32, 64, 32)]
+)
+def test_requests_share_a_batch_evenly(batch: int, threads: int, requests: int):
+    assert peers._share(batch, threads) == requests
+
+
+# A real process
+
+
+def test_a_worker_prepares_runs_and_ends(tmp_path: Path):
+    network = create_model("hifuse_tiny", num_classes=NUM_CLASSES).eval()
+    save_checkpoint(network, tmp_path / "weights.safetensors")
+    images = torch.randn(1, 3, 32, 32)
+    task = Task("hifuse_tiny", tmp_path / "weights.safetensors", images.numpy(), torch.float32, 1)
+    worker = Worker(peers.ENGINES["eager"], task)
+    try:
+        ready = worker.wait()
+        worker()
+        with torch.inference_mode():
+            assert torch.from_numpy(ready.logits).allclose(network(images), atol=1e-5)
+        assert 0 < ready.seconds < 60
+        if ready.peak_mib is not None:
+            weights = sum(tensor.nbytes for tensor in network.state_dict().values()) / 2**20
+            assert weights < ready.peak_mib < 2 * weights
+    finally:
+        worker.close()
+    assert not Path(f"/proc/{worker.pid}").exists()
+
+
+def breaks(network: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) -> peers.Call:
+    if dtype == torch.float32:
+        raise RuntimeError("no luck")
+    os._exit(3)
+
+
+@pytest.mark.parametrize(("dtype", "message"), [(torch.float32, "RuntimeError: no luck"), (torch.bfloat16, "exit code 3")])
+def test_a_worker_that_breaks_says_so(tmp_path: Path, dtype: torch.dtype, message: str):
+    save_checkpoint(create_model("hifuse_tiny", num_classes=NUM_CLASSES), tmp_path / "weights.safetensors")
+    task = Task("hifuse_tiny", tmp_path / "weights.safetensors", np.zeros((1, 3, 32, 32), np.float32), dtype, 1)
+    worker = Worker(Engine(breaks), task)
+    try:
+        with pytest.raises(FailedError, match=message):
+            worker.wait()
+    finally:
+        worker.close()
+
+
+# Options
+
+
+def test_options_choose_and_refuse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = {}
+    monkeypatch.setattr(engines, "run", lambda models, **given: seen.update(models=models, **given) or [])
+    arguments = ["--models", "hifuse_base,hifuse_tiny", "--batch", "1,32", "--dtypes", "bfloat16", "--engines", "eager"]
+    assert CliRunner().invoke(engines.main, [*arguments, "--budget", "3", "--output", str(tmp_path)]).exit_code == 0
+    assert set(seen["models"]) == {"hifuse_base", "hifuse_tiny"}
+    assert (seen["batch_sizes"], seen["dtypes"], list(seen["engines"])) == ([1, 32], ["bfloat16"], ["eager"])
+    assert (seen["budget_s"], seen["results"]) == (3.0, tmp_path)
+    for bad in (["--models", "hifuse_huge"], ["--batch", "0"], ["--dtypes", "int8"], ["--engines", "eager,fast"]):
+        result = CliRunner().invoke(engines.main, bad)
+        assert result.exit_code == 2
+        assert bad[0] in result.output
+    assert options.names("--engines", "c, a", "abc") == ["a", "c"]
+
+
+def test_the_exit_code_tells_of_failures_and_not_of_missing_engines(monkeypatch: pytest.MonkeyPatch, measured: dict[str, Row]):
+    monkeypatch.setattr(engines, "run", lambda models, **given: [measured["eager"], measured["absent"]])
+    assert CliRunner().invoke(engines.main, []).exit_code == 0
+    monkeypatch.setattr(engines, "run", lambda models, **given: list(measured.values()))
+    result = CliRunner().invoke(engines.main, [])
+    assert result.exit_code == 1
+    assert "wrong hifuse_tiny float32 batch 2; nan" in result.output
+
+
+# The pages
+
+
+@pytest.fixture
+def small(measured: dict[str, Row]) -> list[Row]:
+    """Small in two dtypes: eager takes 300 ms, the product 100, one engine is missing."""
+    times = {"eager": 300.0, "absent": None, "hifuse_fast": 100.0}
+    shared = {"case": "hifuse_small", "date": "2026-01-02T03:04:05Z"}
+    return [
+        dataclasses.replace(
+            measured["absent" if ms is None else "good"],
+            **shared,
+            **{"engine": engine, "dtype": dtype, "ms_p20": ms, "ms_p50": ms, "ms_p80": ms},
+        )
+        for dtype in ("float32", "bfloat16")
+        for engine, ms in times.items()
+    ]
+
+
+def test_the_engines_table(small: list[Row]):
+    page = pages.engines(small)
+    head, _, eager, absent, product = page.splitlines()[:5]
+    assert "| hifuse_fast is | ready s | peak MiB |" in head
+    assert eager.startswith("| hifuse_small | eager | float32 | 2 | 300 / 300 / 300 |")
+    assert "| 3.00x | 4.00 | 100 |" in eager
+    assert "| - |" in absent
+    assert "missing: absent" in absent
+    assert "| 1.00x |" in product
+    assert pages.engines([]) == pages.engines_summary([]) == "Not measured yet.\n"
+
+
+def test_the_engines_summary(small: list[Row]):
+    other = dataclasses.replace(small[0], case="hifuse_base", engine="never shown")
+    page = pages.engines_summary([*small, other])
+    assert page.splitlines()[:5] == [
+        "| ms/image | float32, batch 2 | bfloat16, batch 2 |",
+        "| --- | --- | --- |",
+        "| eager | 300 (3.00x) | 300 (3.00x) |",
+        "| absent | - | - |",
+        "| hifuse_fast | 100 | 100 |",
+    ]
+
+
+def test_times_of_different_runs_are_not_compared(small: list[Row]):
+    eager, product = small[0], dataclasses.replace(small[2], date="2026-01-02T09:09:09Z")
+    assert table.advantage(eager, small) == 3.0
+    assert table.advantage(eager, [eager, product]) is None
+    assert table.advantage(small[1], small) is None

@@ -1,0 +1,101 @@
+"""The prepared local block: the reference against its definition, and every kernel against the reference."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hifuse_fast import BackendError
+from hifuse_fast.ops import prepare_local_block
+from tests.support.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
+
+KERNELS = kernels("local_block")
+SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 23, 11, 8), (1, 2, 2, 2)]
+
+
+def weights(channels: int) -> dict[str, Tensor]:
+    return {
+        "filters": uniform("filters", channels, 3, 3),
+        "filter_bias": uniform("filter_bias", channels),
+        "weight": matrix("weight", channels, channels),
+        "bias": uniform("bias", channels),
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_reference_is_the_definition(shape: tuple[int, ...]) -> None:
+    w, x = weights(shape[3]), uniform("x", *shape)
+    batch, height, width, channels = shape
+    padded = torch.zeros(batch, height + 2, width + 2, channels, dtype=x.dtype)
+    padded[:, 1:-1, 1:-1] = x
+    mixed = w["filter_bias"] + sum(
+        w["filters"][:, r, c] * padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)
+    )
+    mean = mixed.mean(-1, keepdim=True)
+    normed = (mixed - mean) / ((mixed - mean).square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    y = torch.einsum("bhwk,nk->bhwn", normed, w["weight"]) + w["bias"]
+    expected = x + y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
+    torch.testing.assert_close(prepare_local_block(**w, dtype=torch.float64, backend="reference")(x), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_parity(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
+    check_parity(prepare_local_block, weights(shape[3]), [uniform("x", *shape)], dtype, kernel, options={"eps": 1e-3})
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_batch_0(backend: str) -> None:
+    op = prepare_local_block(**{k: v.float() for k, v in weights(8).items()}, dtype=torch.float32, backend=backend)
+    assert op(torch.empty(0, 3, 5, 8)).shape == (0, 3, 5, 8)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
+    op = prepare_local_block(**{k: v.float() for k, v in weights(40).items()}, dtype=torch.float32, backend=kernel)
+    check_determinism(op, uniform("x", 2, 19, 23, 40).float())
+
+
+BAD = [
+    ({"filters": torch.randn(8, 1, 3, 3)}, ValueError, r"filters must be \[C, 3, 3\], got \[8, 1, 3, 3\]"),
+    ({"filter_bias": torch.randn(7)}, ValueError, r"filter_bias must be \[C\] = \[8\], got \[7\]"),
+    ({"weight": torch.randn(8, 7)}, ValueError, r"weight must be \[C, C\] = \[8, 8\], got \[8, 7\]"),
+    ({"bias": None}, TypeError, "bias must be a torch.Tensor, got NoneType"),
+    ({"eps": "0"}, ValueError, "eps must be a positive number, got '0'"),
+    ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
+    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve local_block"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve local_block"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{row[0]!s:.30}" for row in BAD])
+def test_bad_preparation_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    good = {**{k: v.float() for k, v in weights(8).items()}, "dtype": torch.float32}
+    with pytest.raises(error, match=message):
+        prepare_local_block(**{**good, **arguments})
+
+
+X = torch.randn(1, 3, 5, 8)
+BAD_CALLS = [
+    ([None], "x must be a torch.Tensor, got NoneType"),
+    ([X[0]], r"x must be \[B, H, W, 8\] with H and W at least 1, got \[3, 5, 8\]"),
+    ([torch.randn(1, 3, 5, 9)], r"x must be \[B, H, W, 8\]"),
+    ([X[:, :0]], r"x must be \[B, H, W, 8\]"),
+    ([X.bfloat16()], "x must be torch.float32 as the op was prepared for, got torch.bfloat16"),
+    ([X[..., ::1].transpose(1, 2)], "x must be contiguous"),
+    ([X, X], "out must not be x"),
+    ([X, torch.empty(1, 3, 5, 7)], r"out must be \[1, 3, 5, 8\]"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS, ids=[row[1][:40] for row in BAD_CALLS])
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str) -> None:
+    op = prepare_local_block(**{k: v.float() for k, v in weights(8).items()}, dtype=torch.float32, backend=backend)
+    with pytest.raises((TypeError, ValueError), match=message):
+        op(*arguments)

@@ -1,0 +1,188 @@
+"""The prepared mixer: the reference against its definition, and every kernel and algorithm against the reference."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hifuse_fast import BackendError
+from hifuse_fast.ops import prepare_mixer
+from hifuse_fast.testing import assert_mixer_within_bounds, assert_within_rule
+from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, kernels, matrix, uniform
+
+KERNELS = kernels("mixer")
+SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 18, 14, 8), (1, 2, 2, 1), (1, 6, 10, 160)]
+# These share their filters in registers.
+FOUR_TILES = [(1, 7, 7, 96), (1, 6, 5, 40), (1, 8, 8, 16), (2, 3, 8, 33), (1, 4, 13, 8), (4, 1, 2, 72)]
+DEPTHWISE_SHAPES = [(2, 7, 7, 36), *SHAPES[1:6]]  # PyTorch's float64 takes long for many channels
+ALGORITHMS = [(dtype, algorithm) for dtype in DTYPES for algorithm in ("direct", "winograd2", "winograd4")]
+
+
+def weight(channels: int, depthwise: bool) -> Tensor:
+    return matrix("weight", channels, 1 if depthwise else channels, 3, 3)
+
+
+@pytest.mark.parametrize(("shape", "depthwise"), [(s, False) for s in SHAPES] + [(s, True) for s in DEPTHWISE_SHAPES], ids=str)
+def test_reference_is_the_definition(shape: tuple[int, ...], depthwise: bool) -> None:
+    batch, height, width, channels = shape
+    w, z = weight(channels, depthwise), uniform("z", *shape)
+    padded = torch.zeros(batch, height + 2, width + 2, channels, dtype=z.dtype)
+    padded[:, 1:-1, 1:-1] = z
+    y = torch.zeros_like(z)
+    for r in range(3):
+        for c in range(3):
+            at = padded[:, r : r + height, c : c + width]
+            y += at * w[:, 0, r, c] if depthwise else torch.einsum("bhwk,nk->bhwn", at, w[:, :, r, c])
+    expected = z + y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
+    torch.testing.assert_close(prepare_mixer(w, dtype=torch.float64, backend="reference")(z), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_parity(shape: tuple[int, ...], dtype: torch.dtype, algorithm: str, kernel: str) -> None:
+    rule = partial(assert_mixer_within_bounds, algorithm=algorithm)
+    if kernel == "triton" and algorithm != "direct":
+        pytest.skip("its convolution is the direct one")
+    if kernel == "triton" and dtype == torch.float32:  # the vendor's: channels last, oneDNN is a third as exact
+        rule = partial(assert_mixer_within_bounds, algorithm="winograd2")
+    check_parity(
+        prepare_mixer,
+        {"weight": weight(shape[3], False)},
+        [uniform("z", *shape)],
+        dtype,
+        kernel,
+        options={"algorithm": algorithm},
+        rule=rule,
+    )
+
+
+@pytest.fixture
+def at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of any width transform their filters at the call, as wide ones do."""
+    monkeypatch.setattr(importlib.import_module("hifuse_fast.ops.prepared.mixer.native"), "WIDE", 1)
+
+
+@pytest.mark.usefixtures("at_the_call")
+@pytest.mark.parametrize("shape", [*SHAPES, *FOUR_TILES, (9, 13, 11, 40)], ids=str)  # the last one: several blocks of tiles
+@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+def test_parity_with_filters_transformed_at_the_call(shape: tuple[int, ...], kernel: str) -> None:
+    rule = partial(assert_mixer_within_bounds, algorithm="winograd4")
+    check_parity(prepare_mixer, {"weight": weight(shape[3], False)}, [uniform("z", *shape)], torch.float32, kernel, rule=rule)
+
+
+@pytest.mark.usefixtures("at_the_call")
+@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+def test_filters_transformed_at_the_call(kernel: str) -> None:
+    op = prepare_mixer(weight(96, False).float(), dtype=torch.float32, backend=kernel)
+    assert op.weight.numel() == 9 * 96 * 96  # not 36: this is the path
+    assert op(torch.empty(0, 3, 5, 96)).shape == (0, 3, 5, 96)
+    check_determinism(op, uniform("z", 5, 19, 23, 96).float())
+    check_determinism(op, uniform("z", 1, 7, 7, 96).float())
+
+
+@pytest.mark.parametrize("shape", DEPTHWISE_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_depthwise_parity(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
+    z = uniform("z", *shape)
+    check_parity(prepare_mixer, {"weight": weight(shape[3], True)}, [z], dtype, kernel, rule=assert_within_rule)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_auto_keeps_the_largest_bound(dtype: torch.dtype, kernel: str) -> None:
+    rule = partial(assert_mixer_within_bounds, algorithm="winograd4")
+    check_parity(prepare_mixer, {"weight": weight(48, False)}, [uniform("z", 1, 9, 11, 48)], dtype, kernel, rule=rule)
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_batch_0(backend: str) -> None:
+    for dtype, algorithm in ALGORITHMS:
+        if backend == "triton" and algorithm != "direct":
+            continue
+        op = prepare_mixer(weight(8, False).to(dtype), algorithm=algorithm, dtype=dtype, backend=backend)
+        assert op(torch.empty(0, 3, 5, 8, dtype=dtype)).shape == (0, 3, 5, 8)
+    assert prepare_mixer(weight(8, True).float(), dtype=torch.float32, backend=backend)(torch.empty(0, 3, 5, 8)).numel() == 0
+
+
+@pytest.mark.usefixtures("at_the_call")
+@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+def test_wide_layers_of_bfloat16_keep_small_filters(kernel: str) -> None:
+    assert prepare_mixer(weight(96, False), dtype=torch.bfloat16, backend=kernel).weight.numel() == 16 * 96 * 96  # not 49
+
+
+@pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
+@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+def test_images_are_apart(dtype: torch.dtype, algorithm: str, kernel: str) -> None:
+    op = prepare_mixer(weight(40, False).to(dtype), algorithm=algorithm, dtype=dtype, backend=kernel)
+    check_images_apart(op, uniform("z", 4, 5, 7, 40).to(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_same_bits_whatever_the_threads(dtype: torch.dtype, algorithm: str, kernel: str) -> None:
+    if kernel == "triton" and algorithm != "direct":
+        pytest.skip("its convolution is the direct one")
+    op = prepare_mixer(weight(40, False).to(dtype), algorithm=algorithm, dtype=dtype, backend=kernel)
+    check_determinism(op, uniform("z", 2, 19, 23, 40).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_an_image_does_not_change_its_neighbours(dtype: torch.dtype, backend: str) -> None:
+    """Tiles that reach over the end of an image read zeros, not the next one."""
+    op = prepare_mixer(weight(8, False).to(dtype), dtype=dtype, backend=backend)
+    z = uniform("z", 3, 5, 7, 8).to(dtype)
+    poisoned = z.clone()
+    poisoned[1] = math.nan
+    out, expected = op(poisoned), op(z)
+    assert out[1].isnan().all()
+    torch.testing.assert_close(out[::2], expected[::2])
+
+
+BAD = [
+    ({"weight": torch.randn(8, 8, 3)}, ValueError, r"weight must be \[C, C, 3, 3\], got \[8, 8, 3\]"),
+    ({"weight": torch.randn(8, 7, 3, 3)}, ValueError, r"weight must be \[C, C, 3, 3\]"),
+    ({"weight": torch.randn(8, 8, 5, 5)}, ValueError, r"weight must be \[C, C, 3, 3\] = \[8, 8, 3, 3\], got \[8, 8, 5, 5\]"),
+    ({"weight": torch.randn(8, 1, 3, 1)}, ValueError, r"weight must be \[C, 1, 3, 3\]"),
+    ({"weight": None}, TypeError, "weight must be a torch.Tensor, got NoneType"),
+    ({"algorithm": "fft"}, ValueError, "algorithm must be one of auto, direct, winograd2, winograd4, got 'fft'"),
+    ({"backend": "triton", "algorithm": "winograd4"}, BackendError, "'triton' cannot serve mixer: its convolution is the"),
+    ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
+    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve mixer"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve mixer"),
+    ({"backend": "triton", "algorithm": "winograd2"}, BackendError, "'triton' cannot serve mixer: its convolution is the"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{row[0]!s:.30}" for row in BAD])
+def test_bad_preparation_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        prepare_mixer(**{"weight": torch.randn(8, 8, 3, 3), "dtype": torch.float32, **arguments})
+
+
+Z = torch.randn(1, 3, 5, 8)
+BAD_CALLS = [
+    ([None], "z must be a torch.Tensor, got NoneType"),
+    ([Z[0]], r"z must be \[B, H, W, 8\] with H and W at least 1, got \[3, 5, 8\]"),
+    ([torch.randn(1, 3, 5, 9)], r"z must be \[B, H, W, 8\]"),
+    ([Z.bfloat16()], "z must be torch.float32 as the op was prepared for, got torch.bfloat16"),
+    ([Z.transpose(1, 2)], "z must be contiguous"),
+    ([Z, Z], "out must not be z"),
+    ([Z, torch.empty(2, 3, 5, 8)], r"out must be \[1, 3, 5, 8\]"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS, ids=[row[1][:40] for row in BAD_CALLS])
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str) -> None:
+    op = prepare_mixer(torch.randn(8, 8, 3, 3), dtype=torch.float32, backend=backend)
+    with pytest.raises((TypeError, ValueError), match=message):
+        op(*arguments)

@@ -1,0 +1,108 @@
+"""The one writer of files: whole or not at all, at the place that the path means."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hifuse_fast.files import is_stream, replacing, writing
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with writing(path) as file:
+        file.write("a\r\nb\n")
+        assert not path.exists()
+    assert path.read_bytes() == b"a\r\nb\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_what_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), writing(path) as file:
+        file.write("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_a_link_keeps_being_one(tmp_path: Path) -> None:
+    real, link = tmp_path / "real" / "rows.csv", tmp_path / "link.csv"
+    real.parent.mkdir()
+    real.write_text("old")
+    link.symlink_to(real)
+    with writing(link) as file:
+        file.write("new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+
+
+def test_a_link_to_nothing_makes_what_it_names(tmp_path: Path) -> None:
+    link = tmp_path / "link.csv"
+    link.symlink_to(tmp_path / "rows.csv")
+    with writing(link) as file:
+        file.write("new")
+    assert link.is_symlink()
+    assert (tmp_path / "rows.csv").read_text() == "new"
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_is_obeyed(tmp_path: Path, mask: int, expected: int) -> None:
+    path, before = tmp_path / "weights", os.umask(mask)
+    try:
+        with replacing(path) as unfinished:
+            unfinished.unlink()  # as a library that writes a file of its own, for nobody but the user, would
+            unfinished.touch(0o600)
+    finally:
+        os.umask(before)
+    assert mode(path) == expected
+
+
+def test_the_permissions_of_the_old_file_stay(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.touch(0o640)
+    path.chmod(0o640)
+    with replacing(path) as unfinished:
+        unfinished.write_text("new")
+    assert mode(path) == 0o640
+
+
+def test_the_longest_name_that_a_folder_takes(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".csv")
+    with writing(path) as file:
+        file.write("new")
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["folder", "absent/rows.csv"])
+def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises((ValueError, OSError), match=name), writing(tmp_path / name):
+        pytest.fail("the block was entered")
+
+
+def test_streams_are_written_directly(tmp_path: Path) -> None:
+    assert is_stream("-")
+    assert is_stream("/dev/null")
+    assert not is_stream(tmp_path / "absent")
+    with writing("/dev/null") as file:
+        file.write("gone")
+    code = "from hifuse_fast.files import writing\nwith writing({!r}) as file:\n    file.write('a\\nb\\n')"
+    for path in ("-", "/dev/stdout"):
+        done = subprocess.run([sys.executable, "-c", code.format(path)], capture_output=True, check=True)
+        assert done.stdout == b"a\nb\n"
+        with (tmp_path / "redirected").open("wb") as file:  # /dev/stdout is a link to a regular file now
+            file.write(b"before\n")
+            file.flush()
+            subprocess.run([sys.executable, "-c", code.format(path)], stdout=file, check=True)
+        assert (tmp_path / "redirected").read_bytes() == b"before\na\nb\n"

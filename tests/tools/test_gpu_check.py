@@ -1,0 +1,137 @@
+"""The stages of `make gpu-check`, run with commands of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tools import gpu_check
+from tools.gpu_check import Report, Step
+
+
+def python(code: str) -> list[str]:
+    return ["-c", code]
+
+
+def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    found = CliRunner().invoke(gpu_check.main, ["--report", str(tmp_path / "report")])
+    assert found.exit_code == 0
+    assert "nothing is run" in found.output
+    tests = (
+        "-m 'not slow'",
+        "-m slow",
+        "tests/test_window_attention.py",
+        "tests/test_window_attention_calls.py",
+        "tests/test_layer_norm.py",
+        "tests/test_linear_function.py",
+    )
+    modules = ("hifuse_fast.tuning.tune --budget 495", "benchmarks.gpu_ops --resume --limit 450", "hifuse_fast.cli bench")
+    network = ("gpu_network --resume --engines eager,hifuse_fast --limit 225", "benchmarks.gpu_network --resume --limit 450")
+    assert found.output.index("hifuse_fast.cli bench") < found.output.index(network[0]) < found.output.index(network[1])
+    for part in ("setup.py build_ext --inplace", *tests, *modules):
+        assert part in found.output
+    assert "pip" not in found.output
+    assert not (tmp_path / "report").exists()
+    assert CliRunner().invoke(gpu_check.main, ["--stage", "weather"]).exit_code == 2
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+
+
+def stages(monkeypatch: pytest.MonkeyPatch, **named: list[Step]) -> None:
+    for name, steps in named.items():
+        monkeypatch.setitem(gpu_check.STAGES, name, lambda _, steps=steps: steps)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_report_of_what_passed_failed_and_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "old.csv").write_text("old")
+    os.utime(kept / "old.csv", (1, 1))
+    monkeypatch.setattr(gpu_check, "KEPT", (str(kept),))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    stages(
+        monkeypatch,
+        build=[Step("build", lambda s: python("raise SystemExit(3)"), must_pass=False)],
+        parity=[
+            Step("first", lambda s: python("import os; print(os.environ.get('TRITON_INTERPRET'), 'seen')")),
+            Step("second", lambda s: python("raise SystemExit(4)")),
+        ],
+        ops=[
+            Step("ops", lambda s: python(f"import time; open({str(kept / 'new.csv')!r}, 'w').write('x'); time.sleep(600)")),
+            Step("late", lambda s: python("print('never')")),
+        ],
+    )
+    began = time.monotonic()
+    call = ["--stage", "build,parity,ops", "--limit", "3", "--report", str(tmp_path / "report")]
+    found = CliRunner().invoke(gpu_check.main, call)
+    assert time.monotonic() - began < 60
+    assert found.exit_code == 1
+    assert "failed: parity, ops" in found.output
+    assert "late: no time left" in found.output
+    text = (tmp_path / "report" / "check.md").read_text()
+    assert text.startswith("# Some GPU")
+    for part in ("## build: FAILED with 3", "## first: passed", "None seen", "## second: FAILED with 4", "## ops: cut off"):
+        assert part in text
+    assert (tmp_path / "report" / "new.csv").read_text() == "x"
+    assert not (tmp_path / "report" / "old.csv").exists()
+
+
+def test_what_needs_no_compiler_comes_first_and_leaves_time(tmp_path: Path) -> None:
+    """Also where hardly any time is left: a limit is no negative one."""
+    _, eager, compiled = gpu_check.network(tmp_path)
+    for seconds in (540.0, 30.0):
+        limits = [float(step.arguments(seconds)[-1]) for step in (eager, compiled)]
+        assert 0 <= limits[0] <= limits[1] < seconds
+
+
+@pytest.mark.usefixtures("cuda")
+def test_all_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages(monkeypatch, parity=[Step("one", lambda s: python(f"assert 8 < {s} <= 10"))])
+    monkeypatch.setattr(gpu_check, "KEPT", ())
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert CliRunner().invoke(gpu_check.main, ["--stage", "parity", "--limit", "10"]).exit_code == 0
+    assert (tmp_path / "one.log").exists()
+
+
+def test_an_interrupted_step_does_not_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    original = gpu_check.subprocess.Popen
+
+    class Interrupted(original):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            self.first = True
+
+        def wait(self, timeout: float | None = None) -> int:
+            if self.first:
+                self.first = False
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", Interrupted)
+    step = Step("sleep", lambda s: [])
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.run_step(step, [sys.executable, "-c", "import time; time.sleep(600)"], Report(tmp_path), 60)
+    assert started[0].returncode is not None
+
+
+def test_images_for_machines_without_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hifuse_fast.data.images import list_images, load_image
+
+    monkeypatch.setattr(gpu_check, "IMAGES", 2)
+    gpu_check.make_images(tmp_path / "images")
+    assert [load_image(path).size for path in list_images([tmp_path / "images"])] == [(224, 224)] * 2

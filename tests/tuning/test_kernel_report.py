@@ -1,0 +1,236 @@
+"""Every kernel is compiled for every architecture without a GPU, spills nothing and fits; and the report can fail.
+
+In processes of their own: the tests' process has Triton's interpreter on, which compiles nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from hifuse_fast import create_model, optimize_for_inference
+from hifuse_fast.backends.triton import launch
+from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.tuning import calls, report
+from hifuse_fast.tuning.frozen_calls import CLASSES, frozen_calls
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=ENVIRONMENT | variables, capture_output=True, text=True, check=False)
+
+
+def check(tmp_path: Path, *arguments: str) -> list[dict[str, str]]:
+    """The lines of the report of every architecture, none of which fails."""
+    file = tmp_path / "report.csv"
+    done = python("-m", "hifuse_fast.tuning.report", "--output", str(file), *arguments)
+    lines = list(csv.DictReader(file.open())) if file.exists() else []
+    failing = [f"{line['architecture']} {line['kernel']} {line['constants']}: {line['note']}" for line in lines
+               if "FAILS" in line["note"]]  # fmt: skip
+    assert done.returncode == 0, "\n".join(failing) or done.stdout + done.stderr
+    assert failing == []
+    assert {line["architecture"] for line in lines} == set(report.ARCHITECTURES)
+    assert all(line["spill"] == "0" and float(line["occ."].removesuffix(" %")) > 0 for line in lines)
+    return lines
+
+
+def test_no_kernel_spills_or_is_too_large(tmp_path: Path) -> None:
+    lines = check(tmp_path, "--dtypes", "bfloat16")
+    found = {line["kernel"].split()[0] for line in lines}
+    assert found >= {call.op for call in calls.all_calls()}
+    assert found >= {"gated_concat"}  # the frozen network's own
+    hopper = [line for line in lines if line["architecture"] == "sm_90" and line["kernel"] == "window_attention forward"]
+    assert hopper
+    assert all("wgmma" in line["tensor cores"] for line in hopper)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_no_kernel_of_any_dtype_and_batch_spills_or_is_too_large(tmp_path: Path, dtype: str) -> None:
+    check(tmp_path, "--dtypes", dtype, "--batch", "64", "--batch", "1")
+
+
+BROKEN = """
+import json, sys
+from pathlib import Path
+from click.testing import CliRunner
+from hifuse_fast.tuning import calls, report
+from hifuse_fast.backends import tables
+
+def run(kernel, config, call):
+    with tables.override(kernel, config):
+        options = {"calls": call, "jobs": "1", "architectures": "sm_90", "dtypes": "bfloat16", "output": sys.argv[1]}
+        done = CliRunner().invoke(report.main, [f"--{name}={value}" for name, value in options.items()])
+    return done.exit_code, Path(sys.argv[1]).read_text()
+
+entries = tables.table("sm_90")["linear_forward"].values()
+fused = {k: v for k, v in next(entry for entry in entries if entry["fused"]).items() if k not in ("origin", "maxnreg")}
+large = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 5}
+print(json.dumps([
+    run("layer_norm_forward", {"elements": 32768, "num_warps": 1}, "layer_norm norm1 56x56"),
+    run("linear_forward", fused | large, "linear fc1 28x28"),
+    run("layer_norm_forward", {"elements": 3 * 128, "num_warps": 4}, "layer_norm norm1 56x56"),
+    run("layer_norm_forward", {"num_warps": 4}, "layer_norm norm1 56x56"),
+]))
+"""
+
+
+def test_the_report_fails_where_a_kernel_does(tmp_path: Path) -> None:
+    done = python("-c", BROKEN, str(tmp_path / "report.md"))
+    assert done.returncode == 0, done.stderr
+    spilling, large, broken, refused = json.loads(done.stdout)
+    for (code, output), reason in (
+        (spilling, "FAILS: spills"),
+        (large, "FAILS: shared memory over"),
+        (broken, "FAILS: does not compile"),  # three rows are no power of two
+        (refused, "FAILS: KeyError: 'elements'"),
+    ):
+        assert code == 1, output
+        assert reason in output, output
+
+
+SAME = """
+import os
+from pathlib import Path
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from hifuse_fast.tuning import calls
+from hifuse_fast.backends.triton import compile, launch
+
+class Hopper:  # a driver without a device: a launch is compiled, and not run
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+
+def compiled():
+    return len(list(Path(os.environ["TRITON_CACHE_DIR"]).glob("*/*.cubin")))
+
+with launch.recording("sm_90") as record:
+    for call in calls.choose("linear fc1 7x7,layer_norm norm1 7x7,window_attention shift 3 7x7"):
+        call.run(call.inputs(64, torch.bfloat16, "meta"), call.gradient(64, torch.bfloat16, "meta"), "triton")
+for each in {compile.compilation(each, "sm_90") for each in record.launches}:
+    each.compile()
+before = compiled()
+driver.set_active(Hopper())
+for each in record.launches:
+    each.kernel.warmup(*each.args, grid=each.grid, **each.constants)
+print(before, compiled())
+"""
+
+
+def test_a_launch_finds_what_was_compiled_ahead(tmp_path: Path) -> None:
+    """So what the report reads is what runs, and tuning may compile in other processes."""
+    done = python("-c", SAME, TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert after == before >= 5
+
+
+AHEAD = """
+import torch
+from hifuse_fast.tuning import calls
+from hifuse_fast.backends.triton import compile
+
+torch.cuda.get_device_capability = lambda *device: (9, 0)
+named = list(calls.choose("layer_norm norm1 7x7,max_mean over pixels 7x7"))
+inputs = [call.inputs(64, torch.bfloat16, "meta") for call in named]
+gradients = [call.gradient(64, torch.bfloat16, "meta") for call in named]
+
+def step():
+    for call, given, gradient in zip(named, inputs, gradients, strict=True):
+        call.run(given, gradient, "triton")
+        call.run(given, gradient, "triton")
+
+print(compile.compile_ahead(step, jobs=2))
+"""
+
+
+def test_all_that_a_call_launches_is_compiled_ahead(tmp_path: Path) -> None:
+    """Each kernel once, by threads of this process; and nothing is launched, for there is no device."""
+    done = python("-c", AHEAD, TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(list(tmp_path.glob("*/*.cubin"))) >= 5
+
+
+@pytest.mark.skipif(not launch.INTERPRETED, reason="the interpreter is off")
+def test_the_interpreter_is_refused() -> None:
+    done = CliRunner().invoke(report.main, [])
+    assert done.exit_code == 1
+    assert "TRITON_INTERPRET is set" in done.output
+
+
+def test_bad_options_are_named() -> None:
+    for option, message in (("--dtypes=int8", "--dtypes must be of"), ("--calls=pool", "no call has 'pool' in its name")):
+        done = CliRunner().invoke(report.main, [option])
+        assert done.exit_code == 2
+        assert message in done.output
+
+
+def test_flop_and_bytes_of_the_calls() -> None:
+    (attention,) = calls.choose("window_attention shift 3 56x56")
+    assert attention.flop(1, "forward") == 2 * 2 * 64 * 3 * 49 * 49 * 32  # two products, 64 windows, 3 heads
+    assert attention.moved(2, "forward", 4) == 4 * (2 * 56 * 56 * 4 * 96 + 169 * 3)
+    assert attention.moved(2, "forward+backward", 4) == 4 * (2 * 56 * 56 * 11 * 96 + 3 * 169 * 3)
+    (merging,) = calls.choose("linear merging 14x14")
+    assert merging.flop(3, "forward+backward") == 3 * 3 * 2 * 49 * 1536 * 768
+    (fc1,) = calls.choose("linear fc1 7x7")
+    pixel, parameters = 49 * 768, 768 * 769
+    assert fc1.moved(1, "forward", 2) == 2 * (3 * pixel + parameters)
+    assert fc1.moved(1, "forward+backward", 2) == 2 * (3 * pixel + parameters + 2 * (pixel + parameters) + pixel)
+
+
+@pytest.mark.parametrize("call", calls.choose("56x56x96,224,1x1x768", frozen_calls()), ids=lambda call: call.name)
+def test_prepared_calls_run(call: calls.PreparedCall) -> None:
+    inputs = call.inputs(1, torch.bfloat16, "cpu")
+    assert {inputs[name].dtype for name in call.parameters} == {torch.float32}
+    bound = call.bind(inputs, None, "reference")
+    out = bound()
+    assert sum(x.numel() for x in out) == math.prod(call.out)
+    assert all(x.dtype == torch.bfloat16 and x.isfinite().all() for x in out)
+    assert all(x.equal(y) for x, y in zip(out, bound(), strict=True))
+
+
+def test_prepared_calls_are_those_of_the_frozen_network() -> None:
+    """By the shapes of their weights."""
+    frozen = optimize_for_inference(create_model("hifuse_small", CLASSES).eval(), backend="reference")
+    made = {shapes({name: x.shape for name, x in op.packed().items()}) for op in frozen.modules() if isinstance(op, PreparedOp)}
+    attention = {shape for shape in made if "bias_table" in dict(shape)}
+    assert made - attention == {shapes(call.parameters) for call in frozen_calls()}
+
+
+def shapes(parameters: Mapping[str, Sequence[int]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, tuple(shape)) for name, shape in sorted(parameters.items()))
+
+
+@pytest.mark.parametrize("call", calls.choose("7x7"), ids=lambda call: call.name)
+def test_calls_run(call: calls.Call) -> None:
+    inputs = call.inputs(1, torch.float32, "cpu")
+    assert all(x.equal(y) for x, y in zip(inputs.values(), call.inputs(1, torch.float32, "cpu").values(), strict=True))
+    out, *grads = call.run(inputs, call.gradient(1, torch.float32, "cpu"), "reference")
+    assert out.shape == (1, *call.out)
+    assert [grad.shape for grad in grads] == [x.shape for x in inputs.values()]
+    assert out.isfinite().all()
+
+
+def test_predictions_have_every_call() -> None:
+    done = CliRunner().invoke(report.main, ["--predict"])
+    assert done.exit_code == 0
+    assert "predicted, not measured" in done.output
+    (norm,) = calls.choose("layer_norm norm1 56x56")
+    seconds = norm.roofline(64, "forward", "bfloat16")
+    assert seconds == pytest.approx(2 * 64 * 56 * 56 * 96 * 2 / 4.3e12, rel=1e-4)  # of memory; arithmetic is nothing
+    (qkv,) = calls.choose("linear qkv 7x7")
+    assert qkv.roofline(64, "forward", "bfloat16") == pytest.approx(2 * 64 * 49 * 768 * 2304 / 790e12)  # of arithmetic

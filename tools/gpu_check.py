@@ -1,0 +1,241 @@
+"""Everything there is to do on a machine with a GPU, stage by stage: `make gpu-check`, or one of them with STAGE=name.
+
+build    the compiled library, in place, with the tools that are there; nothing is downloaded, and without it all the rest runs
+parity   the tests of the ops with gradients on CUDA, then the slow ones
+tune     tile sizes, into hifuse_fast/backends/tables; goes on where the last run stopped
+ops      the ops and blocks against their peers, into benchmarks/results; goes on where the last run stopped
+network  `hifuse-fast bench`, then the network, inference and training, against its peers, those that are quick to get ready
+         first; goes on where the last run stopped
+
+A stage ends within its limit of seconds and keeps what it has. The report folder gets a log a step, `check.md`, and copies of
+the tables and results, also while a step runs. The interpreter is the one that runs this. Without a GPU it prints commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+
+from hifuse_fast.bench.machine import usable_cores
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ("benchmarks/results", "hifuse_fast/backends/tables")  #: folders whose changed files are copied to the report
+GRACE_S = 45.0  #: that a step with a budget of its own gets to finish what it has begun
+INTERRUPTED_S = 10.0  #: that a step whose time is up gets to say what it has found
+MOST_TESTERS = 12
+IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of a stage; `seconds` makes its arguments of the seconds that it has."""
+
+    name: str
+    arguments: Callable[[float], list[str]]
+    must_pass: bool = True
+
+
+def _fixed(*arguments: str) -> Callable[[float], list[str]]:
+    return lambda _: list(arguments)
+
+
+def build(_report: Path) -> list[Step]:
+    """The library is for CPU tensors: that it cannot be built is no failure here."""
+    return [Step("build", _fixed("setup.py", "build_ext", "--inplace"), must_pass=False)]
+
+
+def parity(report: Path) -> list[Step]:
+    """The tests that run on the device there is; in processes side by side where pytest-xdist is installed, for most of their
+    time is compiling. Without the options of pyproject.toml, which need plugins."""
+    shared = ("from tests.support.functional import", "from tests.support.attention import")
+    files = sorted(path for path in (ROOT / "tests").glob("test_*.py") if any(line in path.read_text() for line in shared))
+    split = ["-n", str(min(MOST_TESTERS, usable_cores())), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
+
+    def step(name: str, marked: str) -> Step:
+        options = ["-o", "addopts=", "-ra", "-q", "-p", "no:cacheprovider", f"--junitxml={report / name}.xml", "-m", marked]
+        return Step(name, _fixed("-m", "pytest", *options, *split, *(f"tests/{path.name}" for path in files)))
+
+    return [step("parity", "not slow"), step("parity_slow", "slow")]
+
+
+def tune(report: Path) -> list[Step]:
+    """Until the time is up."""
+    return [
+        Step("tune", lambda s: ["-m", "hifuse_fast.tuning.tune", "--budget", f"{s - GRACE_S:.0f}", "--output", str(report)])
+    ]
+
+
+def ops(_report: Path) -> list[Step]:
+    """Until the time is up."""
+    return [Step("ops", lambda s: ["-m", "benchmarks.gpu_ops", "--resume", "--limit", f"{s - 2 * GRACE_S:.0f}"])]
+
+
+def network(report: Path) -> list[Step]:
+    """On the samples of scikit-image; where that is not installed, on images made by the golden rule."""
+    images = [] if importlib.util.find_spec("skimage") else ["--images", str(report / "images")]
+    each = [option for name in ("bfloat16", "float16") for option in ("--dtype", name)]
+    common = ["-m", "hifuse_fast.cli", "bench", "--device", "cuda", "--batch-size", "1", "--batch-size", str(IMAGES)]
+    peers = ["-m", "benchmarks.gpu_network", "--resume"]
+    return [
+        Step("network", _fixed(*common, *each, "--seconds", "20", *images)),
+        # Compiling the network takes minutes a case: what needs none is measured alone before, in half of the time at most.
+        Step(
+            "network_eager", lambda s: [*peers, "--engines", "eager,hifuse_fast", "--limit", f"{max(0, s / 2 - GRACE_S):.0f}"]
+        ),
+        Step("network_compile", lambda s: [*peers, "--limit", f"{max(0, s - 2 * GRACE_S):.0f}"]),
+    ]
+
+
+STAGES: dict[str, Callable[[Path], list[Step]]] = {
+    "build": build,
+    "parity": parity,
+    "tune": tune,
+    "ops": ops,
+    "network": network,
+}
+
+
+def make_images(folder: Path) -> None:
+    """Images to measure on; what they show does not matter to the time."""
+    from PIL import Image
+
+    from hifuse_fast.testing import golden_uniform
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(IMAGES):
+        pixels = (255 * golden_uniform(f"bench image {i}", (224, 224, 3))).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+
+
+class Report:
+    """The report folder: a log a step, `check.md`, and copies of what the steps changed in the checkout."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lines: list[str] = []
+        self._began = time.time()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, step: str, command: str, code: int | None, seconds: float) -> None:
+        """One step's outcome and the end of its log."""
+        outcome = "cut off" if code is None else "passed" if code == 0 else f"FAILED with {code}"
+        tail = (self.folder / f"{step}.log").read_text(errors="replace").splitlines()[-12:]
+        head = [f"## {step}: {outcome}, {seconds:.0f} s", "", f"    {command}", ""]
+        self._lines += [*head, *(f"    {line}" for line in tail), ""]
+        (self.folder / "check.md").write_text("\n".join([f"# {device()}", "", *self._lines]), encoding="utf-8")
+        self.mirror()
+
+    def mirror(self) -> None:
+        """Copy the results and tables that changed since the beginning."""
+        for file in itertools.chain.from_iterable((ROOT / name).glob("*.*") for name in KEPT):
+            if not file.name.endswith(".tmp") and file.stat().st_mtime >= self._began - 1:
+                shutil.copy(file, self.folder / file.name)
+
+
+def device() -> str:
+    """The GPU and the versions."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    return f"{name}, torch {torch.__version__}, Python {sys.version.split()[0]}"
+
+
+def environment() -> dict[str, str]:
+    """The steps' variables: the checkout is imported as it lies, and kernels run on the device."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PIP_NO_INDEX": "1"}
+
+
+def run_step(step: Step, command: list[str], report: Report, seconds: float) -> int | None:
+    """The exit code, None where the step was ended for its time; its output goes to its log."""
+    end = time.monotonic() + seconds
+    with (report.folder / f"{step.name}.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True)
+        while True:
+            try:
+                return process.wait(timeout=max(0.1, min(5.0, end - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                report.mirror()
+                if time.monotonic() >= end:
+                    break
+            except BaseException:
+                _end(process)
+                raise
+        _end(process)
+    return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the step and what it started, which is a session of its own; asked first, pytest tells what has failed so far."""
+    with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=INTERRUPTED_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_stage(name: str, report: Report, limit_s: float) -> bool:
+    """Run a stage's steps one by one while there is time; whether all of them passed."""
+    end = time.monotonic() + limit_s
+    passed = [_run_until(end, step, report) for step in STAGES[name](report.folder)]
+    return all(passed)
+
+
+def _run_until(end: float, step: Step, report: Report) -> bool:
+    """Whether the step passed, or need not."""
+    began = time.monotonic()
+    if began >= end:
+        click.echo(f"{step.name}: no time left")
+        return False
+    command = [sys.executable, *step.arguments(end - began)]
+    click.echo(f"{step.name}: {shlex.join(command)}")
+    code = run_step(step, command, report, end - began)
+    report.add(step.name, shlex.join(command), code, time.monotonic() - began)
+    click.echo(f"{step.name}: {'cut off' if code is None else f'exit code {code}'}, {time.monotonic() - began:.0f} s")
+    return code == 0 or not step.must_pass
+
+
+@click.command()
+@click.option("--stage", default=",".join(STAGES), show_default=True, help="Comma-separated.")
+@click.option("--report", "folder", type=click.Path(path_type=Path, file_okay=False), envvar=["REPORT", "OUT"],
+              default=Path("build/gpu-check"), show_default=True, help="Folder, also given by REPORT or OUT.")  # fmt: skip
+@click.option("--limit", type=click.FloatRange(0), default=540.0, show_default=True, help="Seconds of a stage.")
+def main(*, stage: str, folder: Path, limit: float) -> None:
+    """Check, tune and measure on this machine's GPU."""
+    names = [name.strip() for name in stage.split(",")]
+    if not set(names) <= set(STAGES):
+        raise click.UsageError(f"--stage must be of {','.join(STAGES)}, got {stage!r}")
+    folder = folder.resolve()
+    if not torch.cuda.is_available():
+        click.echo("No CUDA device: nothing is run. On a machine with one:")
+        for name in names:
+            click.echo(f"{name}:")
+            for step in STAGES[name](folder):
+                click.echo(f"  {shlex.join([sys.executable, *step.arguments(limit)])}")
+        return
+    report = Report(folder)
+    if "network" in names and not importlib.util.find_spec("skimage"):
+        make_images(folder / "images")
+    failed = [name for name in names if not run_stage(name, report, limit)]
+    report.mirror()
+    click.echo(f"report: {folder}")
+    if failed:
+        raise click.ClickException(f"failed: {', '.join(failed)}; see {folder / 'check.md'}")
+
+
+if __name__ == "__main__":
+    main()

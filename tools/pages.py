@@ -1,0 +1,270 @@
+"""Rewrites the pages' tables from the committed rows: `python -m tools.pages`, or `--check` to see that they are current.
+
+A page marks a block by `<!-- results:NAME -->` and `<!-- /results -->`, each on a line of its own; what is between them is
+replaced. NAME is one of `BLOCKS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+
+import click
+
+from benchmarks.turns import OWN
+from hifuse_fast.bench import rows, table
+from hifuse_fast.bench.rows import Row
+from hifuse_fast.tuning import table_file
+from hifuse_fast.tuning.floors import predictions
+from tools import saved
+
+PAGES = ("README.md", "docs/performance.md")
+RESULTS = "benchmarks/results"
+CASE = ("case", "batch", "dtype", "mode")  #: the columns that name a case of an op
+_BLOCK = re.compile(r"^(<!-- results:(\S+) -->\n)(.*?)^(<!-- /results -->)$", re.MULTILINE | re.DOTALL)
+
+
+def network(found: Sequence[Row]) -> str:
+    """Every row of the network bench, a table a device, model and run."""
+    return _tables([row for row in found if row.suite == "network"], _network_table)
+
+
+def engines(found: Sequence[Row]) -> str:
+    """Every row of the engines' bench, a table a device, model and run."""
+    return _tables([row for row in found if row.suite == "engines"], _engines_table)
+
+
+def engines_summary(found: Sequence[Row]) -> str:
+    """HiFuse Small: a line an engine, a column a dtype and batch size, with how many times as fast the product is."""
+    return _tables([row for row in found if row.suite == "engines" and row.case == "hifuse_small"], _engines_summary)
+
+
+def growth(found: Sequence[Row]) -> str:
+    """What a pixel costs in large images, a line a size with the small images beside it."""
+    return _tables([row for row in found if row.suite == "growth"], _growth_table)
+
+
+def window_attention(found: Sequence[Row]) -> str:
+    """Every case of the op, a line a case with the engines side by side."""
+    return _tables([row for row in found if row.suite == "window_attention"], _op_table)
+
+
+def window_attention_summary(found: Sequence[Row]) -> str:
+    """For each peer the worst, the median and the best case of the native kernel."""
+    return _tables([row for row in found if row.suite == "window_attention"], _op_summary)
+
+
+def prepared_ops(found: Sequence[Row]) -> str:
+    """Every case of the prepared ops, a line a case with the engines side by side."""
+    return _tables([row for row in found if row.suite == "prepared_ops"], _prepared_table)
+
+
+def gpu_ops(found: Sequence[Row]) -> str:
+    """Every case of the ops and blocks on CUDA devices, a line a case with the engines side by side."""
+    return _tables([row for row in found if row.suite == "gpu_ops"], _op_table)
+
+
+def gpu_ops_summary(found: Sequence[Row]) -> str:
+    """For each peer the worst, the median and the best case of our kernels on CUDA devices."""
+    return _tables([row for row in found if row.suite == "gpu_ops"], _op_summary)
+
+
+def gpu_network(found: Sequence[Row]) -> str:
+    """Every row of the network on CUDA devices, inference and training, a table a device, model and run."""
+    return _tables([row for row in found if row.suite == "gpu_network"], _gpu_network_table)
+
+
+def gpu_predictions(_: Sequence[Row]) -> str:
+    """The floor of every call on an H200, of no row at all."""
+    head, body = predictions()
+    note = "bfloat16 at 4.3 TB/s and 790 TFLOP/s, each tensor moved once: predicted, not yet measured."
+    return f"{table.markdown(head, body)}\n\nH200, {note}\n"
+
+
+def gpu_choices(_: Sequence[Row]) -> str:
+    """What serves each op on a GPU, from the tables in `hifuse_fast/backends/tables`."""
+    return table.markdown(*table_file.described()) + "\n"
+
+
+def saved_for_backward(_: Sequence[Row]) -> str:
+    """What autograd keeps of a training step, of no row at all."""
+    head, body = saved.table()
+    note = f"B = {saved.BATCH}, bfloat16, {saved.SIZE} x {saved.SIZE}: counted from shapes, nothing was measured."
+    return f"{table.markdown(head, body)}\n\n{note}\n"
+
+
+BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "network": network,
+    "engines": engines,
+    "engines_summary": engines_summary,
+    "growth": growth,
+    "window_attention": window_attention,
+    "window_attention_summary": window_attention_summary,
+    "prepared_ops": prepared_ops,
+    "gpu_ops": gpu_ops,
+    "gpu_ops_summary": gpu_ops_summary,
+    "gpu_network": gpu_network,
+    "gpu_predictions": gpu_predictions,
+    "saved_for_backward": saved_for_backward,
+    "gpu_choices": gpu_choices,
+}
+
+
+def _tables(found: Sequence[Row], make: Callable[[Sequence[Row]], str]) -> str:
+    """A table for each set of conditions, which stand under it."""
+    if not found:
+        return "Not measured yet.\n"
+    ordered = sorted(found, key=_run)  # stable: the rows of a run stay in their order
+    parts = []
+    for _, group in groupby(ordered, key=_run):
+        same = list(group)
+        parts.append(f"{make(same)}\n\n{table.describe(same[0])}. {table.busy(same)}".rstrip() + "\n")
+    return "\n".join(parts)
+
+
+def _run(row: Row) -> tuple[str, str]:
+    """What the rows of one table have in common: the conditions as they are printed, and the model where there is one."""
+    return (table.describe(row), row.case if row.suite in ("network", "engines", "gpu_network") else "")
+
+
+def _network_table(found: Sequence[Row]) -> str:
+    return _row_table(found, table.NETWORK)
+
+
+def _engines_table(found: Sequence[Row]) -> str:
+    return _row_table(found, table.engines(found))
+
+
+def _gpu_network_table(found: Sequence[Row]) -> str:
+    return _row_table(found, [("mode", lambda row: row.mode), *table.engines(found)])
+
+
+def _engines_summary(found: Sequence[Row]) -> str:
+    cases = list(dict.fromkeys((row.dtype, row.batch) for row in found))
+    cells = {(row.engine, row.dtype, row.batch): _time_and_factor(row, found) for row in found}
+    body = [
+        [engine, *(cells.get((engine, *case), "-") for case in cases)] for engine in dict.fromkeys(row.engine for row in found)
+    ]
+    return table.markdown(["ms/image", *(f"{dtype}, batch {batch}" for dtype, batch in cases)], body)
+
+
+def _time_and_factor(row: Row, found: Sequence[Row]) -> str:
+    if row.ms_p50 is None:
+        return table.times(row)
+    times = table.advantage(row, found)
+    return table.number(row.ms_p50) + ("" if times is None or row.engine == table.PRODUCT else f" ({table.factor(times)})")
+
+
+def _growth_table(found: Sequence[Row]) -> str:
+    body = []
+    for small, large in zip(found[::2], found[1::2], strict=True):
+        times = [table.number(row.ms_p50) for row in (small, large)]
+        cost = table.factor(None if large.ratio is None else 1 / large.ratio)
+        body.append([large.case, large.dtype, large.engine, *times, cost])
+    return table.markdown(["model", "dtype", "image", "in images of 224 x 224, ms", "in this one, ms", "a pixel costs"], body)
+
+
+def _row_table(found: Sequence[Row], shown: Sequence[table.Column]) -> str:
+    """A line a row."""
+    columns = [("model", lambda row: row.case), *shown]
+    head = [name.replace("\n", " ") for name, _ in columns]
+    return table.markdown(head, ([cell(row) for _, cell in columns] for row in found))
+
+
+def _prepared_table(found: Sequence[Row]) -> str:
+    return _op_table(found, CASE[:-1])  # there is one mode
+
+
+def _cases(found: Sequence[Row], columns: Sequence[str]) -> dict[tuple[str, ...], dict[str, Row]]:
+    cases: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in found:
+        cases.setdefault(tuple(str(getattr(row, name)) for name in columns), {})[row.engine] = row
+    return cases
+
+
+def _op_table(found: Sequence[Row], columns: Sequence[str] = CASE) -> str:
+    engines = list(dict.fromkeys(row.engine for row in found))
+    peers, ours = [name for name in engines if name not in OWN], " or ".join(name for name in engines if name in OWN)
+    body = []
+    for case, by_engine in _cases(found, columns).items():
+        milliseconds = [table.number(by_engine[name].ms_p50) if name in by_engine else "-" for name in engines]
+        own = _own(by_engine)
+        share = table.share(own.floor_share if own else None)
+        body.append([*case, *milliseconds, *(_ratio(by_engine.get(peer), own) for peer in peers), share])
+    head = [*columns, *(f"{name}, ms" for name in engines), *(f"{ours} vs {peer}" for peer in peers)]
+    return table.markdown([*head, f"{ours}, of floor"], body)
+
+
+def _op_summary(found: Sequence[Row]) -> str:
+    ratios: dict[tuple[str, str, str, str], list[float]] = {}
+    for (_, _, dtype, mode), by_engine in _cases(found, CASE).items():
+        own = _own(by_engine)
+        for peer, row in by_engine.items():
+            if peer not in OWN and own and own.ms_p50 and row.ms_p50:
+                ratios.setdefault((mode, dtype, own.engine, peer), []).append(row.ms_p50 / own.ms_p50)
+    ours = " or ".join(dict.fromkeys(own for _, _, own, _ in ratios))
+    head = ["mode", "dtype", f"{ours} against", "worst case", "median", "best case", "cases"]
+    several = " or " in ours
+    body = [
+        [mode, dtype, f"{own}, {peer}" if several else peer]
+        + [table.factor(value) for value in (min(group), median(group), max(group))] + [str(len(group))]
+        for (mode, dtype, own, peer), group in sorted(ratios.items())
+    ]  # fmt: skip
+    return table.markdown(head, body)
+
+
+def _own(by_engine: dict[str, Row]) -> Row | None:
+    """The row of our engine."""
+    return next((row for name, row in by_engine.items() if name in OWN), None)
+
+
+def _ratio(peer: Row | None, own: Row | None) -> str:
+    if not (peer and own and peer.ms_p50 and own.ms_p50):
+        return "-"
+    return table.factor(peer.ms_p50 / own.ms_p50)
+
+
+def render(page: str, found: Sequence[Row]) -> str:
+    """The page with its blocks filled in.
+
+    Raises:
+        ValueError: a block of an unknown name, or without an end.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        begin, name, _, end = match.groups()
+        if name not in BLOCKS:
+            raise ValueError(f"results:{name} is no block; there are {', '.join(BLOCKS)}")
+        return f"{begin}\n{BLOCKS[name](found)}\n{end}"
+
+    marks = len(re.findall(r"^<!-- (?:results:\S+|/results) -->$", page, re.MULTILINE))
+    filled, count = _BLOCK.subn(fill, page)
+    if marks != 2 * count:
+        raise ValueError("a block needs <!-- results:NAME --> and <!-- /results -->, each on its own line")
+    return filled
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 when a page is stale.")
+@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path(), help="The checkout.")
+def main(*, check: bool, root: Path) -> None:
+    """Rewrite the tables of README.md and docs/performance.md from benchmarks/results/*.csv."""
+    try:
+        found = [row for file in sorted((root / RESULTS).glob("*.csv")) for row in rows.read(file)]
+        pages = {path: path.read_text(encoding="utf-8") for path in (root / name for name in PAGES) if path.exists()}
+        stale = {path: new for path, old in pages.items() if (new := render(old, found)) != old}
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if not check:
+        for path, text in stale.items():
+            path.write_text(text, encoding="utf-8")
+            click.echo(f"rewritten: {path}")
+    elif stale:
+        raise click.ClickException(f"stale: {', '.join(map(str, stale))}; run python -m tools.pages")
+
+
+if __name__ == "__main__":
+    main()
