@@ -29,9 +29,14 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
 def test_what_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), writing(path) as file:
-        file.write("new")
-        raise KeyboardInterrupt
+
+    def write_and_stop() -> None:
+        with writing(path) as file:
+            file.write("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop()
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["rows.csv"]
 
