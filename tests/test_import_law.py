@@ -13,8 +13,8 @@ import pytest
 
 import hifuse_fast
 from hifuse_fast.backends.select import BACKENDS
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hifuse_fast"
 
 # Who may import whom within the package, anywhere in a file. A pattern on the left stands for files; a name on the right for a

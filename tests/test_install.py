@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 CHECKOUT = ("CMakeLists.txt", "LICENSE", "README.md", "csrc", "hifuse_fast", "pyproject.toml", "setup.py")
 has_build_tools = pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")
 

@@ -14,8 +14,8 @@ import torch
 import hifuse_fast
 from hifuse_fast.backends import select
 from hifuse_fast.backends.native import library
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 needs_native = pytest.mark.skipif(library.lib is None, reason=str(library.why_missing))
 ISAS = library.lib.compiled_isas() if library.lib else []
 
@@ -23,7 +23,7 @@ RUN_OP = """
 import torch, hifuse_fast
 torch.manual_seed(0)
 qkv, table, bias = torch.randn(2, 9, 13, 96, requires_grad=True), torch.randn(169, 2), torch.randn(96)
-out = hifuse_fast.ops.functions.window_attention(qkv, table, num_heads=2, shift_size=3, qkv_bias=bias)
+out = hifuse_fast.ops.window_attention(qkv, table, num_heads=2, shift_size=3, qkv_bias=bias)
 out.square().sum().backward()
 """
 
@@ -61,7 +61,7 @@ def test_every_instruction_set_computes_the_same(isa: str) -> None:
     check = f"""
 hifuse_fast.backends.native.library.lib.select_isa({isa!r})
 from hifuse_fast.testing import assert_within_rule
-from tests import test_window_attention as t
+from tests.ops.functions import test_window_attention as t
 for case in t.CASES:
     for dtype in t.DTYPES:
         t.check_parity(case, dtype, "native")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.testing import TINY
-from tests.support.functional import DEVICE, kernels
+from tests.support.kernels import DEVICE, kernels
 
-pytestmark = list(kernels("linear", "triton")[0].marks)
+pytestmark = [pytest.mark.gpu, *kernels("linear", "triton")[0].marks]
 WIDE = 12.0  # beyond it GELU is 0 or the value itself
 
 
@@ -22,7 +22,7 @@ def every_value(dtype: torch.dtype) -> Tensor:
 
 
 def finished(z: Tensor) -> Tensor:
-    from hifuse_fast.gpu import pointwise
+    from hifuse_fast.backends.triton import pointwise
 
     out = torch.empty_like(z)
     pointwise.finish(z, None, out, gelu=True)
@@ -30,7 +30,7 @@ def finished(z: Tensor) -> Tensor:
 
 
 def derivative(z: Tensor) -> Tensor:
-    from hifuse_fast.gpu import pointwise
+    from hifuse_fast.backends.triton import pointwise
 
     dz = torch.empty_like(z)
     pointwise.gelu_backward(torch.ones_like(z)[:, None], z[:, None], dz[:, None], need_bias=False)

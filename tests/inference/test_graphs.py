@@ -16,6 +16,7 @@ from torch import Tensor
 from hifuse_fast import create_model, optimize_for_inference
 from hifuse_fast.inference.buffers import MapPool
 from hifuse_fast.inference.graphs import Graphs, Run, capture
+from tests.support.kernels import needs_gpu
 
 
 class Fake:
@@ -202,7 +203,8 @@ def test_a_network_runs_by_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert copy.deepcopy(optimize_for_inference(small()))._graphs is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.gpu
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_on_a_gpu(dtype: torch.dtype) -> None:
     model = small().cuda()

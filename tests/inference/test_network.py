@@ -1,6 +1,6 @@
 """The frozen network: against the model in float64, its options, its memory, its refusals.
 
-Its file: test_inference_files; on Triton: test_inference_triton.
+Its file: test_files; on Triton: test_triton.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from hifuse_fast import BackendError, OptimizedHiFuse, optimize_for_inference, u
 from hifuse_fast.inference.buffers import MapPool, Maps
 from hifuse_fast.testing import relative_error
 from tests.support.frozen import VARIANTS, image, make, run
-from tests.support.prepared import kernels
+from tests.support.kernels import kernels
 
-KERNELS = kernels("linear", "native")
+KERNELS = kernels("prepare_linear", "native")
 SIZES = [(2, 33, 70), (1, 1, 1), (1, 64, 32), (3, 96, 130)]
 
 

@@ -13,9 +13,10 @@ from hifuse_fast.backends import tables
 from hifuse_fast.inference.network import ALGORITHMS
 from hifuse_fast.testing import assert_within_rule
 from tests.support.frozen import image, narrow, run
-from tests.support.functional import DEVICE, kernels
+from tests.support.kernels import DEVICE, kernels, needs_gpu
 
-TRITON = kernels("linear", "triton")
+pytestmark = pytest.mark.gpu
+TRITON = kernels("prepare_linear", "triton")
 VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "depthwise": {"mixer": "depthwise", "channel_gate": "double_sigmoid"}}
 ONE_KERNEL = {"fused": 1, "BLOCK_M": 32, "BLOCK_H": 32, "num_warps": 4, "num_stages": 1}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -78,7 +79,7 @@ def test_round_trip(dtype: torch.dtype, backend: str, tmp_path: Path, monkeypatc
         load_optimized(path)
 
 
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="there is no GPU")
+@needs_gpu
 def test_auto_takes_it_on_a_gpu() -> None:
     for dtype in DTYPES:
         frozen = optimize_for_inference(narrow().to(DEVICE), dtype)

@@ -62,7 +62,7 @@ def test_global_block_is_its_equation(shift_size: int) -> None:
     x = a_map(2, 7, 11, 24)
     attn = block.attn
     qkv = F.linear(F.layer_norm(x, (24,), block.norm1.weight, block.norm1.bias, 1e-5), attn.qkv.weight, attn.qkv.bias)
-    attended = hifuse_fast.ops.functions.window_attention(
+    attended = hifuse_fast.ops.window_attention(
         qkv, attn.relative_position_bias_table, num_heads=3, window_size=5, shift_size=shift_size, qkv_bias=attn.qkv.bias
     )
     folded = F.linear(attended, block.fc1.weight @ attn.proj.weight, block.fc1.weight @ attn.proj.bias + block.fc1.bias)

@@ -11,7 +11,8 @@ from torch import Tensor
 import hifuse_fast
 from hifuse_fast.model import StageMaps
 from hifuse_fast.testing import golden_image, relative_error
-from tests.support.golden import GOLDEN, assert_close, check_training_step, golden, make
+from tests.support.golden import assert_close, check_training_step, golden, make
+from tests.support.paths import GOLDEN
 
 SIZES = ("tiny", "small", "base")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}

@@ -17,9 +17,10 @@ import hifuse_fast
 from hifuse_fast import HiFuse
 from hifuse_fast.backends import select
 from hifuse_fast.testing import golden_image, golden_weights, nan_poisoned_empty, relative_error, wrong_gradients
-from tests.support.functional import DEVICE, kernels
 from tests.support.golden import check_training_step, make
+from tests.support.kernels import DEVICE, kernels
 
+pytestmark = pytest.mark.gpu
 KERNELS = kernels("linear", "triton")
 # Every kind of block, shifted windows and padded ones, in a size for the interpreter.
 NARROW: dict[str, Any] = {

@@ -10,16 +10,11 @@ from torch import Tensor
 
 from hifuse_fast.ops import window_attention
 from hifuse_fast.testing import assert_within_rule, nan_poisoned_empty
-from tests.support.functional import DEVICE, kernels
+from tests.support.kernels import device_of, kernels
 
-DEVICES = {"native": torch.device("cpu")}  # of a backend's tensors, where it is not DEVICE
-NATIVE = kernels("window_attention", "native", device=DEVICES["native"])
+NATIVE = kernels("window_attention", "native")
 TRITON = kernels("window_attention", "triton")
 KERNELS = [*NATIVE, *TRITON]
-
-
-def device_of(backend: str) -> torch.device:
-    return DEVICES.get(backend, DEVICE)
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,18 @@
-"""What the tests of the ops with gradients share: the device, kernels, and parity of outputs and gradients."""
+"""What the tests of the ops with gradients share: parity of outputs and gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends import select
-from hifuse_fast.testing import assert_within_rule, golden_uniform, nan_poisoned_empty
+from hifuse_fast.testing import assert_within_rule, nan_poisoned_empty
+from tests.support.kernels import uniform
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 Call = Callable[..., Tensor]  # (tensors by name, backend=...) -> output
-
-
-def kernels(op: str, *names: str, device: torch.device = DEVICE) -> list[Any]:
-    """Parameters: these backends' kernels of an op; one that cannot serve on this machine is skipped with its reason."""
-    reasons = {name: select.why_not(op, name, device=device, dtype=torch.float32) for name in names}
-    return [
-        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=str(reason))) for name, reason in reasons.items()
-    ]
-
-
-def uniform(name: str, *shape: int, scale: float = 1.0) -> Tensor:
-    """Numbers in [-scale, scale) that depend on the name, float64, on the device."""
-    return (scale * (2 * golden_uniform(name, shape) - 1)).to(DEVICE)
 
 
 def run(

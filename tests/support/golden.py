@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,7 @@ from torch import Tensor
 
 import hifuse_fast
 from hifuse_fast.testing import golden_image, golden_weights, relative_error
-
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+from tests.support.paths import GOLDEN
 
 
 @dataclass(frozen=True)

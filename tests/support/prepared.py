@@ -1,4 +1,4 @@
-"""What the tests of the prepared ops share: inputs, kernels, and parity with the reference."""
+"""What the tests of the prepared ops share: inputs, and parity with the reference."""
 
 from __future__ import annotations
 
@@ -9,27 +9,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from hifuse_fast.backends import select
 from hifuse_fast.ops.prepared.base import PreparedOp
-from hifuse_fast.testing import assert_within_rule, golden_uniform, nan_poisoned_empty
+from hifuse_fast.testing import assert_within_rule, nan_poisoned_empty
+from tests.support.kernels import device_of, uniform
 
 DTYPES = [torch.float32, torch.bfloat16]
 Rule = Callable[[Tensor, Tensor, Tensor], None]
 
 
-def kernels(op: str, *names: str) -> list[Any]:
-    """Parameters: the kernels of an op, on CPU tensors; one that cannot serve here is skipped with its reason."""
-    made = []
-    for name in names or ("native", "triton"):
-        reason = select.why_not(f"prepare_{op}", name, device=torch.device("cpu"), dtype=torch.float32)
-        made.append(pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=str(reason))))
-    return made
-
-
-def uniform(name: str, *shape: int, scale: float = 1.0) -> Tensor:
-    """Numbers in [-scale, scale) that depend on the name, float64."""
-    return scale * (2 * golden_uniform(name, shape) - 1)
+def place(kernel: str, values: Any, dtype: torch.dtype | None = None) -> Any:
+    """`values`, with every tensor in them where the kernel is tested, and of `dtype`; one on the meta device stays there."""
+    device = device_of(kernel)
+    return tree_map_only(Tensor, lambda x: x if x.is_meta else x.to(device, dtype or x.dtype), values)
 
 
 def matrix(name: str, *shape: int) -> Tensor:
@@ -49,6 +42,8 @@ def check_parity(
     rule: Rule = assert_within_rule,
 ) -> None:
     """The kernel against the reference in its dtype and in float64, on the same values, in memory full of NaN."""
+
+    weights, maps, residual = place(kernel, (weights, maps, residual))
 
     def run(compute: torch.dtype, backend: str, **named: Any) -> Tensor | tuple[Tensor, Tensor]:
         values = {name: tensor.to(dtype).to(compute) for name, tensor in weights.items()}

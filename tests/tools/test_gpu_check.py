@@ -25,14 +25,7 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
     found = CliRunner().invoke(gpu_check.main, ["--report", str(tmp_path / "report")])
     assert found.exit_code == 0
     assert "nothing is run" in found.output
-    tests = (
-        "-m 'not slow'",
-        "-m slow",
-        "tests/test_window_attention.py",
-        "tests/test_window_attention_calls.py",
-        "tests/test_layer_norm.py",
-        "tests/test_linear_function.py",
-    )
+    tests = ("-m 'gpu and not slow'", "-m 'gpu and slow'")
     modules = ("hifuse_fast.tuning.tune --budget 495", "benchmarks.gpu_ops --resume --limit 450", "hifuse_fast.cli bench")
     network = ("gpu_network --resume --engines eager,hifuse_fast --limit 225", "benchmarks.gpu_network --resume --limit 450")
     assert found.output.index("hifuse_fast.cli bench") < found.output.index(network[0]) < found.output.index(network[1])

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from hifuse_fast.ops import batch_norm
 from hifuse_fast.testing import relative_error
-from tests.support.functional import DEVICE, DTYPES, check_compiles, check_parity, kernels, uniform
+from tests.support.functional import DTYPES, check_compiles, check_parity
+from tests.support.kernels import DEVICE, kernels, uniform
 
+pytestmark = pytest.mark.gpu
 KERNELS = kernels("batch_norm", "triton")
 # B, H, W, C; options; whether there is a residual
 CASES = [

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from hifuse_fast.ops import concat_norm
 from hifuse_fast.testing import relative_error
-from tests.support.functional import DEVICE, DTYPES, check_compiles, check_parity, kernels, uniform
+from tests.support.functional import DTYPES, check_compiles, check_parity
+from tests.support.kernels import DEVICE, kernels, uniform
 
+pytestmark = pytest.mark.gpu
 KERNELS = kernels("concat_norm", "triton")
 # B, H, W, C; the kind of each map's gate
 CASES = [

@@ -14,8 +14,10 @@ from hifuse_fast.backends import tables
 from hifuse_fast.backends.select import BackendError
 from hifuse_fast.ops import depthwise_norm
 from hifuse_fast.testing import relative_error
-from tests.support.functional import DEVICE, DTYPES, check_compiles, check_parity, kernels, uniform
+from tests.support.functional import DTYPES, check_compiles, check_parity
+from tests.support.kernels import DEVICE, kernels, uniform
 
+pytestmark = pytest.mark.gpu
 KERNELS = kernels("depthwise_norm", "triton")
 # B, H, W, C
 SHAPES = [(2, 1, 1, 17), (1, 1, 5, 33), (2, 5, 1, 8), (1, 7, 7, 96), (1, 9, 13, 16), (2, 3, 4, 1)]

@@ -1,4 +1,4 @@
-"""The linear with gradients: the reference against its definition, the kernels against the reference. Prepared: test_linear."""
+"""The linear with gradients: the reference against its definition, the kernels against the reference."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from hifuse_fast.backends import select, tables
 from hifuse_fast.backends.native import library
 from hifuse_fast.ops import linear
 from hifuse_fast.testing import relative_error
-from tests.support.functional import DEVICE, DTYPES, check_compiles, check_parity, kernels, uniform
+from tests.support.functional import DTYPES, check_compiles, check_parity
+from tests.support.kernels import DEVICE, kernels, uniform
 
+pytestmark = pytest.mark.gpu
 KERNELS = kernels("linear", "triton")
 TILES = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_S": 32, "num_warps": 4, "num_stages": 2}
 FEW_PROGRAMS = {

@@ -9,8 +9,10 @@ import torch
 
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import max_mean
-from tests.support.functional import DEVICE, DTYPES, check_compiles, check_parity, kernels, run, uniform
+from tests.support.functional import DTYPES, check_compiles, check_parity, run
+from tests.support.kernels import DEVICE, kernels, uniform
 
+pytestmark = pytest.mark.gpu
 KERNELS = kernels("max_mean", "triton")
 SHAPES = [(2, 5, 7, 17), (1, 12, 9, 96), (3, 1, 1, 1), (2, 3, 1, 300)]
 OVER = ["channels", "pixels"]

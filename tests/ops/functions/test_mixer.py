@@ -1,4 +1,4 @@
-"""The mixer: the reference is its definition, kernels obey the rule, every way in and out of it works. Prepared: test_mixer."""
+"""The mixer: the reference is its definition, kernels obey the rule, every way in and out of it works."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import hifuse_fast
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import mixer
 from hifuse_fast.testing import relative_error
-from tests.support.functional import DEVICE, DTYPES, check_compiles, check_parity, kernels, uniform
+from tests.support.functional import DTYPES, check_compiles, check_parity
+from tests.support.kernels import DEVICE, kernels, uniform
 
+pytestmark = pytest.mark.gpu
 KERNELS = kernels("mixer", "triton")
 WAYS = {
     "fused": {"fused": 1, "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},

@@ -1,4 +1,4 @@
-"""The MLP: the reference is its definition, kernels obey the rule without the whole hidden map. Prepared: test_mlp."""
+"""The MLP: the reference is its definition, kernels obey the rule without the whole hidden map."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ import hifuse_fast
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import mlp
 from hifuse_fast.testing import relative_error
-from tests.support.functional import DEVICE, DTYPES, check_compiles, check_parity, kernels, uniform
+from tests.support.functional import DTYPES, check_compiles, check_parity
+from tests.support.kernels import DEVICE, kernels, uniform
 
+pytestmark = pytest.mark.gpu
 KERNELS = kernels("mlp", "triton")
 WAYS = {
     "fused": {"fused": 1, "BLOCK_M": 32, "BLOCK_H": 32, "num_warps": 4, "num_stages": 1},

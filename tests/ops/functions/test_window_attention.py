@@ -14,9 +14,11 @@ from torch import Tensor
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import window_attention
 from hifuse_fast.testing import assert_within_rule, relative_error
-from tests.support.attention import CASES, KERNELS, NATIVE, TRITON, TRITON_CASES, Case, check_parity, device_of, named, run
+from tests.support.attention import CASES, KERNELS, NATIVE, TRITON, TRITON_CASES, Case, check_parity, named, run
 from tests.support.functional import DTYPES
+from tests.support.kernels import device_of
 
+pytestmark = pytest.mark.gpu
 SERVED = [
     pytest.param(case, kernel.values[0], marks=kernel.marks, id=f"{kernel.values[0]}, {case.name}")
     for kernel, cases in ((NATIVE[0], CASES), (TRITON[0], TRITON_CASES))

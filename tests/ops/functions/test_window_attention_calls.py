@@ -10,8 +10,10 @@ from torch import Tensor
 
 import hifuse_fast
 from hifuse_fast.ops import window_attention
-from tests.support.attention import CASES, KERNELS, NATIVE, Case, device_of
+from tests.support.attention import CASES, KERNELS, NATIVE, Case
+from tests.support.kernels import device_of
 
+pytestmark = pytest.mark.gpu
 # ---- Autograd, compile, export -----------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_gated_concat
-from tests.support.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
+from tests.support.kernels import kernels, uniform
+from tests.support.prepared import DTYPES, check_determinism, check_parity, matrix, place
 
-KERNELS = kernels("gated_concat")
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("prepare_gated_concat", "native", "triton")
 # B, H, W, C, squeezed
 SHAPES = [(2, 7, 7, 96, 6), (1, 5, 3, 13, 1), (2, 1, 1, 40, 2), (1, 3, 19, 33, 5), (1, 14, 9, 8, 3), (1, 2, 2, 1, 1)]
 GATES = [False, True]
@@ -46,7 +48,7 @@ def test_reference_is_the_definition(shape: tuple[int, ...], double_sigmoid: boo
     gate = 1 / (1 + torch.exp(-se(flat.max(1).values) - se(flat.mean(1))))
     gate = 1 / (1 + torch.exp(-gate)) if double_sigmoid else gate
     batch, height, width, _ = size
-    padded = torch.zeros(2, batch, height + 6, width + 6, dtype=x.dtype)
+    padded = x.new_zeros(2, batch, height + 6, width + 6)
     padded[0, :, 3:-3, 3:-3], padded[1, :, 3:-3, 3:-3] = local_map.max(-1).values, local_map.mean(-1)
     sums = sum(
         w["filters"][i, r, c] * padded[i, :, r : r + height, c : c + width] for i in (0, 1) for r in range(7) for c in range(7)
@@ -70,13 +72,13 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, double_sigmoid: bool
 
 
 def prepared(backend: str, channels: int = 8) -> Any:
-    values = {name: tensor.float() for name, tensor in weights(channels, 2).items()}
+    values = place(backend, weights(channels, 2), torch.float32)
     return prepare_gated_concat(**values, dtype=torch.float32, backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_batch_0(backend: str) -> None:
-    assert prepared(backend)(*(torch.empty(0, 3, 5, 8) for _ in range(3))).shape == (0, 3, 5, 24)
+    assert prepared(backend)(*place(backend, [torch.empty(0, 3, 5, 8)] * 3)).shape == (0, 3, 5, 24)
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
@@ -84,12 +86,13 @@ def test_negative_maps(backend: str) -> None:
     """The largest of numbers below zero is not zero."""
     inputs = [x.float() - 9 for x in maps(2, 3, 5, 8)]
     expected = prepared("reference")(*inputs)
-    torch.testing.assert_close(prepared(backend)(*inputs), expected, rtol=1e-5, atol=1e-5)
+    actual = prepared(backend)(*place(backend, inputs))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5, check_device=False)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
-    check_determinism(prepared(kernel, 40), *(x.float() for x in maps(3, 19, 23, 40)))
+    check_determinism(prepared(kernel, 40), *place(kernel, maps(3, 19, 23, 40), torch.float32))
 
 
 BAD = [
@@ -102,14 +105,15 @@ BAD = [
     ({"double_sigmoid": "yes"}, TypeError, "double_sigmoid must be True or False, got 'yes'"),
     ({"eps": -1.0}, ValueError, "eps must be a positive number, got -1.0"),
     ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
-    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve gated_concat"),
-    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve gated_concat"),
+    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve prepare_gated_concat"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve prepare_gated_concat"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{row[0]!s:.30}" for row in BAD])
 def test_bad_preparation_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    good = {**{k: v.float() for k, v in weights(8, 2).items()}, "dtype": torch.float32}
+    given = place(arguments.get("backend", "native"), weights(8, 2), torch.float32)
+    good = {**given, "dtype": torch.float32}
     with pytest.raises(error, match=message):
         prepare_gated_concat(**{**good, **arguments})
 
@@ -129,4 +133,4 @@ BAD_CALLS = [
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        prepared(backend)(*arguments)
+        prepared(backend)(*place(backend, arguments))

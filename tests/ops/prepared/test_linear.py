@@ -13,9 +13,11 @@ from torch import Tensor
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_linear
 from hifuse_fast.testing import assert_strassen_within_bounds, assert_within_rule
-from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, kernels, matrix, uniform
+from tests.support.kernels import kernels, uniform
+from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, matrix, place
 
-KERNELS = kernels("linear")
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("prepare_linear", "native", "triton")
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,10 @@ def test_parity(case: Case, dtype: torch.dtype, kernel: str) -> None:
         )
 
 
-@pytest.mark.parametrize("kernel", kernels("linear", "native"))
+@pytest.mark.parametrize("kernel", kernels("prepare_linear", "native"))
 def test_strassen_is_taken_for_deep_float32_and_direct_is_not_it(kernel: str) -> None:
     case = next(case for case in CASES if case.name == "Strassen's product")
-    w, x = {name: tensor.float() for name, tensor in case.weights().items()}, case.maps()[0].float()
+    w, x = place(kernel, (case.weights(), case.maps()[0]), torch.float32)
     auto, direct = (
         prepare_linear(**w, norm="row", algorithm=each, dtype=torch.float32, backend=kernel) for each in ("auto", "direct")
     )
@@ -138,36 +140,36 @@ def test_strassen_is_taken_for_deep_float32_and_direct_is_not_it(kernel: str) ->
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_batch_0(backend: str) -> None:
     for case in (CASES[0], CASES[5], CASES[7]):
-        weights = {name: tensor.float() for name, tensor in case.weights().items()}
+        weights, maps = place(backend, (case.weights(), case.maps()), torch.float32)
         op = prepare_linear(**weights, **case.options, dtype=torch.float32, backend=backend)
-        assert op(*(x[:0].float() for x in case.maps())).shape == (0, *case.out_size()[1:])
+        assert op(*(x[:0] for x in maps)).shape == (0, *case.out_size()[1:])
 
 
-@pytest.mark.parametrize("kernel", kernels("linear", "native"))
+@pytest.mark.parametrize("kernel", kernels("prepare_linear", "native"))
 def test_images_are_apart(kernel: str) -> None:
     """The last one has an odd number of rows, which Strassen's product takes in pairs."""
     for case in (CASES[12], CASES[16]):
-        weights = {name: tensor.float() for name, tensor in case.weights().items()}
+        weights, maps = place(kernel, (case.weights(), case.maps()), torch.float32)
         op = prepare_linear(**weights, **case.options, dtype=torch.float32, backend=kernel)
-        maps = [torch.cat([x.float()] * 3) if len(x) < 3 else x.float() for x in case.maps()]
-        check_images_apart(op, *maps)
+        check_images_apart(op, *(torch.cat([x] * 3) if len(x) < 3 else x for x in maps))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
     for case in (CASES[12], CASES[16]):  # of several blocks of rows
-        weights = {name: tensor.float() for name, tensor in case.weights().items()}
+        weights, maps = place(kernel, (case.weights(), case.maps()), torch.float32)
         op = prepare_linear(**weights, **case.options, dtype=torch.float32, backend=kernel)
-        check_determinism(op, *(x.float() for x in case.maps()))
+        check_determinism(op, *maps)
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_no_gradient(backend: str) -> None:
-    op = prepare_linear(torch.randn(4, 8), torch.randn(4), dtype=torch.float32, backend=backend)
-    out = op(torch.randn(1, 3, 3, 8, requires_grad=True))
+    weight, bias, x = place(backend, (torch.randn(4, 8), torch.randn(4), torch.randn(1, 3, 3, 8)))
+    op = prepare_linear(weight, bias, dtype=torch.float32, backend=backend)
+    out = op(x.requires_grad_())
     assert not out.requires_grad
     with torch.inference_mode():
-        assert torch.equal(op(torch.ones(1, 3, 3, 8)), op(torch.ones(1, 3, 3, 8)))
+        assert torch.equal(op(torch.ones_like(x)), op(torch.ones_like(x)))
 
 
 def test_weights_are_copied_and_hidden() -> None:
@@ -215,15 +217,16 @@ BAD = [
     ),
     ({"dtype": "float32"}, TypeError, "dtype must be one of .*, got 'float32'"),
     ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
-    ({"backend": "triton", "dtype": torch.float64}, BackendError, "'triton' cannot serve linear"),
-    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve linear"),
-    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve linear"),
+    ({"backend": "triton", "dtype": torch.float64}, BackendError, "'triton' cannot serve prepare_linear"),
+    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve prepare_linear"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve prepare_linear"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{row[0]!s:.30}" for row in BAD])
 def test_bad_preparation_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    good = {"weight": torch.randn(4, 8), "bias": torch.randn(4), "dtype": torch.float32}
+    given = place(arguments.get("backend", "native"), {"weight": torch.randn(4, 8), "bias": torch.randn(4)})
+    good = {**given, "dtype": torch.float32}
     with pytest.raises(error, match=message):
         prepare_linear(**{**good, **arguments})
 
@@ -239,7 +242,7 @@ BAD_CALLS = [
     ({}, [X[..., :4].contiguous(), X[:, :3, :, :4].contiguous()], {}, r"maps\[1\] must be \[1, 4, 4, C\]"),
     ({}, [X.double()], {}, r"maps\[0\] must be torch.float32 as the op was prepared for, got torch.float64"),
     ({}, [X.transpose(1, 2)], {}, r"maps\[0\] must be contiguous"),
-    ({}, [X.to("meta")], {}, r"maps\[0\] must be on the op's device, cpu, got meta"),
+    ({}, [X.to("meta")], {}, r"maps\[0\] must be on the op's device, (cpu|cuda:0), got meta"),
     ({}, [[1.0]], {}, r"maps\[0\] must be a torch.Tensor, got list"),
     ({}, [X], {"residual": torch.randn(1, 4, 4, 5)}, r"residual must be \[1, 4, 4, 4\]"),
     ({}, [X], {"residual": torch.randn(1, 4, 4, 4).double()}, "residual must be torch.float32"),
@@ -256,6 +259,7 @@ BAD_CALLS = [
 def test_bad_calls_are_refused(
     options: dict[str, Any], maps: list[Any], named: dict[str, Any], message: str, backend: str
 ) -> None:
-    op = prepare_linear(torch.randn(4, 8), torch.randn(4), **options, dtype=torch.float32, backend=backend)
+    weight, bias = place(backend, (torch.randn(4, 8), torch.randn(4)))
+    op = prepare_linear(weight, bias, **options, dtype=torch.float32, backend=backend)
     with pytest.raises((TypeError, ValueError), match=message):
-        op(*maps, **named)
+        op(*place(backend, maps), **place(backend, named))

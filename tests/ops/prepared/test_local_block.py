@@ -11,9 +11,12 @@ from torch import Tensor
 
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_local_block
-from tests.support.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
+from hifuse_fast.ops.prepared.base import PreparedOp
+from tests.support.kernels import kernels, uniform
+from tests.support.prepared import DTYPES, check_determinism, check_parity, matrix, place
 
-KERNELS = kernels("local_block")
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("prepare_local_block", "native", "triton")
 SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 23, 11, 8), (1, 2, 2, 2)]
 
 
@@ -30,7 +33,7 @@ def weights(channels: int) -> dict[str, Tensor]:
 def test_reference_is_the_definition(shape: tuple[int, ...]) -> None:
     w, x = weights(shape[3]), uniform("x", *shape)
     batch, height, width, channels = shape
-    padded = torch.zeros(batch, height + 2, width + 2, channels, dtype=x.dtype)
+    padded = x.new_zeros(batch, height + 2, width + 2, channels)
     padded[:, 1:-1, 1:-1] = x
     mixed = w["filter_bias"] + sum(
         w["filters"][:, r, c] * padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)
@@ -49,16 +52,18 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None
     check_parity(prepare_local_block, weights(shape[3]), [uniform("x", *shape)], dtype, kernel, options={"eps": 1e-3})
 
 
+def prepared(kernel: str, channels: int = 8) -> PreparedOp:
+    return prepare_local_block(**place(kernel, weights(channels), torch.float32), dtype=torch.float32, backend=kernel)
+
+
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_batch_0(backend: str) -> None:
-    op = prepare_local_block(**{k: v.float() for k, v in weights(8).items()}, dtype=torch.float32, backend=backend)
-    assert op(torch.empty(0, 3, 5, 8)).shape == (0, 3, 5, 8)
+    assert prepared(backend)(place(backend, torch.empty(0, 3, 5, 8))).shape == (0, 3, 5, 8)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
-    op = prepare_local_block(**{k: v.float() for k, v in weights(40).items()}, dtype=torch.float32, backend=kernel)
-    check_determinism(op, uniform("x", 2, 19, 23, 40).float())
+    check_determinism(prepared(kernel, 40), place(kernel, uniform("x", 2, 19, 23, 40), torch.float32))
 
 
 BAD = [
@@ -68,14 +73,15 @@ BAD = [
     ({"bias": None}, TypeError, "bias must be a torch.Tensor, got NoneType"),
     ({"eps": "0"}, ValueError, "eps must be a positive number, got '0'"),
     ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
-    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve local_block"),
-    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve local_block"),
+    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve prepare_local_block"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve prepare_local_block"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{row[0]!s:.30}" for row in BAD])
 def test_bad_preparation_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    good = {**{k: v.float() for k, v in weights(8).items()}, "dtype": torch.float32}
+    given = place(arguments.get("backend", "native"), weights(8), torch.float32)
+    good = {**given, "dtype": torch.float32}
     with pytest.raises(error, match=message):
         prepare_local_block(**{**good, **arguments})
 
@@ -96,6 +102,6 @@ BAD_CALLS = [
 @pytest.mark.parametrize(("arguments", "message"), BAD_CALLS, ids=[row[1][:40] for row in BAD_CALLS])
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str) -> None:
-    op = prepare_local_block(**{k: v.float() for k, v in weights(8).items()}, dtype=torch.float32, backend=backend)
+    op = prepared(backend)
     with pytest.raises((TypeError, ValueError), match=message):
-        op(*arguments)
+        op(*place(backend, arguments))

@@ -14,9 +14,11 @@ from torch import Tensor
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_mixer
 from hifuse_fast.testing import assert_mixer_within_bounds, assert_within_rule
-from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, kernels, matrix, uniform
+from tests.support.kernels import kernels, uniform
+from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, matrix, place
 
-KERNELS = kernels("mixer")
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("prepare_mixer", "native", "triton")
 SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 18, 14, 8), (1, 2, 2, 1), (1, 6, 10, 160)]
 # These share their filters in registers.
 FOUR_TILES = [(1, 7, 7, 96), (1, 6, 5, 40), (1, 8, 8, 16), (2, 3, 8, 33), (1, 4, 13, 8), (4, 1, 2, 72)]
@@ -32,7 +34,7 @@ def weight(channels: int, depthwise: bool) -> Tensor:
 def test_reference_is_the_definition(shape: tuple[int, ...], depthwise: bool) -> None:
     batch, height, width, channels = shape
     w, z = weight(channels, depthwise), uniform("z", *shape)
-    padded = torch.zeros(batch, height + 2, width + 2, channels, dtype=z.dtype)
+    padded = z.new_zeros(batch, height + 2, width + 2, channels)
     padded[:, 1:-1, 1:-1] = z
     y = torch.zeros_like(z)
     for r in range(3):
@@ -63,6 +65,12 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, algorithm: str, kern
     )
 
 
+def prepared(
+    kernel: str, channels: int, dtype: torch.dtype = torch.float32, *, depthwise: bool = False, algorithm: str = "auto"
+) -> Any:
+    return prepare_mixer(place(kernel, weight(channels, depthwise), dtype), algorithm=algorithm, dtype=dtype, backend=kernel)
+
+
 @pytest.fixture
 def at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of any width transform their filters at the call, as wide ones do."""
@@ -71,20 +79,20 @@ def at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("at_the_call")
 @pytest.mark.parametrize("shape", [*SHAPES, *FOUR_TILES, (9, 13, 11, 40)], ids=str)  # the last one: several blocks of tiles
-@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+@pytest.mark.parametrize("kernel", kernels("prepare_mixer", "native"))
 def test_parity_with_filters_transformed_at_the_call(shape: tuple[int, ...], kernel: str) -> None:
     rule = partial(assert_mixer_within_bounds, algorithm="winograd4")
     check_parity(prepare_mixer, {"weight": weight(shape[3], False)}, [uniform("z", *shape)], torch.float32, kernel, rule=rule)
 
 
 @pytest.mark.usefixtures("at_the_call")
-@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+@pytest.mark.parametrize("kernel", kernels("prepare_mixer", "native"))
 def test_filters_transformed_at_the_call(kernel: str) -> None:
-    op = prepare_mixer(weight(96, False).float(), dtype=torch.float32, backend=kernel)
+    op = prepared(kernel, 96)
     assert op.weight.numel() == 9 * 96 * 96  # not 36: this is the path
     assert op(torch.empty(0, 3, 5, 96)).shape == (0, 3, 5, 96)
-    check_determinism(op, uniform("z", 5, 19, 23, 96).float())
-    check_determinism(op, uniform("z", 1, 7, 7, 96).float())
+    check_determinism(op, place(kernel, uniform("z", 5, 19, 23, 96), torch.float32))
+    check_determinism(op, place(kernel, uniform("z", 1, 7, 7, 96), torch.float32))
 
 
 @pytest.mark.parametrize("shape", DEPTHWISE_SHAPES, ids=str)
@@ -107,22 +115,22 @@ def test_batch_0(backend: str) -> None:
     for dtype, algorithm in ALGORITHMS:
         if backend == "triton" and algorithm != "direct":
             continue
-        op = prepare_mixer(weight(8, False).to(dtype), algorithm=algorithm, dtype=dtype, backend=backend)
-        assert op(torch.empty(0, 3, 5, 8, dtype=dtype)).shape == (0, 3, 5, 8)
-    assert prepare_mixer(weight(8, True).float(), dtype=torch.float32, backend=backend)(torch.empty(0, 3, 5, 8)).numel() == 0
+        none = place(backend, torch.empty(0, 3, 5, 8), dtype)
+        assert prepared(backend, 8, dtype, algorithm=algorithm)(none).shape == (0, 3, 5, 8)
+    assert prepared(backend, 8, depthwise=True)(place(backend, torch.empty(0, 3, 5, 8))).numel() == 0
 
 
 @pytest.mark.usefixtures("at_the_call")
-@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+@pytest.mark.parametrize("kernel", kernels("prepare_mixer", "native"))
 def test_wide_layers_of_bfloat16_keep_small_filters(kernel: str) -> None:
-    assert prepare_mixer(weight(96, False), dtype=torch.bfloat16, backend=kernel).weight.numel() == 16 * 96 * 96  # not 49
+    assert prepared(kernel, 96, torch.bfloat16).weight.numel() == 16 * 96 * 96  # not 49
 
 
 @pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
-@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+@pytest.mark.parametrize("kernel", kernels("prepare_mixer", "native"))
 def test_images_are_apart(dtype: torch.dtype, algorithm: str, kernel: str) -> None:
-    op = prepare_mixer(weight(40, False).to(dtype), algorithm=algorithm, dtype=dtype, backend=kernel)
-    check_images_apart(op, uniform("z", 4, 5, 7, 40).to(dtype))
+    op = prepared(kernel, 40, dtype, algorithm=algorithm)
+    check_images_apart(op, place(kernel, uniform("z", 4, 5, 7, 40), dtype))
 
 
 @pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
@@ -130,16 +138,15 @@ def test_images_are_apart(dtype: torch.dtype, algorithm: str, kernel: str) -> No
 def test_the_same_bits_whatever_the_threads(dtype: torch.dtype, algorithm: str, kernel: str) -> None:
     if kernel == "triton" and algorithm != "direct":
         pytest.skip("its convolution is the direct one")
-    op = prepare_mixer(weight(40, False).to(dtype), algorithm=algorithm, dtype=dtype, backend=kernel)
-    check_determinism(op, uniform("z", 2, 19, 23, 40).to(dtype))
+    op = prepared(kernel, 40, dtype, algorithm=algorithm)
+    check_determinism(op, place(kernel, uniform("z", 2, 19, 23, 40), dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_an_image_does_not_change_its_neighbours(dtype: torch.dtype, backend: str) -> None:
     """Tiles that reach over the end of an image read zeros, not the next one."""
-    op = prepare_mixer(weight(8, False).to(dtype), dtype=dtype, backend=backend)
-    z = uniform("z", 3, 5, 7, 8).to(dtype)
+    op, z = prepared(backend, 8, dtype), place(backend, uniform("z", 3, 5, 7, 8), dtype)
     poisoned = z.clone()
     poisoned[1] = math.nan
     out, expected = op(poisoned), op(z)
@@ -154,18 +161,27 @@ BAD = [
     ({"weight": torch.randn(8, 1, 3, 1)}, ValueError, r"weight must be \[C, 1, 3, 3\]"),
     ({"weight": None}, TypeError, "weight must be a torch.Tensor, got NoneType"),
     ({"algorithm": "fft"}, ValueError, "algorithm must be one of auto, direct, winograd2, winograd4, got 'fft'"),
-    ({"backend": "triton", "algorithm": "winograd4"}, BackendError, "'triton' cannot serve mixer: its convolution is the"),
+    (
+        {"backend": "triton", "algorithm": "winograd4"},
+        BackendError,
+        "'triton' cannot serve prepare_mixer: its convolution",
+    ),
     ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
-    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve mixer"),
-    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve mixer"),
-    ({"backend": "triton", "algorithm": "winograd2"}, BackendError, "'triton' cannot serve mixer: its convolution is the"),
+    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve prepare_mixer"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve prepare_mixer"),
+    (
+        {"backend": "triton", "algorithm": "winograd2"},
+        BackendError,
+        "'triton' cannot serve prepare_mixer: its convolution",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{row[0]!s:.30}" for row in BAD])
 def test_bad_preparation_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    given = place(arguments.get("backend", "native"), torch.randn(8, 8, 3, 3))
     with pytest.raises(error, match=message):
-        prepare_mixer(**{"weight": torch.randn(8, 8, 3, 3), "dtype": torch.float32, **arguments})
+        prepare_mixer(**{"weight": given, "dtype": torch.float32, **arguments})
 
 
 Z = torch.randn(1, 3, 5, 8)
@@ -183,6 +199,6 @@ BAD_CALLS = [
 @pytest.mark.parametrize(("arguments", "message"), BAD_CALLS, ids=[row[1][:40] for row in BAD_CALLS])
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str) -> None:
-    op = prepare_mixer(torch.randn(8, 8, 3, 3), dtype=torch.float32, backend=backend)
+    op = prepared(backend, 8)
     with pytest.raises((TypeError, ValueError), match=message):
-        op(*arguments)
+        op(*place(backend, arguments))

@@ -13,9 +13,11 @@ from hifuse_fast import BackendError
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import mlp, prepare_mlp
 from hifuse_fast.testing import assert_strassen_within_bounds, assert_within_rule
-from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, kernels, matrix, uniform
+from tests.support.kernels import kernels, uniform
+from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, matrix, place
 
-KERNELS = kernels("mlp")
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("prepare_mlp", "native", "triton")
 # B, H, W, K, hidden, N
 SHAPES = [
     (2, 7, 7, 96, 384, 32),
@@ -81,12 +83,11 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, with_residual: bool,
         )
 
 
-@pytest.mark.parametrize("kernel", kernels("mlp", "native"))
+@pytest.mark.parametrize("kernel", kernels("prepare_mlp", "native"))
 def test_strassen_is_taken_in_float32_and_direct_is_not_it(kernel: str) -> None:
-    w = {name: tensor.float() for name, tensor in weights(64, 128, 32).items()}
+    w, u = place(kernel, (weights(64, 128, 32), uniform("u", 1, 5, 7, 64)), torch.float32)
     auto, direct = (prepare_mlp(**w, algorithm=each, dtype=torch.float32, backend=kernel) for each in ("auto", "direct"))
     assert auto.expand.numel() == 7 * direct.expand.numel() // 4
-    u = uniform("u", 1, 5, 7, 64).float()
     assert not torch.equal(auto(u), direct(u))
     torch.testing.assert_close(auto(u), direct(u))
 
@@ -95,7 +96,7 @@ def test_strassen_is_taken_in_float32_and_direct_is_not_it(kernel: str) -> None:
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if max(shape) > 1], ids=str)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
 @ways
-@pytest.mark.parametrize("kernel", kernels("mlp", "triton"))
+@pytest.mark.parametrize("kernel", kernels("prepare_mlp", "triton"))
 def test_parity_of_both_ways(shape: tuple[int, ...], dtype: torch.dtype, with_residual: bool, way: str, kernel: str) -> None:
     residual = uniform("residual", *shape[:3], shape[5]) if with_residual else None
     with tables.override("mlp_forward", WAYS[way]):
@@ -103,7 +104,7 @@ def test_parity_of_both_ways(shape: tuple[int, ...], dtype: torch.dtype, with_re
 
 
 def prepared(backend: str, *sizes: int) -> Any:
-    values = {name: tensor.float() for name, tensor in weights(*(sizes or (8, 20, 5))).items()}
+    values = place(backend, weights(*(sizes or (8, 20, 5))), torch.float32)
     return prepare_mlp(**values, dtype=torch.float32, backend=backend)
 
 
@@ -111,17 +112,16 @@ def prepared(backend: str, *sizes: int) -> Any:
 @ways
 def test_batch_0(way: str, backend: str) -> None:
     with tables.override("mlp_forward", WAYS[way]):
-        assert prepared(backend)(torch.empty(0, 3, 5, 8)).shape == (0, 3, 5, 5)
-        residual = torch.empty(0, 3, 5, 5)
-        assert prepared(backend)(torch.empty(0, 3, 5, 8), residual=residual).shape == (0, 3, 5, 5)
+        u, residual = place(backend, (torch.empty(0, 3, 5, 8), torch.empty(0, 3, 5, 5)))
+        assert prepared(backend)(u).shape == (0, 3, 5, 5)
+        assert prepared(backend)(u, residual=residual).shape == (0, 3, 5, 5)
 
 
-@pytest.mark.parametrize("kernel", kernels("mlp", "triton"))
+@pytest.mark.parametrize("kernel", kernels("prepare_mlp", "triton"))
 @ways
 def test_one_look_up_serves_the_function_and_the_prepared_op(way: str, kernel: str) -> None:
     """What is measured for the one holds for the other: the biases and the residual are a few loads more."""
-    u = uniform("u", 1, 3, 5, 8).float()
-    w = {name: tensor.float() for name, tensor in weights(8, 20, 5).items()}
+    u, w = place(kernel, (uniform("u", 1, 3, 5, 8), weights(8, 20, 5)), torch.float32)
     with tables.override("mlp_forward", WAYS[way]), tables.lookups() as of_op:
         prepared(kernel)(u)
     with tables.override("mlp_forward", WAYS[way]), tables.lookups() as of_function:
@@ -130,17 +130,17 @@ def test_one_look_up_serves_the_function_and_the_prepared_op(way: str, kernel: s
     assert len([name for name, _ in of_op if name == "mlp_forward"]) == 1
 
 
-@pytest.mark.parametrize("kernel", kernels("mlp", "native"))
+@pytest.mark.parametrize("kernel", kernels("prepare_mlp", "native"))
 def test_images_are_apart(kernel: str) -> None:
     """Their rows are odd in number; Strassen's product takes them in pairs."""
     for depth in (40, 64):
-        check_images_apart(prepared(kernel, depth, 250, 33), uniform("u", 4, 5, 7, depth).float())
+        check_images_apart(prepared(kernel, depth, 250, 33), place(kernel, uniform("u", 4, 5, 7, depth), torch.float32))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
     for depth in (40, 64):  # 64 by Strassen's algorithm
-        check_determinism(prepared(kernel, depth, 250, 33), uniform("u", 2, 19, 23, depth).float())
+        check_determinism(prepared(kernel, depth, 250, 33), place(kernel, uniform("u", 2, 19, 23, depth), torch.float32))
 
 
 BAD = [
@@ -151,14 +151,15 @@ BAD = [
     ({"project": None}, TypeError, "project must be a torch.Tensor, got NoneType"),
     ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
     ({"algorithm": "strassen"}, ValueError, "algorithm must be one of auto, direct, got 'strassen'"),
-    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve mlp"),
-    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve mlp"),
+    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve prepare_mlp"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve prepare_mlp"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{row[0]!s:.30}" for row in BAD])
 def test_bad_preparation_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    good = {**{k: v.float() for k, v in weights(8, 20, 5).items()}, "dtype": torch.float32}
+    given = place(arguments.get("backend", "native"), weights(8, 20, 5), torch.float32)
+    good = {**given, "dtype": torch.float32}
     with pytest.raises(error, match=message):
         prepare_mlp(**{**good, **arguments})
 
@@ -178,4 +179,4 @@ BAD_CALLS = [
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        prepared(backend)(*arguments)
+        prepared(backend)(*place(backend, arguments))

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_stem
-from tests.support.prepared import DTYPES, check_determinism, check_parity, kernels, matrix, uniform
+from hifuse_fast.ops.prepared.base import PreparedOp
+from tests.support.kernels import kernels, uniform
+from tests.support.prepared import DTYPES, check_determinism, check_parity, matrix, place
 
-KERNELS = kernels("stem")
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("prepare_stem", "native", "triton")
 EPS = (1e-6, 1e-5)
 # B, in_chans, H, W of the maps, C
 SHAPES = [(2, 3, 8, 7, 96), (1, 1, 3, 5, 13), (3, 5, 1, 1, 40), (1, 4, 17, 9, 8), (1, 3, 1, 2, 1)]
@@ -55,13 +58,17 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None
     check_parity(prepare_stem, weights(size[1], channels), [images(*size)], dtype, kernel, options={"eps": EPS})
 
 
+def prepared(kernel: str, channels: int = 8, dtype: torch.dtype = torch.float32) -> PreparedOp:
+    return prepare_stem(**place(kernel, weights(3, channels), dtype), eps=EPS, dtype=dtype, backend=kernel)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_images_of_any_strides(dtype: torch.dtype, kernel: str) -> None:
-    op = prepare_stem(**{k: v.to(dtype) for k, v in weights(3, 20).items()}, eps=EPS, dtype=dtype, backend=kernel)
-    x = images(2, 3, 4, 5).to(dtype)
+    op = prepared(kernel, 20, dtype)
+    x = place(kernel, images(2, 3, 4, 5), dtype)
     expected = op(x)
-    crop = torch.zeros(2, 3, 20, 30, dtype=dtype)
+    crop = x.new_zeros(2, 3, 20, 30)
     crop[:, :, 2:18, 5:25] = x
     strided = [
         x.contiguous(memory_format=torch.channels_last),
@@ -78,14 +85,12 @@ def test_images_of_any_strides(dtype: torch.dtype, kernel: str) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_batch_0(backend: str) -> None:
-    op = prepare_stem(**{k: v.float() for k, v in weights(3, 8).items()}, eps=EPS, dtype=torch.float32, backend=backend)
-    assert [list(x.shape) for x in op(torch.empty(0, 3, 8, 12))] == [[0, 2, 3, 8]] * 2
+    assert [list(x.shape) for x in prepared(backend)(place(backend, torch.empty(0, 3, 8, 12)))] == [[0, 2, 3, 8]] * 2
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
-    op = prepare_stem(**{k: v.float() for k, v in weights(3, 24).items()}, eps=EPS, dtype=torch.float32, backend=kernel)
-    x = images(2, 3, 19, 23).float()
+    op, x = prepared(kernel, 24), place(kernel, images(2, 3, 19, 23), torch.float32)
     for i in (0, 1):
         check_determinism(lambda image, i=i: op(image)[i], x)  # type: ignore[misc, arg-type]
 
@@ -99,14 +104,15 @@ BAD = [
     ({"eps": 1e-6}, ValueError, "eps must be a pair of numbers, got 1e-06"),
     ({"eps": (1e-6, -1.0)}, ValueError, r"eps\[1\] must be a positive number, got -1.0"),
     ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
-    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve stem"),
-    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve stem"),
+    ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve prepare_stem"),
+    ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve prepare_stem"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{row[0]!s:.30}" for row in BAD])
 def test_bad_preparation_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    good = {**{k: v.float() for k, v in weights(3, 8).items()}, "eps": EPS, "dtype": torch.float32}
+    given = place(arguments.get("backend", "native"), weights(3, 8), torch.float32)
+    good = {**given, "eps": EPS, "dtype": torch.float32}
     with pytest.raises(error, match=message):
         prepare_stem(**{**good, **arguments})
 
@@ -118,7 +124,7 @@ BAD_CALLS = [
     ([torch.randn(1, 3, 8, 9)], r"images must be \[B, 3, 4H, 4W\]"),
     ([torch.randn(1, 3, 0, 8)], r"images must be \[B, 3, 4H, 4W\]"),
     ([torch.randn(1, 3, 8, 8).bfloat16()], "images must be torch.float32 as the op was prepared for, got torch.bfloat16"),
-    ([torch.randn(1, 3, 8, 8, device="meta")], "images must be on the op's device, cpu, got meta"),
+    ([torch.randn(1, 3, 8, 8, device="meta")], "images must be on the op's device, (cpu|cuda:0), got meta"),
     ([torch.randn(1, 3, 8, 8), torch.empty(2, 2)], "out must be a pair of maps, got Tensor"),
     ([torch.randn(1, 3, 8, 8), (torch.empty(1, 2, 2, 8), torch.empty(1, 2, 2, 7))], r"out\[1\] must be \[1, 2, 2, 8\]"),
 ]
@@ -127,6 +133,6 @@ BAD_CALLS = [
 @pytest.mark.parametrize(("arguments", "message"), BAD_CALLS, ids=[row[1][:40] for row in BAD_CALLS])
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str) -> None:
-    op = prepare_stem(**{k: v.float() for k, v in weights(3, 8).items()}, eps=EPS, dtype=torch.float32, backend=backend)
+    op = prepared(backend)
     with pytest.raises((TypeError, ValueError), match=message):
-        op(*arguments)
+        op(*place(backend, arguments))
