@@ -31,6 +31,7 @@ REPORT ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+BUILD := build/native
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
@@ -45,7 +46,7 @@ $(VENV)/.dependencies: requirements-dev.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q $(PIP_ARGS) --no-build-isolation -e .
+	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_BUILD=$(BUILD) $(PIP) install -q $(PIP_ARGS) --no-build-isolation -e .
 	touch $@
 
 # torch stands in the command so that no requirement can change it.
@@ -80,10 +81,10 @@ gpu-check:
 	$(CHECKER) -m tools.gpu_check $(if $(STAGE),--stage $(STAGE)) $(if $(REPORT),--report "$(REPORT)")
 
 # Two processes, a file of tests to each: Triton's interpreter takes one core.
-test: setup test-cpp
+test: test-cpp
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-test-all: setup test-cpp
+test-all: test-cpp
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "" $(PYTEST_ARGS)
 
 # A package of its own, whose library has to be loaded after the sanitizers' runtime.
@@ -97,10 +98,11 @@ test-asan: $(VENV)/.dependencies
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) $(SANITIZED:%=tests/%)
 
-test-cpp: $(VENV)/.dependencies
-	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp -G Ninja > /dev/null
-	$(BIN)/cmake --build build/cpp
-	$(BIN)/ctest --test-dir build/cpp --output-on-failure --no-tests=error
+# Where the library was built: its kernels are not compiled a second time.
+test-cpp: setup
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(BUILD) -G Ninja -DHIFUSE_TESTS=ON > /dev/null
+	$(BIN)/cmake --build $(BUILD)
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,7 +4,8 @@ All compile knowledge is in CMakeLists.txt. This file finds a torch to compile a
 
 Torch comes from the environment that is being installed into, also under build isolation: an isolated build would otherwise
 download a second torch of several GB. `HIFUSE_NATIVE=0` installs pure Python; `HIFUSE_NATIVE=1` makes it an error that a
-compiler or torch is missing; `HIFUSE_SANITIZE=1` builds with the sanitizers (`make test-asan`).
+compiler or torch is missing; `HIFUSE_SANITIZE=1` builds with the sanitizers (`make test-asan`); `HIFUSE_BUILD` is the folder
+to build in, `build/<interpreter>-torch<version>` where it is not set.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class CMakeBuild(build_ext):
     def build_with_cmake(self, compiler: str, torch: dict[str, str]) -> None:
         cmake = find_tool("cmake")
         sanitize = os.environ.get("HIFUSE_SANITIZE") == "1"
-        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch['version']}{'-sanitize' * sanitize}"
+        name = f"{sys.implementation.cache_tag}-torch{torch['version']}{'-sanitize' * sanitize}"
+        build = ROOT / os.environ.get("HIFUSE_BUILD", Path("build", name))
         options = {
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "CMAKE_CXX_COMPILER": compiler,

@@ -1,50 +1,14 @@
-"""Where there is no GPU, Triton kernels run in its interpreter: to be said before anything loads them."""
+"""What must be said before anything loads torch or Triton: idle threads sleep, and without a GPU kernels are interpreted."""
 
 import contextlib
 import os
 from typing import Any
 
+# Else the threads of OpenMP spin while they wait for work: with two processes on two cores that is half of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
-
-
-def patch_once_a_launch() -> None:
-    """Make the interpreter prepare triton.language for a function once a launch, and not at every call of it.
-
-    It takes milliseconds, for every tl.sum too, and without this most of the time of the tests.
-    """
-    from triton.runtime import interpreter
-
-    prepare, launch = interpreter.InterpretedFunction.__call__, interpreter.GridExecutor.__call__
-    prepared: set[Any] = set()
-
-    def call(self: Any, *args: Any, **options: Any) -> Any:
-        if self.fn in prepared:
-            return self.rewrite()(*args, **options)
-        prepared.add(self.fn)
-        return prepare(self, *args, **options)
-
-    def run(self: Any, *args: Any, **options: Any) -> Any:
-        prepared.clear()
-        return launch(self, *args, **options)
-
-    interpreter.InterpretedFunction.__call__, interpreter.GridExecutor.__call__ = call, run
-
-
-def round_to_bfloat16() -> None:
-    """Make the interpreter's cast from float32 round to the nearest, as a GPU and PyTorch do: it truncates."""
-    from triton import language as tl
-    from triton.runtime import interpreter
-
-    convert = interpreter._convert_float
-
-    def rounded(values: Any, source: Any, target: Any, mode: Any) -> Any:
-        if (source, target) != (tl.float32, tl.bfloat16):
-            return convert(values, source, target, mode)
-        return torch.tensor(values).bfloat16().view(torch.uint16).numpy()
-
-    interpreter._convert_float = rounded
-
 
 torch.manual_seed(0)  # what test files draw when they are loaded names their tests: the same in every process
 
@@ -54,8 +18,9 @@ torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, Tru
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
-        patch_once_a_launch()
-        round_to_bfloat16()
+        from tests.support import interpreter
+
+        interpreter.adapt()
 
 
 @pytest.fixture
