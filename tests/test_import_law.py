@@ -37,7 +37,7 @@ LAW = {
     "backends/tables.py": ["checks"],
     "backends/choices.py": ["checks", "backends.tables"],
     "backends/triton/*.py": ["checks", "backends.tables", "backends.triton"],
-    "backends/select.py": ["checks", "backends.choices", "backends.native"],
+    "backends/select.py": ["checks", "backends.choices", "backends.tables", "backends.native"],
     "backends/info.py": ["_version", "backends.native", "backends.select"],
     # An op. Kernels of one backend know nothing of another one, nor of the definition.
     "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.*.reference"],

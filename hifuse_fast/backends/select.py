@@ -4,7 +4,7 @@ An op goes by the name of its public function: "linear" is the one over maps, in
 the prepared op, in `ops/prepared/linear`. It is an entry of `OPS`: the backends that have kernels of it, each a module of the
 op's folder. Such a module has `forward` and `backward`, or for a prepared op its class; and `why_not(**call) -> str | None`,
 the reason that it cannot serve this call, or None. Nothing falls back silently: a backend asked for by name that cannot serve
-raises `BackendError`; only "auto" chooses.
+raises `BackendError`; only "auto" chooses: on a GPU as its table says (choices.py), on a CPU the first of `OPS`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from hifuse_fast.backends import choices
+from hifuse_fast.backends import choices, tables
 from hifuse_fast.backends.native import library
 from hifuse_fast.checks import check_choice
 
-BACKENDS = ("auto", "reference", "native", "triton")
+#: The backends of kernels, each with the types of devices on which "auto" may take them. On the meta device a call gives the
+#: shapes that it has on a GPU. Triton's interpreter on the CPU is for tests, and asked for by name.
+RUNS_ON: dict[str, tuple[str, ...]] = {"native": ("cpu",), "triton": ("cuda", "meta")}
+BACKENDS = ("auto", "reference", *RUNS_ON)
+HAVE_TABLES = ("cuda", "meta")  #: types of devices whose architecture has a table
 
-#: Per op, the backends that have kernels, in the order in which "auto" tries them; the reference serves what they cannot, and
-#: on a GPU what it is faster at.
+#: Per op, the backends that have kernels, in the order in which "auto" tries them where no table gives one; the reference
+#: serves what they cannot.
 OPS: dict[str, tuple[str, ...]] = {
     "window_attention": ("triton", "native"),
     "layer_norm": ("triton",),
@@ -46,7 +50,6 @@ OPS: dict[str, tuple[str, ...]] = {
     "prepare_mlp": ("triton", "native"),
 }
 
-_auto_triton = ("cuda", "meta")  # where "auto" may take Triton, whose interpreter on the CPU is for tests
 _chosen: ContextVar[str] = ContextVar("hifuse_fast_backend", default="auto")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -88,14 +91,13 @@ def current_backend() -> str:
     return _chosen.get()
 
 
-def choose(op: str, backend: str, *, key: tuple[object, ...] | None = None, **call: Any) -> str:
+def choose(op: str, backend: str, *, key: tuple[object, ...] = (), **call: Any) -> str:
     """The name of the backend that serves this call.
 
     Args:
         op: the op's name, see `OPS`.
         backend: the call's own `backend` argument; "auto" defers to `use_backend`.
-        key: what of the call decides whether Triton or the vendor's library is faster on a GPU, sizes and words ("" for none);
-            None where "auto" is not to ask the tables.
+        key: what of the call decides which backend is the fastest on a GPU: sizes and words, see choices.py; "" for none.
         call: what the kernels' `why_not` look at (tensors and options of the op).
 
     Raises:
@@ -113,19 +115,20 @@ def choose(op: str, backend: str, *, key: tuple[object, ...] | None = None, **ca
     return backend
 
 
-def _fastest(op: str, key: tuple[object, ...] | None, call: dict[str, Any]) -> str:
-    for name in OPS[op]:
-        if name == "triton" and call["device"].type not in _auto_triton:
-            continue
-        if why_not(op, name, **call) is not None:
-            continue
-        if name == "triton" and key is not None:
-            # Not sooner: a size in a string ties compiled code to that size.
-            words = [word for word in [f"{part}" for part in key] if word]
-            if not _takes_triton(op, " ".join(words), call["dtype"], call["device"]):
-                return "reference"
-        return name
-    return "reference"
+def _fastest(op: str, key: tuple[object, ...], call: dict[str, Any]) -> str:
+    device = call["device"]
+    able = [name for name in candidates(op, device.type) if why_not(op, name, **call) is None]
+    if not able:
+        return "reference"
+    if device.type not in HAVE_TABLES:
+        return able[0]
+    # The key is not built sooner: a size in a string ties compiled code to that size.
+    return _best(op, tables.key(*key, dtype=call["dtype"]), device, " ".join([*able, "reference"]))
+
+
+def candidates(op: str, device: str) -> list[str]:
+    """The backends whose kernels of `op` "auto" may take on this type of device, beside the reference."""
+    return [name for name in OPS[op] if device in RUNS_ON[name]]
 
 
 def select(op: str, backend: str, **call: Any) -> ModuleType | None:
@@ -165,8 +168,9 @@ def why_not(op: str, backend: str, **call: Any) -> str | None:
 
 
 @_constant  # torch.compile cannot trace the tables; they do not change
-def _takes_triton(op: str, key: str, dtype: torch.dtype, device: torch.device) -> bool:
-    return choices.takes_triton(op, key, dtype, device)
+def _best(op: str, key: str, device: torch.device, able: str) -> str:
+    """See `choices.best`; the names in one string, because torch.compile takes no list for a constant."""
+    return choices.best(op, key, device, able.split())
 
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # once: torch.compile of PyTorch 2.11 cannot trace the question

@@ -1,8 +1,8 @@
-"""Tile sizes: which configuration a kernel is launched with on an architecture, and where the library is the faster one.
+"""The tables of an architecture: with which tile sizes a kernel is launched, and in which order backends serve an op.
 
-`tables/<architecture>.toml` holds them, a table per kernel and a line per key (what of the call decides, as the launcher says;
-"*" for all others), with the origin of each: "predicted", or where and when it was measured. An architecture without a table
-uses that of the newest one before it. Nothing is tuned in a user's call; `make tune` writes the tables on a GPU.
+`tables/<architecture>.toml` has a section for each kernel and op, and an entry for each key (see choices.py; "*" for all other
+calls), with its origin: "predicted", or where and when it was measured. An architecture without a table uses that of the newest
+one before it. Nothing is tuned in a user's call; `make tune` writes the tables on a GPU. Needs no Triton.
 """
 
 from __future__ import annotations
@@ -17,14 +17,25 @@ from typing import Any
 
 import torch
 
-Config = dict[str, int]
+Config = dict[str, Any]  #: tile sizes by name; or for an op `order`, the names of backends
+Table = dict[str, dict[str, dict[str, Any]]]  #: section -> key -> entry
 DEFAULT_ARCHITECTURE = "sm_90"  # of calls on no GPU: on the meta device, and in Triton's interpreter
-REFERENCE = "reference_time"  #: beside a choice that was measured: the time of the reference over that of the Triton kernels
-_NOTES = ("origin", REFERENCE)  # what an entry says beside its configuration
+ORDER, TIMES, ORIGIN = "order", "times", "origin"
+_NOTES = (TIMES, ORIGIN)  # what an entry says beside its configuration
 
 _override: dict[str, Config] = {}
 _lookups: list[tuple[str, str]] | None = None
 _assumed: str | None = None  # the architecture that calls shall take this machine's to be
+
+
+class TableError(RuntimeError):
+    """A table is damaged or of another version; the message has the file, the section and the key."""
+
+
+def key(*parts: object, dtype: torch.dtype | None = None) -> str:
+    """The key of an entry: the dtype's bits where one is given, sizes and words; parts that are "" are left out."""
+    bits = "" if dtype is None else f"{8 * dtype.itemsize}-bit"
+    return " ".join([word for word in [bits, *[f"{part}" for part in parts]] if word])
 
 
 def architecture(device: torch.device) -> str:
@@ -54,7 +65,11 @@ def assume(architecture: str) -> Iterator[None]:
 
 
 def lookup(kernel: str, key: str, architecture: str) -> Config:
-    """The configuration of `kernel` for `key` on `architecture`; the keys "num_warps" and "num_stages" are Triton's own."""
+    """The configuration of a kernel or an op for `key`; of a kernel, "num_warps" and "num_stages" are Triton's own.
+
+    Raises:
+        TableError: the table is damaged, or has no such section.
+    """
     if _lookups is not None:
         _lookups.append((kernel, key))
     if kernel in _override:
@@ -64,7 +79,9 @@ def lookup(kernel: str, key: str, architecture: str) -> Config:
 
 @functools.cache
 def _find(kernel: str, key: str, architecture: str) -> Config:
-    entries = table(nearest(architecture))[kernel]
+    entries = table(nearest(architecture)).get(kernel)
+    if entries is None:
+        raise TableError(f"{nearest(architecture)}.toml: has no section [{kernel}]")
     entry = entries.get(key) or entries["*"]
     return {name: value for name, value in entry.items() if name not in _NOTES}
 
@@ -105,9 +122,54 @@ def architectures() -> list[str]:
 
 
 @functools.cache
-def table(architecture: str) -> dict[str, dict[str, Any]]:
-    """The table of an architecture: kernel -> key -> configuration and its origin."""
-    return tomllib.loads((_folder() / f"{architecture}.toml").read_text())
+def table(architecture: str) -> Table:
+    """The table of an architecture."""
+    return parse((_folder() / f"{architecture}.toml").read_text(encoding="utf-8"), f"{architecture}.toml")
+
+
+def place(architecture: str, section: str, key: str) -> str:
+    """Where the table has what serves this key, for messages."""
+    return f"{nearest(architecture)}.toml, section [{section}], key {key!r} or '*'"
+
+
+def parse(text: str, file: str) -> Table:
+    """The table that the text of a file holds.
+
+    Raises:
+        TableError: it is no TOML, or an entry is not what this version knows.
+    """
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TableError(f"{file} is damaged: {error}") from None
+    for section, entries in found.items():
+        if not isinstance(entries, dict):
+            raise TableError(f"{file}: {section} must be a section of entries, is {entries!r}")
+        if "*" not in entries:
+            raise TableError(f"{file}, section [{section}]: has no entry '*', for the calls that have none of their own")
+        for key, entry in entries.items():
+            fault = _fault(entry)
+            if fault is not None:
+                raise TableError(f"{file}, section [{section}], key {key!r}: {fault}")
+    return found
+
+
+def _fault(entry: Any) -> str | None:
+    """What is wrong with an entry, or None."""
+    if not isinstance(entry, dict):
+        return f"must be an entry in braces, is {entry!r}"
+    if not isinstance(entry.get(ORIGIN), str):
+        return f"must have an origin, has {entry}"
+    if ORDER not in entry:
+        wrong = {name: value for name, value in entry.items() if name != ORIGIN and type(value) is not int}
+        return f"must have integers for tile sizes, has {wrong}" if wrong else None
+    order, times = entry[ORDER], entry.get(TIMES, {})
+    if not isinstance(order, list) or not order or not all(isinstance(name, str) for name in order):
+        return f"its order must be a list of backends, is {order!r}"
+    if not isinstance(times, dict) or not all(type(time) in (int, float) for time in times.values()):
+        return f"its times must be numbers by backend, are {times!r}"
+    unknown = sorted(set(entry) - {ORDER, TIMES, ORIGIN})
+    return f"this version does not know {', '.join(unknown)}" if unknown else None
 
 
 def _folder() -> Any:

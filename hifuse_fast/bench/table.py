@@ -11,14 +11,13 @@ from hifuse_fast.bench.machine import BUSY
 from hifuse_fast.bench.rows import Conditions, Row
 
 PRODUCT = "hifuse_fast"  #: the engine that the others are compared with in the engines' tables
-_LOG_WIDTH = 128
 Column = tuple[str, Callable[[Row], str]]
 
 
-def console() -> Console:
-    """The terminal; wide where the output goes to a file or a pipe, which have no width."""
+def console(width: int = 128) -> Console:
+    """The terminal; `width` columns wide where the output goes to a file or a pipe, which have no width."""
     terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=_LOG_WIDTH)
+    return terminal if terminal.is_terminal else Console(width=width)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -1,6 +1,6 @@
 """The calls of prepared ops that the frozen HiFuse makes at 224 x 224: see `inference/network.py`, where each stands.
 
-Window attention is missing, which serves there as it is. Needs no Triton.
+Needs no Triton.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hifuse_fast.tuning.calls import STAGES, Call, PreparedCall, all_calls
+from hifuse_fast.tuning.calls import STAGES, WINDOW, Call, PreparedCall, all_calls
 
 IN_CHANS, CLASSES = 3, 1000
 SQUEEZE = 16  #: reduction of the squeeze-excite
@@ -22,9 +22,9 @@ EPS, GLOBAL_EPS = 1e-6, 1e-5
 def frozen_calls() -> tuple[Call, ...]:
     """Every call of a prepared op, stage by stage."""
     made = [_stem()]
-    for stage, (side, channels, _) in STAGES.items():
+    for stage, (side, channels, heads) in STAGES.items():
         made += [*_downsampling(stage, side, channels), _local_block(stage, side, channels)]
-        made += [*_global_block(stage, side, channels), *_fusion(stage, side, channels)]
+        made += [*_global_block(stage, side, channels, heads), *_fusion(stage, side, channels)]
     return (*made, _head())
 
 
@@ -78,12 +78,22 @@ def _local_block(stage: int, side: int, channels: int) -> PreparedCall:
     return PreparedCall("prepare_local_block", "local", stage, {"x": x}, parameters, x, flop, {"eps": EPS})
 
 
-def _global_block(stage: int, side: int, channels: int) -> list[PreparedCall]:
+def _global_block(stage: int, side: int, channels: int, heads: int) -> list[PreparedCall]:
+    """Every second one is shifted."""
     x = (side, side, channels)
     return [
         _linear("to qkv", stage, 3 * channels, {"x": x}, norm="row", eps=GLOBAL_EPS),
+        *(_attention(stage, side, channels, heads, shift) for shift in (0, WINDOW // 2)),
         _linear("output", stage, channels, {"x": x, "residual": x}, activation="gelu"),
     ]
+
+
+def _attention(stage: int, side: int, channels: int, heads: int, shift: int) -> PreparedCall:
+    parameters = {"bias_table": ((2 * WINDOW - 1) ** 2, heads), "qkv_bias": (3 * channels,)}
+    options = {"head_dim": channels // heads, "num_heads": heads, "window_size": WINDOW, "shift_size": shift}
+    flop = 2 * 2.0 * side**2 * WINDOW**2 * channels  # Q K^T and A V
+    maps, out = {"qkv": (side, side, 3 * channels)}, (side, side, channels)
+    return PreparedCall("prepare_window_attention", f"shift {shift}", stage, maps, parameters, out, flop, options)
 
 
 def _fusion(stage: int, side: int, channels: int) -> list[PreparedCall]:

@@ -23,9 +23,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from hifuse_fast.backends import select
 from hifuse_fast.backends.triton import compile as ahead
 from hifuse_fast.backends.triton.compile import Compilation, Resources
 from hifuse_fast.backends.triton.launch import INTERPRETED, recording
+from hifuse_fast.bench.table import console as terminal
 from hifuse_fast.tuning.calls import DTYPES, Call, choose
 from hifuse_fast.tuning.floors import predictions
 from hifuse_fast.tuning.frozen_calls import network_calls
@@ -94,9 +96,10 @@ def report(
 def _compilations(call: Call, architecture: str, dtypes: Iterable[str], batches: Iterable[int]) -> list[Compilation]:
     """What the call launches without and, where it has them, with gradients."""
     with recording(architecture) as record:
-        for batch, dtype, mode in itertools.product(batches, dtypes, call.modes):
+        backends = select.candidates(call.op, "cuda")  # those that do not launch by Triton leave nothing on record
+        for batch, dtype, mode, backend in itertools.product(batches, dtypes, call.modes, backends):
             inputs = call.inputs(batch, DTYPES[dtype], "meta")
-            call.run(inputs, None if mode == "forward" else call.gradient(batch, DTYPES[dtype], "meta"), "triton")
+            call.run(inputs, None if mode == "forward" else call.gradient(batch, DTYPES[dtype], "meta"), backend)
     return [ahead.compilation(launch, architecture) for launch in record.launches]
 
 
@@ -122,7 +125,7 @@ def _describe(made: Compilation) -> tuple[str, str, str]:
     dtype = next((kind[1:] for _, kind in made.signature if kind.startswith("*")), "")
     constants = [f"{name}={value}" for name, value in made.constants if name.isupper()]  # the others are arguments that are 1
     constants += [f"{name}={value}" for name, value in made.options if name != "num_warps"]
-    return f"{file if folder == 'gpu' else folder} {function.strip('_').removesuffix('_kernel')}", dtype, " ".join(constants)
+    return f"{file if folder == 'triton' else folder} {function.strip('_').removesuffix('_kernel')}", dtype, " ".join(constants)
 
 
 def _first_line(error: Exception) -> str:
@@ -162,12 +165,6 @@ def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
     return found
 
 
-def wide_console() -> Console:
-    """The terminal; wide where the output goes to a file or a pipe, which have no width."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=160)
-
-
 @click.command()
 @click.option("--architectures", default=",".join(ARCHITECTURES), show_default=True)
 @click.option("--dtypes", default=",".join(DTYPES), show_default=True)
@@ -180,7 +177,7 @@ def main(
     *, architectures: str, dtypes: str, names: str, batch: tuple[int, ...], output: Path | None, jobs: int, predict: bool
 ) -> None:
     """Compile every kernel that HiFuse launches, and report what it takes of a multiprocessor."""
-    console = wide_console()
+    console = terminal(width=160)
     if predict:
         return _show_predictions(console)
     on, of = chosen("--architectures", architectures, ahead.LIMITS), chosen("--dtypes", dtypes, DTYPES)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hifuse_fast.backends import choices, tables
+from hifuse_fast.files import replacing
 
 _SECTION = re.compile(r"^\[(.+)\]\s*$")
 
@@ -25,59 +23,65 @@ def path(architecture: str) -> Path:
     return folder() / f"{architecture}.toml"
 
 
-def read(table: Path) -> dict[str, dict[str, Any]]:
-    """kernel -> key -> entry, {} where there is no table."""
-    return tomllib.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
+def read(table: Path) -> tables.Table:
+    """The table, {} where there is none.
+
+    Raises:
+        tables.TableError: it is damaged.
+    """
+    return tables.parse(table.read_text(encoding="utf-8"), table.name) if table.exists() else {}
 
 
-def put(table: Path, kernel: str, key: str, config: Mapping[str, float], origin: str, *, start: Path | None = None) -> None:
+def put(table: Path, section: str, key: str, entry: Mapping[str, Any], origin: str, *, start: Path | None = None) -> None:
     """Set one entry, at once or not at all; a new table starts as `start`, or as the one its architecture uses so far."""
     source = table if table.exists() else start or path(tables.nearest(table.stem))
     text = source.read_text(encoding="utf-8").replace(source.stem, table.stem)
-    _write(table, set_entry(text, kernel, key, config, origin))
+    changed = set_entry(text, section, key, entry, origin)
+    tables.parse(changed, table.name)  # a damaged table is worse than none
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(table) as unfinished:
+        unfinished.write_text(changed, encoding="utf-8")
 
 
-def set_entry(text: str, kernel: str, key: str, config: Mapping[str, float], origin: str) -> str:
+def set_entry(text: str, section: str, key: str, entry: Mapping[str, Any], origin: str) -> str:
     """The text of a table with this entry in it."""
-    values = ", ".join(f"{name} = {value}" for name, value in config.items())
-    entry = f'"{key}" = {{ {values}, origin = "{origin}" }}'
+    line = f'"{key}" = {_value({**entry, tables.ORIGIN: origin})}'
     lines = text.rstrip("\n").split("\n")
-    begin = next((i for i, line in enumerate(lines) if line.strip() == f"[{kernel}]"), None)
+    begin = next((i for i, each in enumerate(lines) if each.strip() == f"[{section}]"), None)
     if begin is None:
-        return "\n".join([*lines, "", f"[{kernel}]", entry, ""])
+        return "\n".join([*lines, "", f"[{section}]", line, ""])
     end = next((i for i in range(begin + 1, len(lines)) if _SECTION.match(lines[i])), len(lines))
     for i in range(begin + 1, end):
         if lines[i].startswith((f'"{key}" =', f"{key} =")):
-            lines[i] = entry
+            lines[i] = line
             return "\n".join([*lines, ""])
     while not lines[end - 1].strip():  # before the empty lines that end the section
         end -= 1
-    return "\n".join([*lines[:end], entry, *lines[end:], ""])
+    return "\n".join([*lines[:end], line, *lines[end:], ""])
 
 
-def _write(table: Path, text: str) -> None:
-    tomllib.loads(text)  # a damaged table is worse than none
-    table.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=table.parent, prefix=table.name, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(table)
+def _value(value: Any) -> str:
+    """In TOML, on one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_value(each)}" for name, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def described() -> tuple[list[str], list[list[str]]]:
     """A table of all choices, its head and its lines: of the ops, then of the products; keys that agree share a line."""
     all_tables = [tables.table(architecture) for architecture in tables.architectures()]
     body = []
-    for flag, title in ((choices.CHOICE, "{}"), (choices.PRODUCT, "product of {}")):
-        for name in (name for name, section in all_tables[0].items() if flag in section["*"]):
+    for mark, title in ((tables.ORDER, "{}"), (choices.PRODUCT, "product of {}")):
+        for name in (name for name, section in all_tables[0].items() if mark in section["*"]):
             body += _lines(
                 title.format(name.removesuffix("_forward").removesuffix("_dense")), [each[name] for each in all_tables]
             )
     return ["op", "calls", *tables.architectures()], body
 
 
-def _lines(title: str, sections: list[dict[str, dict[str, object]]]) -> list[list[str]]:
+def _lines(title: str, sections: list[dict[str, dict[str, Any]]]) -> list[list[str]]:
     keys: dict[tuple[str, ...], list[str]] = {}
     for key in dict.fromkeys(key for section in sections for key in section):
         cells = tuple(_cell(section.get(key) or section["*"]) for section in sections)
@@ -88,8 +92,11 @@ def _lines(title: str, sections: list[dict[str, dict[str, object]]]) -> list[lis
     return [[title, "all others" if "all others" in alike else ", ".join(alike), *cells] for cells, alike in ordered]
 
 
-def _cell(entry: dict[str, object]) -> str:
-    """What serves, and how that is known."""
-    served = "Triton" if entry.get(choices.CHOICE, entry.get(choices.PRODUCT)) else "library"
-    ratio = "" if tables.REFERENCE not in entry else f"library / Triton {entry[tables.REFERENCE]}, "
-    return f"{served} ({ratio}{entry['origin']})"
+def _cell(entry: Mapping[str, Any]) -> str:
+    """What serves, the times of the others over its own, and how that is known."""
+    if tables.ORDER not in entry:
+        return f"{'Triton' if entry[choices.PRODUCT] else 'library'} ({entry[tables.ORIGIN]})"
+    first, *others = entry[tables.ORDER]
+    times = entry.get(tables.TIMES, {})
+    told = [f"{name} {times[name]:.2f}x" for name in others if name in times]
+    return f"{first} ({', '.join([*told, entry[tables.ORIGIN]])})"

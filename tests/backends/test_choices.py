@@ -1,26 +1,37 @@
-"""What "auto" takes on a GPU, Triton or the reference, as the tables say; a GPU is played by the meta device, or by the CPU."""
+"""Which backend "auto" takes on a GPU, as the tables say; a GPU is played by the meta device, or by the CPU."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from hifuse_fast import ops, use_backend
-from hifuse_fast.backends import select, tables
+from hifuse_fast.backends import choices, select, tables
 from hifuse_fast.backends.triton import launch
-from hifuse_fast.tuning import calls, table_file
-from hifuse_fast.tuning.frozen_calls import frozen_calls
+from hifuse_fast.tuning import calls
+from hifuse_fast.tuning.frozen_calls import network_calls
 
-CALLS = calls.choose("7x7")
+CALLS = calls.choose("7x7", network_calls())
 X, W = torch.randn(2, 3, 5, 16), torch.ones(16)
+TRITON, REFERENCE = ["triton", "reference"], ["reference", "triton"]
 
 
-def triton(chosen: int, op: str = "layer_norm") -> AbstractContextManager[None]:
+def ordered(order: list[str], op: str = "layer_norm") -> AbstractContextManager[None]:
     """As if the tables said so."""
-    return tables.override(op, {"triton": chosen})
+    return tables.override(op, {"order": order})
+
+
+@pytest.fixture
+def cpu_plays_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(select.RUNS_ON, "triton", ("cpu",))
+    monkeypatch.setattr(select, "HAVE_TABLES", ("cpu",))
 
 
 def asked(call: calls.Call, backend: str = "auto") -> list[tuple[str, str]]:
@@ -42,11 +53,11 @@ def looked_up(backend: str, x: Tensor = X) -> set[str]:
 def test_auto_takes_what_the_table_says(call: calls.Call) -> None:
     kernels = asked(call, "triton")
     assert kernels
-    with triton(1, call.op):
+    with ordered(TRITON, call.op):
         choice, *others = asked(call)
         assert choice[0] == call.op
         assert others == kernels  # it is asked for once, not in the backward again
-    with triton(0, call.op):
+    with ordered(REFERENCE, call.op):
         assert asked(call) == [choice]
         assert asked(call, "triton") == kernels  # asked for by name, it is never overridden
         with use_backend("triton"):
@@ -54,10 +65,14 @@ def test_auto_takes_what_the_table_says(call: calls.Call) -> None:
     assert asked(call, "reference") == []
 
 
-def test_every_op_with_gradients_has_a_choice_everywhere() -> None:
+def test_every_op_has_an_order_everywhere_and_nothing_else_has() -> None:
     for architecture in tables.architectures():
-        for op in {call.op for call in calls.all_calls()}:
-            assert tables.table(architecture)[op]["*"]["triton"] in (0, 1)
+        table = tables.table(architecture)
+        assert {name for name, entries in table.items() if "order" in entries["*"]} == set(select.OPS)
+        for op in select.OPS:
+            for entry in table[op].values():
+                assert set(entry["order"]) <= {*select.OPS[op], "reference"}
+                assert set(entry.get("times", ())) <= set(entry["order"][1:])
 
 
 def test_keys_tell_apart_what_the_calls_differ_in() -> None:
@@ -69,85 +84,220 @@ def test_keys_tell_apart_what_the_calls_differ_in() -> None:
         "batch_norm bn1 7x7x2304": ("batch_norm", "16-bit 2304 training"),
         "batch_norm conv3 7x7x768": ("batch_norm", "16-bit 768 training residual"),
     }
-    assert len({asked(call)[0] for call in CALLS if call.op != "batch_norm"}) == len(CALLS) - len(found)
+    functions = [asked(call)[0] for call in CALLS if call.op != "batch_norm" and not call.op.startswith("prepare_")]
+    assert len(set(functions)) == len(functions)
+
+
+def test_a_prepared_op_has_the_key_of_its_function() -> None:
+    def keys(op: str) -> set[str]:
+        return {asked(call)[0][1] for call in network_calls() if call.op == op}
+
+    for op in ("window_attention", "mlp"):
+        assert keys(f"prepare_{op}") == keys(op)
+    assert keys("prepare_mixer") == {key for key in keys("mixer") if key.endswith("dense")}
+    both = {"16-bit 96 288 pixels norm", "16-bit 1536 768 patches norm"}  # qkv at stage 1, merging to stage 4
+    assert keys("prepare_linear") >= both <= keys("linear")
+
+
+def test_keys_of_prepared_ops() -> None:
+    found = {call.name: asked(call)[0][1] for call in network_calls() if call.op.startswith("prepare_")}
+    assert found["prepare_linear downsample 56x56x96"] == "16-bit 384 192 patches pixel-norm"
+    assert found["prepare_linear up 14x14x384"] == "16-bit 384 768 pixels relu pool"
+    assert found["prepare_linear output 7x7x768"] == "16-bit 768 768 pixels gelu"
+    assert found["prepare_window_attention shift 3 7x7x2304"] == "16-bit 7 24 32 shifted"
+    assert found["prepare_stem images 224x224x3"] == "16-bit 3 96"
+    assert found["prepare_local_block local 7x7x768"] == "16-bit 768"
+    assert found["prepare_gated_concat gates 7x7x768"] == "16-bit 768 48"
+    assert found["prepare_mixer dense 7x7x2304"] == "16-bit 2304 dense"
+    assert found["prepare_mlp with biases 7x7x2304"] == "16-bit 2304 9216 768"
+
+
+def test_keys_are_built_of_what_is_there() -> None:
+    assert tables.key(96, "", "pixels", dtype=torch.bfloat16) == "16-bit 96 pixels"
+    assert tables.key(96, dtype=torch.float32) == "32-bit 96"
+    assert tables.key(4096) == "4096"
 
 
 def test_the_cpu_does_not_ask() -> None:
-    with triton(0):
+    with ordered(REFERENCE):
         assert looked_up("auto") == set()
         assert looked_up("auto", X.to("meta")) == {"layer_norm"}
 
 
+@pytest.mark.usefixtures("cpu_plays_gpu")
 @pytest.mark.skipif(not launch.INTERPRETED, reason="the interpreter is off")
-def test_a_result_is_that_of_the_way_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_auto_triton", ("cpu",))
-    with triton(0):
+def test_a_result_is_that_of_the_backend_taken() -> None:
+    with ordered(REFERENCE):
         assert looked_up("auto") == {"layer_norm"}
         assert looked_up("triton") == {"layer_norm_forward"}
         assert looked_up("reference") == set()
         assert ops.layer_norm(X, W, W).equal(ops.layer_norm(X, W, W, backend="reference"))
-    with triton(1):
+    with ordered(TRITON):
         assert looked_up("auto") == {"layer_norm", "layer_norm_forward"}
         assert ops.layer_norm(X, W, W).equal(ops.layer_norm(X, W, W, backend="triton"))
 
 
+@pytest.mark.usefixtures("cpu_plays_gpu")
 @pytest.mark.skipif(not launch.INTERPRETED, reason="the interpreter is off")
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("chosen", [0, 1])
-def test_compiled_code_has_the_choice_in_it(monkeypatch: pytest.MonkeyPatch, chosen: int, dynamic: bool) -> None:
-    monkeypatch.setattr(select, "_auto_triton", ("cpu",))
+@pytest.mark.parametrize("order", [TRITON, REFERENCE])
+def test_compiled_code_has_the_choice_in_it(order: list[str], dynamic: bool) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(ops.layer_norm, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    with triton(chosen), tables.lookups() as found:
+    with ordered(order), tables.lookups() as found:
         out = compiled(X, W, W)
-    assert ("layer_norm_forward" in {name for name, _ in found}) == bool(chosen)
+    assert ("layer_norm_forward" in {name for name, _ in found}) == (order == TRITON)
     torch.testing.assert_close(out, ops.layer_norm(X, W, W, backend="reference"))
 
 
 SOME = "qkv 7x7,fc1 7x7,shift 3 7x7,norm1 7x7,dwconv 7x7,gated 7x7,over channels 7x7,conv3 7x7,depthwise 7x7"
 
 
+@pytest.mark.usefixtures("cpu_plays_gpu")
 @pytest.mark.parametrize("call", calls.choose(SOME), ids=lambda call: call.name)
-def test_every_op_compiles_with_the_choice(monkeypatch: pytest.MonkeyPatch, call: calls.Call) -> None:
-    monkeypatch.setattr(select, "_auto_triton", ("cpu",))
+def test_every_op_compiles_with_the_choice(call: calls.Call) -> None:
     torch._dynamo.reset()
     inputs = call.inputs(1, torch.float32, "cpu")
-    with triton(0, call.op):
+    with ordered(REFERENCE, call.op):
         out = torch.compile(call, fullgraph=True, backend="aot_eager")(inputs)
     torch.testing.assert_close(out, call(inputs, "reference"))
 
 
-def test_prepared_ops_do_not_ask() -> None:
-    found = {name for call in frozen_calls() for name, _ in asked(call)}
-    assert found
-    assert found.isdisjoint({call.op for call in calls.all_calls()})
+# ---- Any number of rivals ----------------------------------------------------------------------------------------------
 
 
-def table(**sections: dict[str, dict[str, object]]) -> dict[str, dict[str, dict[str, object]]]:
-    return {"norm_forward": {"*": {"elements": 1, "origin": "predicted"}}, **sections}
+@pytest.fixture
+def third(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A third backend of layer norm, twice the reference, and of the prepared mixer; `refuses` may be set to a reason."""
+    function, prepared = ModuleType("function"), ModuleType("prepared")
+    function.refuses = None
+
+    def why_not(**call: Any) -> str | None:
+        return function.refuses
+
+    class Mixer(torch.nn.Module):
+        backend = "third"
+
+        def __init__(self, tensors: dict[str, Tensor], **options: Any) -> None:
+            super().__init__()
+
+        @staticmethod
+        def pack(tensors: dict[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+            return tensors
+
+    function.why_not = prepared.why_not = why_not
+    function.forward = lambda x, weight, bias, eps, rows, dtype: 2 * ops.layer_norm(x, weight, bias, backend="reference")
+    prepared.Mixer = Mixer
+    monkeypatch.setitem(sys.modules, "hifuse_fast.ops.functions.layer_norm.third", function)
+    monkeypatch.setitem(sys.modules, "hifuse_fast.ops.prepared.mixer.third", prepared)
+    monkeypatch.setattr(select, "BACKENDS", (*select.BACKENDS, "third"))
+    monkeypatch.setitem(select.RUNS_ON, "third", ("cpu", "meta"))
+    monkeypatch.setitem(select.OPS, "layer_norm", ("triton", "third"))
+    monkeypatch.setitem(select.OPS, "prepare_mixer", ("triton", "native", "third"))
+    monkeypatch.setattr(select, "HAVE_TABLES", ("cpu", "meta"))
+    monkeypatch.setattr(select, "_loaded", type(select._loaded)(**vars(select._loaded)))
+    return function
 
 
-def test_the_page_of_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    predicted = {"*": {"triton": 1, "origin": "predicted"}}
-    product = {
-        "*": {"fused": 0, "origin": "predicted"},
-        "8x8": {"fused": 1, "origin": "predicted"},
-        "9x9": {"fused": 1, "origin": "predicted"},
-    }
-    measured = {**predicted, "16-bit 96": {"triton": 0, "reference_time": 0.5, "origin": "Some GPU, 2026-01-02"}}
-    known = {
-        "sm_1": table(norm=predicted, pool=predicted, a_forward=product),
-        "sm_2": table(norm=measured, pool=predicted, a_forward=product),
-    }
-    monkeypatch.setattr(tables, "architectures", lambda: list(known))
-    monkeypatch.setattr(tables, "table", known.__getitem__)
-    assert table_file.described() == (
-        ["op", "calls", "sm_1", "sm_2"],
-        [
-            ["norm", "16-bit 96", "Triton (predicted)", "library (library / Triton 0.5, Some GPU, 2026-01-02)"],
-            ["norm", "all others", "Triton (predicted)", "Triton (predicted)"],
-            ["pool", "all", "Triton (predicted)", "Triton (predicted)"],
-            ["product of a", "8x8, 9x9", "Triton (predicted)", "Triton (predicted)"],
-            ["product of a", "all others", "library (predicted)", "library (predicted)"],
-        ],
-    )
+def served(op: str = "layer_norm", device: str = "meta", **call: Any) -> str:
+    return select.choose(op, "auto", device=torch.device(device), dtype=torch.float32, **call)
+
+
+@pytest.mark.usefixtures("third")
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (["third", "triton", "reference"], "third"),
+        (["triton", "third", "reference"], "triton"),
+        (["reference", "third", "triton"], "reference"),
+        (["of the future", "third", "reference"], "third"),  # a name that this version does not know
+        (["native", "third"], "third"),  # which has no kernels for it
+        (["of the future"], "reference"),  # nothing else is named
+    ],
+)
+def test_the_first_of_the_order_that_can_serve_is_taken(order: list[str], expected: str) -> None:
+    with ordered(order):
+        assert served() == expected
+    with ordered(order, "prepare_mixer"):
+        op = ops.prepare_mixer(torch.empty(8, 1, 3, 3, device="meta"), dtype=torch.float32)
+        assert op.backend == expected
+
+
+def test_what_cannot_serve_is_passed_over(third: ModuleType) -> None:
+    third.refuses = "it is Sunday"
+    with ordered(["third", "triton", "reference"]):
+        assert served() == "triton"
+        assert served(device="cpu") == "reference"  # where Triton's interpreter is for tests
+        with pytest.raises(select.BackendError, match="backend 'third' cannot serve layer_norm: it is Sunday"):
+            select.choose("layer_norm", "third")
+        with use_backend("third"), pytest.raises(select.BackendError, match="it is Sunday"):
+            ops.layer_norm(X, W, W)
+
+
+@pytest.mark.usefixtures("third")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_third_backend_serves_eager_and_compiled(dynamic: bool) -> None:
+    expected = 2 * ops.layer_norm(X, W, W, backend="reference")
+    with ordered(["of the future", "third", "reference"]):
+        torch.testing.assert_close(ops.layer_norm(X, W, W), expected)
+        torch._dynamo.reset()
+        compiled = torch.compile(ops.layer_norm, fullgraph=True, dynamic=dynamic, backend="eager")
+        torch.testing.assert_close(compiled(X, W, W), expected)
+
+
+# ---- The tables --------------------------------------------------------------------------------------------------------
+
+
+def test_the_architecture_needs_no_triton() -> None:
+    """Nor does the choice, where the package is not installed: the reference serves."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from hifuse_fast.backends import choices, select, tables
+device = torch.device("meta")
+print(tables.architecture(device), choices.best("layer_norm", "*", device, ["reference"]))
+with tables.assume("sm_120"):
+    print(tables.architecture(device), tables.nearest("sm_120"))
+select._HAS_TRITON = False
+print(select.choose("layer_norm", "auto", device=device, dtype=torch.float32))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["sm_90", "reference", "sm_120", "sm_100", "reference"]
+
+
+GOOD = '[norm]\n"*" = { order = ["triton"], origin = "predicted" }\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[norm\n", "sm_1.toml is damaged: .*line 1"),
+        ("norm = 3\n", "sm_1.toml: norm must be a section of entries, is 3"),
+        ('[norm]\n"k" = { a = 1, origin = "predicted" }\n', r"sm_1.toml, section \[norm\]: has no entry '\*'"),
+        (GOOD + "k = 1\n", r"sm_1.toml, section \[norm\], key 'k': must be an entry in braces, is 1"),
+        (GOOD + "k = { a = 1 }\n", r"section \[norm\], key 'k': must have an origin, has {'a': 1}"),
+        (GOOD + 'k = { a = 1, b = "x", origin = "" }\n', "key 'k': must have integers for tile sizes, has {'b': 'x'}"),
+        (GOOD + 'k = { order = "triton", origin = "" }\n', "key 'k': its order must be a list of backends, is 'triton'"),
+        (GOOD + 'k = { order = [], origin = "" }\n', r"its order must be a list of backends, is \[\]"),
+        (GOOD + 'k = { order = ["a"], times = { b = "x" }, origin = "" }\n', "its times must be numbers by backend"),
+        (GOOD + 'k = { order = ["a"], newer = 1, origin = "" }\n', "key 'k': this version does not know newer"),
+    ],
+)
+def test_a_damaged_or_newer_table_says_where(text: str, message: str) -> None:
+    with pytest.raises(tables.TableError, match=message):
+        tables.parse(text, "sm_1.toml")
+    tables.parse(GOOD, "sm_1.toml")
+
+
+def test_a_table_without_the_section_or_the_order_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "table", lambda _: {"layer_norm": {"*": {"triton": 1, "origin": "predicted"}}})
+    tables._find.cache_clear()
+    try:
+        with pytest.raises(tables.TableError, match=r"sm_90.toml: has no section \[mlp\]"):
+            choices.order("mlp", "16-bit 9", "sm_90")
+        expected = r"sm_90.toml, section \[layer_norm\], key '16-bit 9' or '\*': must have an order of backends"
+        with pytest.raises(tables.TableError, match=expected):
+            choices.order("layer_norm", "16-bit 9", "sm_90")
+    finally:
+        tables._find.cache_clear()

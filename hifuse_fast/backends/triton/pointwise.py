@@ -62,7 +62,7 @@ def finish(z: Tensor, residual: Tensor | None, out: Tensor, *, gelu: bool) -> No
 def gelu_backward(grad: Tensor, z: Tensor, dz: Tensor, *, need_bias: bool) -> Tensor:
     """The gradient of z [rows, N], what went into GELU, to `dz`; returns that of the bias in z, empty if not needed."""
     count, columns = z.shape
-    config = dict(tables.lookup("linear_backward", str(columns), tables.architecture(z.device)))
+    config = dict(tables.lookup("linear_backward", tables.key(columns), tables.architecture(z.device)))
     programs = min(config.pop("programs"), blocks(count, config["BLOCK_R"]))
     partial = z.new_empty((programs, columns), dtype=torch.float32) if need_bias else None
     grid = (programs, blocks(columns, config["BLOCK_N"]))

@@ -92,7 +92,7 @@ def test_kernel_obeys_the_rule(case: Case, way: str, dtype: torch.dtype, kernel:
 def test_the_configured_tiles_obey_the_rule(kernel: str) -> None:
     """Stage 1 as the table has it for many pixels, with a last tile that is not full; and the backward in one part."""
     case = Case("stage 1", (1, 11, 13, 288), 1152, 96)
-    config = tables.table("sm_90")["mlp_forward"]["288x1152x96"]
+    config = tables.table("sm_90")["mlp_forward"]["16-bit 288 1152 96"]
     with tables.override("mlp_forward", {name: value for name, value in config.items() if name != "origin"}):
         check_parity(mlp, case.tensors(), torch.bfloat16, kernel)
 

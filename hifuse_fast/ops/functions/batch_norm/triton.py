@@ -298,7 +298,7 @@ def _vectors(*vectors: Tensor) -> list[Tensor]:
 
 def _tiles(kernel: str, rows: int, x: Tensor) -> tuple[dict[str, int], int, dict[str, int]]:
     """The sides of a tile, the number of shares of the rows, and what else is configured."""
-    config = dict(tables.lookup(kernel, str(x.shape[3]), tables.architecture(x.device)))
+    config = dict(tables.lookup(kernel, tables.key(x.shape[3]), tables.architecture(x.device)))
     block = min(triton.next_power_of_2(x.shape[3]), config.pop("channels"))
     tile = {"BLOCK_R": max(1, config.pop("elements") // block), "BLOCK_C": block}
     shares = max(1, min(config.pop("programs", 1) // blocks(x.shape[3], block), blocks(rows, tile["BLOCK_R"])))

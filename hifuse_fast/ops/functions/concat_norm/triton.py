@@ -256,5 +256,5 @@ def _kinds(gates: Sequence[Tensor | None], like: Tensor) -> dict[str, int]:
 def _tiles(kernel: str, like: Tensor) -> tuple[dict[str, int], dict[str, int]]:
     """The sides of a tile, and what else is configured."""
     block = triton.next_power_of_2(like.shape[3])
-    config = dict(tables.lookup(kernel, str(block), tables.architecture(like.device)))
+    config = dict(tables.lookup(kernel, tables.key(block), tables.architecture(like.device)))
     return {"BLOCK_R": max(1, config.pop("elements") // block), "BLOCK_C": block}, config

@@ -102,7 +102,7 @@ def _tiles(kernel: str, x: Tensor, *, whole: bool = True) -> tuple[dict[str, int
     """
     batch, height, width, channels = x.shape
     chunks, block = _chunks(channels)
-    key = f"{8 * x.element_size()}-bit {block + block // 2 * (chunks - 1)}"
+    key = tables.key(block + block // 2 * (chunks - 1), dtype=x.dtype)
     config = dict(tables.lookup(kernel, key, tables.architecture(x.device)))
     elements, run, rows, programs = (config.pop(name) for name in ("elements", "run", "rows", "programs"))
     if not whole:

@@ -168,7 +168,7 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float, rows: str) -> 
 def _tiles(kernel: str, rows: Tensor) -> tuple[int, dict[str, int], dict[str, int]]:
     """The number of rows [B, H, W, K], the sides of a tile, and what else is configured."""
     block = triton.next_power_of_2(rows.shape[3])
-    config = dict(tables.lookup(kernel, str(block), tables.architecture(rows.device)))
+    config = dict(tables.lookup(kernel, tables.key(block), tables.architecture(rows.device)))
     tile = {"BLOCK_R": max(1, config.pop("elements") // block), "BLOCK_K": block}
     return rows.shape[0] * rows.shape[1] * rows.shape[2], tile, config
 

@@ -143,7 +143,8 @@ def write(
     height, width = (blocks(n, 2 if rows == "patches" else 1) for n in x.shape[1:3])
     count = x.shape[0] * height * width
     dtype = weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype)
-    config = dict(tables.lookup("linear_forward", _key(weight, norm_weight), tables.architecture(x.device)))
+    key = tables.key(depth, columns, "" if norm_weight is None else "norm", dtype=weight.dtype)
+    config = dict(tables.lookup("linear_forward", key, tables.architecture(x.device)))
     fused = config.pop("fused") and count < 2**31 and (norm_weight is not None or gelu or residual is not None)
     if residual is not None:
         residual = residual.contiguous()
@@ -217,10 +218,3 @@ def normalised_rows(
     if norm_weight is not None and norm_bias is not None:
         return layer_norm.forward(x, norm_weight, norm_bias, eps, rows, dtype).flatten(0, 2)
     return x.reshape(-1, x.shape[3]).to(dtype)
-
-
-def _key(weight: Tensor, norm_weight: Tensor | None) -> str:
-    """What decides how a call is served: the sides of the weight, and the norm; float32 is the vendor's."""
-    if weight.dtype == torch.float32:
-        return "float32"
-    return f"{'' if norm_weight is None else 'norm '}{weight.shape[1]}x{weight.shape[0]}"

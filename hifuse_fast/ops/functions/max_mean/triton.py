@@ -193,7 +193,7 @@ def backward(grad: Tensor, index: Tensor, over: str, batch: int, height: int, wi
 
 def _tiles(kernel: str, x: Tensor, whole_rows: bool = False) -> tuple[dict[str, int], int, dict[str, int]]:
     """The sides of a tile, the number of shares of an image's pixels, and what else is configured."""
-    config = dict(tables.lookup(kernel, str(x.shape[3]), tables.architecture(x.device)))
+    config = dict(tables.lookup(kernel, tables.key(x.shape[3]), tables.architecture(x.device)))
     block = triton.next_power_of_2(x.shape[3])
     block = block if whole_rows else min(block, config.pop("channels"))
     tile = {"BLOCK_R": max(1, config.pop("elements") // block), "BLOCK_C": block}

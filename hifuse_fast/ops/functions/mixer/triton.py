@@ -133,7 +133,7 @@ def write(z: Tensor, weight: Tensor, keep: bool, out: Tensor) -> tuple[Tensor, T
         )  # fmt: skip
         return out, c
 
-    config = dict(tables.lookup("mixer_dense", _key(weight), tables.architecture(z.device)))
+    config = dict(tables.lookup("mixer_dense", tables.key(channels, dtype=weight.dtype), tables.architecture(z.device)))
     if config.pop("fused") and pixels < 2**31 and weight.numel() < 2**31:
         launch(
             _dense_kernel, (blocks(pixels, config["BLOCK_M"]) * blocks(channels, config["BLOCK_N"]),),
@@ -179,8 +179,3 @@ def _channels_last(x: Tensor) -> Tensor:
 def _weight(weight: Tensor) -> Tensor:
     """[C, C, 3, 3] in channels-last memory."""
     return weight.contiguous(memory_format=torch.channels_last)
-
-
-def _key(weight: Tensor) -> str:
-    """What decides how a call is served: the channels; float32 is the vendor's."""
-    return "float32" if weight.dtype == torch.float32 else str(len(weight))

@@ -136,7 +136,8 @@ def write(
     (hidden, depth), columns = expand.shape, len(project)
     out = expand.new_empty((*u.shape[:3], columns)) if out is None else out
     rows, target = u.reshape(-1, depth), out.view(-1, columns)
-    config = dict(tables.lookup("mlp_forward", _key(len(rows), expand, project), tables.architecture(u.device)))
+    key = tables.key(depth, hidden, columns, "few" if len(rows) < FEW_ROWS else "", dtype=expand.dtype)
+    config = dict(tables.lookup("mlp_forward", key, tables.architecture(u.device)))
     if config.pop("fused"):
         rows = strided(rows)
         (block_k, rest_k), (block_n, rest_n) = _powers(depth), _powers(columns)
@@ -221,11 +222,3 @@ def _parts(rows: int, row_bytes: int, scratch: int) -> tuple[int, int]:
     most = max(1, scratch * 1024 // row_bytes)
     size = blocks(rows, max(1, blocks(rows, most)))
     return max(1, blocks(rows, max(1, size))), size
-
-
-def _key(rows: int, expand_weight: Tensor, project_weight: Tensor) -> str:
-    """What decides how a call is served: the sides, and whether there are rows for the one kernel; float32 is the vendor's."""
-    if expand_weight.dtype == torch.float32:
-        return "float32"
-    few = "few " if rows < FEW_ROWS else ""
-    return f"{few}{expand_weight.shape[1]}x{len(expand_weight)}x{len(project_weight)}"

@@ -105,7 +105,7 @@ def _plan(
     """The compile-time arguments of a kernel, about how many programs it shall have, and Triton's own options."""
     head_dim, tokens = qkv.shape[3] // (3 * num_heads), window_size**2
     most_tokens, block_d = max(16, triton.next_power_of_2(tokens)), max(16, triton.next_power_of_2(head_dim))
-    key = f"{most_tokens}x{block_d}x{qkv.element_size()}"
+    key = tables.key(most_tokens, block_d, dtype=qkv.dtype)
     options = dict(tables.lookup(kernel, key, tables.architecture(qkv.device)))
     block = min(options.pop("block"), most_tokens)
     constants = {

@@ -80,7 +80,9 @@ def prepare_gated_concat(
         "scale": scale,
         "shift": shift,
     }
-    cls = prepared_class("prepare_gated_concat", backend, device=filters.device, dtype=dtype, width=len(expand), **options)
+    key = (*expand.shape, "double_sigmoid" if double_sigmoid else "")
+    call = {"key": key, "device": filters.device, "dtype": dtype, "width": len(expand)}
+    cls = prepared_class("prepare_gated_concat", backend, **call, **options)
     op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
     return check_calls(op, partial(_check_call, like=filters.new_empty(0, dtype=dtype), channels=len(expand)))
 

@@ -15,6 +15,7 @@ from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_ca
 
 ROWS = ("pixels", "patches")
 NORMS = ("row", "pixel")
+NORM_WORDS = {None: "", "row": "norm", "pixel": "pixel-norm"}  # in the keys of tables
 ACTIVATIONS = ("none", "gelu", "relu")
 ALGORITHMS = ("auto", "direct")
 
@@ -83,7 +84,9 @@ def prepare_linear(
     options = {"rows": rows, "norm": norm, "eps": check_eps("eps", eps), "activation": activation, "pool": pool}
     options["algorithm"] = check_choice("algorithm", algorithm, ALGORITHMS)
     normed_width = 1 if norm is None else weight.shape[1]
-    cls = prepared_class("prepare_linear", backend, device=weight.device, dtype=dtype, width=normed_width, **options)
+    after = ("" if activation == "none" else activation, "pool" if pool else "")
+    key = (weight.shape[1], len(weight), rows, NORM_WORDS[norm], *after)
+    cls = prepared_class("prepare_linear", backend, key=key, device=weight.device, dtype=dtype, width=normed_width, **options)
     op: PreparedOp = cls(cls.pack({"weight": weight, "bias": bias}, dtype, **options), **options)
     depth = weight.shape[1] // 4 if rows == "patches" else weight.shape[1]
     like = weight.new_empty(0, dtype=dtype)

@@ -47,7 +47,8 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     check_weights(weight=(weight, "C 1 3 3" if depthwise else "C C 3 3"))
     check_dtype("dtype", dtype, DTYPES)
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
-    cls = prepared_class("prepare_mixer", backend, device=weight.device, dtype=dtype, **options)
+    key = (len(weight), "depthwise" if depthwise else "dense")
+    cls = prepared_class("prepare_mixer", backend, key=key, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack({"weight": weight}, dtype, **options), **options)
     return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
 

@@ -59,7 +59,8 @@ def prepare_mlp(
     check_dtype("dtype", dtype, DTYPES)
     tensors = {"expand": expand, "expand_bias": expand_bias, "project": project, "project_bias": project_bias}
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
-    cls = prepared_class("prepare_mlp", backend, device=expand.device, dtype=dtype, **options)
+    key = (expand.shape[1], len(expand), len(project))
+    cls = prepared_class("prepare_mlp", backend, key=key, device=expand.device, dtype=dtype, **options)
     op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
     like = expand.new_empty(0, dtype=dtype)
     return check_calls(op, partial(_check_call, like=like, depth=expand.shape[1], columns=len(project)))

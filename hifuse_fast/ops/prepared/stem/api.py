@@ -53,10 +53,12 @@ def prepare_stem(
         raise ValueError(f"eps must be a pair of numbers, got {eps!r}")
     options = {"eps": (check_eps("eps[0]", eps[0]), check_eps("eps[1]", eps[1]))}
     tensors = {"weight": weight, "bias": bias, "scale": scale, "shift": shift}
-    cls = prepared_class("prepare_stem", backend, device=weight.device, dtype=dtype, width=weight.shape[1], **options)
+    _, channels, in_chans, *_ = weight.shape
+    key = (in_chans, channels)
+    cls = prepared_class("prepare_stem", backend, key=key, device=weight.device, dtype=dtype, width=channels, **options)
     op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
     like = weight.new_empty(0, dtype=dtype)
-    return check_calls(op, partial(_check_call, like=like, channels=weight.shape[1], in_chans=weight.shape[2]))
+    return check_calls(op, partial(_check_call, like=like, channels=channels, in_chans=in_chans))
 
 
 def _check_call(images: Any, out: Any = None, *, like: Tensor, channels: int, in_chans: int) -> None:
