@@ -114,19 +114,23 @@ def test_streams_are_written_directly(tmp_path: Path) -> None:
 
 
 def write_and_raise(path: Path, text: str, error: BaseException) -> BaseException:
-    with pytest.raises(type(error)) as raised, writing(path, keep_partial=True) as file:
-        file.write(text)
-        raise error
+    def write() -> None:
+        with writing(path, keep_partial=True) as file:
+            file.write(text)
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        write()
     return raised.value
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a defect")])
-def test_what_was_done_is_kept_beside_the_file_and_named(tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_was_done_is_kept_beside_the_file_and_named(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("old")
     for name in ("rows.partial.csv", "rows.partial-2.csv", "rows.partial-3.csv"):  # what was kept before is kept
-        raised = write_and_raise(path, name, error)
-        assert raised.__notes__[-1] == f"{path} was not written; what was done by then is in {tmp_path / name}"
+        raised = write_and_raise(path, name, error())
+        assert raised.__notes__ == [f"{path} was not written; what was done by then is in {tmp_path / name}"]
         assert (tmp_path / name).read_text() == name
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 4
