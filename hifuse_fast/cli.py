@@ -1,66 +1,53 @@
 """The command line: `hifuse-fast predict | bench | info`. A thin layer: options in, one clear line out when they do not fit.
 
-Exit codes: 0 done; 1 done, but some images could not be read or, of `bench`, an output was wrong; 2 wrong usage or input;
-130 interrupted.
+The exit codes are in the help of the command.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import hifuse_fast
 from hifuse_fast.app import predict
+from hifuse_fast.app.console import BAD_RESULTS, Commands, note, progress
 from hifuse_fast.app.output import Row, write_csv, write_json
 from hifuse_fast.backends.select import BACKENDS
 from hifuse_fast.checkpoints import create_model_from_checkpoint, describe_checkpoint
 from hifuse_fast.data import images
 from hifuse_fast.data.classes import load_classes
-from hifuse_fast.files import STDOUT, writing
+from hifuse_fast.files import STDOUT, is_stream, writing
 from hifuse_fast.inference.serve import can_freeze, freeze
 
-_BAD_IMAGES, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 _PATH = click.Path(path_type=Path)
 _RGB = (float, float, float)
 _DTYPE = click.Choice(list(predict.DTYPES))
 
 
-class _InputError(click.ClickException):
-    exit_code = _BAD_INPUT
-
-
-class _Commands(click.Group):
-    """Turns the errors that tell of bad input into one line on stderr; any other error is a defect and keeps its traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("Interrupted: nothing was written.", err=True)
-            ctx.exit(_INTERRUPTED)
-        except (ValueError, OSError, hifuse_fast.BackendError, torch.OutOfMemoryError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head` is no error
-                raise
-            raise _InputError(_one_line(str(error))) from error
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(hifuse_fast.__version__, prog_name="hifuse-fast")
 def main() -> None:
-    """HiFuse for medical image classification, fast on CPUs and GPUs."""
+    """HiFuse for medical image classification, fast on CPUs and GPUs.
+
+    \b
+    Exit codes:
+      0    done
+      1    done, but some images could not be used; of `bench`, an output was wrong
+      2    wrong usage or wrong input, told in one line
+      70   an unexpected error: a defect, with its traceback
+      129, 130, 143   stopped by SIGHUP, SIGINT (Ctrl-C), SIGTERM
+      141  whoever read the output went away, as in `| head`
+    """
 
 
 @main.command()
@@ -74,9 +61,14 @@ def info(as_json: bool) -> None:
 @main.command("predict")
 @click.argument("paths", nargs=-1, required=True, type=_PATH)
 @click.option("--checkpoint", required=True, type=_PATH, help="Weights: .pth of the official code, or .safetensors.")
-@click.option("--classes", type=_PATH, help="Names: the official class_indices.json, or text with a name per line.")
-@click.option("--output", "-o", type=_PATH, help="File to write, .csv or .json.  [default: CSV on stdout]")
-@click.option("--format", "file_format", type=click.Choice(["csv", "json"]), help="[default: by the suffix of --output]")
+@click.option("--classes", type=_PATH, help="Names: the official class_indices.json, or text: a name or 'INDEX NAME' per line.")
+@click.option("--output", "-o", type=_PATH, default=Path(STDOUT), show_default=True, help="File to write, .csv or .json, or -.")
+@click.option("--format", "file_format", type=click.Choice(["csv", "json"]),
+              help="[default: by the suffix of --output, CSV on stdout]")  # fmt: skip
+@click.option("--csv-safe", is_flag=True, help="Put a ' before texts that a spreadsheet might run, which begin with = + - @ or "
+              "a control character, and before those that begin with a '. To read one back, take its ' away.")  # fmt: skip
+@click.option("--csv-bom", is_flag=True, help="Begin the CSV with a byte order mark, without which Excel misreads UTF-8. "
+              "To read it back in Python, say encoding='utf-8-sig'.")  # fmt: skip
 @click.option("--model", type=click.Choice(hifuse_fast.list_models()), help="[default: what the checkpoint holds]")
 @click.option("--channel-gate", type=click.Choice(["sigmoid", "double_sigmoid"]), default="sigmoid", show_default=True,
               help="double_sigmoid for official checkpoints from before 2024-01-16.")  # fmt: skip
@@ -98,8 +90,10 @@ def predict_command(
     paths: tuple[Path, ...],
     checkpoint: Path,
     classes: Path | None,
-    output: Path | None,
+    output: Path,
     file_format: str | None,
+    csv_safe: bool,
+    csv_bom: bool,
     model: str | None,
     channel_gate: str,
     batch_size: int,
@@ -116,26 +110,29 @@ def predict_command(
     """Classify images: files, and folders with everything below them.
 
     An image that cannot be read is named on stderr and has its error in the results; the others are not lost, and the exit code
-    is 1.
+    is 1. Where the command is stopped or fails, OUTPUT stays as it was, and the rows that are done are kept beside it, for
+    result.csv in result.partial.csv.
     """
     files = _list(paths)
     preprocess = images.Preprocess(image_size, resize or round(image_size * 256 / 224), mean, std)
     as_json = _file_format(output, file_format) == "json"
+    if as_json and (csv_safe or csv_bom):
+        raise ValueError("--csv-safe and --csv-bom are for CSV, but the output is JSON")
     on = _device(device)
     Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, one for the whole process, follows the user's
     warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
     failed: list[Path] = []
     with (
-        writing(STDOUT if output is None else output) as file,
+        writing(output, keep_partial=True) as file,
         hifuse_fast.use_backend(backend),
-        _progress(len(files), output) as on_progress,
+        progress(len(files), shown=not (is_stream(output) and sys.stdout.isatty())) as on_progress,
     ):
         frozen = can_freeze(on, predict.DTYPES[dtype], backend)
         loaded = torch.float32 if frozen else predict.DTYPES[dtype]  # what is folded is folded before it is rounded
         network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=loaded)
         found = _check_model(model, network, checkpoint)
         names = load_classes(classes, network.num_classes)
-        serving = freeze(network, predict.DTYPES[dtype], _note) if frozen else network
+        serving = freeze(network, predict.DTYPES[dtype], note) if frozen else network
         del network  # its memory is as much again
         rows = predict.predict(
             files, serving, preprocess, names, batch_size=batch_size, device=on, dtype=predict.DTYPES[dtype], workers=workers,
@@ -155,10 +152,10 @@ def predict_command(
             }
             write_json(file, rows, names, header)
         else:
-            write_csv(file, rows, names)
+            write_csv(file, rows, names, safe=csv_safe, bom=csv_bom)
     if failed:
         click.echo(f"{len(failed)} of {len(files)} images could not be used; the results of the others are complete.", err=True)
-        ctx.exit(_BAD_IMAGES)
+        ctx.exit(BAD_RESULTS)
 
 
 def _check_model(name: str | None, network: hifuse_fast.HiFuse, checkpoint: Path) -> dict[str, Any]:
@@ -185,7 +182,7 @@ def _check_model(name: str | None, network: hifuse_fast.HiFuse, checkpoint: Path
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), multiple=True, help="[default: every one that is there]")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
 @click.option("--seconds", type=click.FloatRange(0), default=150.0, show_default=True, help="Time to measure, in all.")
-@click.option("--results", type=_PATH, default=Path("benchmarks/results"), show_default=True, help="Folder for table and plot.")
+@click.option("--results", type=_PATH, help="Folder for the rows and their plot.  [default: only the table is shown]")
 @click.pass_context
 def bench(
     ctx: click.Context,
@@ -197,7 +194,7 @@ def bench(
     device: tuple[str, ...],
     threads: int | None,
     seconds: float,
-    results: Path,
+    results: Path | None,
 ) -> None:
     """Measure the fast network against the reference on real images, outputs checked.
 
@@ -219,8 +216,10 @@ def _list(paths: tuple[Path, ...]) -> list[Path]:
     return files
 
 
-def _file_format(output: Path | None, file_format: str | None) -> str:
-    suffix = "csv" if output is None else output.suffix.lower().removeprefix(".")
+def _file_format(output: Path, file_format: str | None) -> str:
+    suffix = output.suffix.lower().removeprefix(".")
+    if file_format is None and suffix not in ("csv", "json") and is_stream(output):
+        return "csv"
     file_format = file_format or suffix
     if file_format not in ("csv", "json"):
         raise ValueError(f"output must end in .csv or .json, or --format must say which of the two it is; got {output}")
@@ -230,24 +229,12 @@ def _file_format(output: Path | None, file_format: str | None) -> str:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    found = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if found is None:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if name != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():  # torch takes cuda:256 for cuda:0
         raise ValueError(f"device {name} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
-@contextmanager
-def _progress(total: int, output: Path | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, where that is a terminal and the results do not go to one too; yields the function that moves it."""
-    console = Console(stderr=True)
-    shown = console.is_terminal and (output is not None or not sys.stdout.isatty())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not shown, redirect_stdout=False) as progress:
-        task = progress.add_task("images", total=total)
-        yield lambda done: progress.update(task, completed=done)
+    return torch.device(name)
 
 
 def _name_failures(rows: Iterator[Row], failed: list[Path]) -> Iterator[Row]:
@@ -255,18 +242,8 @@ def _name_failures(rows: Iterator[Row], failed: list[Path]) -> Iterator[Row]:
     for row in rows:
         if row.error is not None:
             failed.append(row.path)
-            _note(f"{row.path}: {row.error}")
+            note(f"{row.path}: {row.error}")
         yield row
-
-
-def _note(text: str) -> None:
-    """On stderr, beside the results."""
-    click.echo(_one_line(text), err=True)
-
-
-def _one_line(text: str) -> str:
-    """`text` on one line, with what a terminal would not print, or obey, written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.splitlines()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
 import sys
@@ -12,15 +13,22 @@ from pathlib import Path
 from typing import TextIO, cast
 
 STDOUT = "-"  #: as a path, the standard output
+_LONG_NAME = 200  # bytes; file systems take 255
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, keep_partial: bool = False) -> Iterator[Path]:
     """The path of a new, empty file, which takes the place of `path` when the block ends; it vanishes when the block raises.
 
     The new file lies beside the old one under a short name of its own, and is made at once: a folder that is absent or
     read-only is found before any work. A link keeps being one, and the file that it points to is replaced. The permissions are
     those of the old file, else what the umask leaves.
+
+    Args:
+        path: the file to be written.
+        keep_partial: whether what was written before the block raised is kept beside `path`: as rows.partial.csv for rows.csv,
+            or rows.partial-2.csv where that is taken. An empty file is not kept; and none where writing itself failed, because
+            it may end anywhere. A note on the error names the file.
 
     Raises:
         ValueError: `path` is there and is no regular file.
@@ -31,7 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise ValueError(f"output {path} exists and is not a regular file")
     unfinished = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
     try:
-        os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        _make(unfinished)
     except OSError as error:
         raise OSError(error.errno, f"output {path} cannot be written: {error.strerror}") from None
     try:
@@ -39,15 +47,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield unfinished
         unfinished.chmod(mode)  # what wrote the file may have made it anew, by rules of its own
         unfinished.replace(target)
+    except BaseException as error:
+        if keep_partial and not isinstance(error, OSError) and (kept := _keep(unfinished, target)):
+            error.add_note(f"{path} was not written; what was done by then is in {kept}")
+        elif isinstance(error, KeyboardInterrupt) and unfinished.exists():
+            error.add_note("nothing was written")
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+def writing(path: str | os.PathLike[str], *, keep_partial: bool = False) -> Iterator[TextIO]:
     """A text file in UTF-8 for `path`: as `replacing` has it, or where `path` is "-" or a device or pipe, that itself.
 
     Names of files that are not UTF-8 keep their bytes. Lines end as they are written.
+
+    Args:
+        path: the file to be written.
+        keep_partial: see `replacing`.
 
     Raises:
         ValueError, OSError: see `replacing`.
@@ -61,7 +79,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         with _open(Path(path)) as file:
             yield file
     else:
-        with replacing(path) as unfinished, _open(unfinished) as file:
+        with replacing(path, keep_partial=keep_partial) as unfinished, _open(unfinished) as file:
             yield file
 
 
@@ -79,3 +97,25 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
 
 def _open(path: Path) -> TextIO:
     return cast(TextIO, path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
+
+
+def _make(path: Path) -> None:
+    """A new, empty file, with the permissions that the umask leaves; FileExistsError where there is one."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+def _keep(unfinished: Path, target: Path) -> Path | None:
+    """Moves what is unfinished to a free name beside `target`, and returns that; None where there is nothing to keep."""
+    stem, suffix = target.stem, target.suffix
+    if len(os.fsencode(target.name)) > _LONG_NAME:
+        stem, suffix = stem[:40], suffix[:9]
+    numbers = itertools.count(2)
+    kept = target.with_name(f"{stem}.partial{suffix}")
+    try:
+        if not unfinished.stat().st_size:
+            return None
+        while kept.exists():
+            kept = target.with_name(f"{stem}.partial-{next(numbers)}{suffix}")
+        return unfinished.replace(kept)
+    except OSError:  # what is on its way says more
+        return None

@@ -111,3 +111,46 @@ def test_streams_are_written_directly(tmp_path: Path) -> None:
             file.flush()
             subprocess.run([sys.executable, "-c", code.format(path)], stdout=file, check=True)
         assert (tmp_path / "redirected").read_bytes() == b"before\na\nb\n"
+
+
+def write_and_raise(path: Path, text: str, error: BaseException) -> BaseException:
+    def write() -> None:
+        with writing(path, keep_partial=True) as file:
+            file.write(text)
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        write()
+    return raised.value
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_was_done_is_kept_beside_the_file_and_named(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("old")
+    for name in ("rows.partial.csv", "rows.partial-2.csv", "rows.partial-3.csv"):  # what was kept before is kept
+        raised = write_and_raise(path, name, error())
+        assert raised.__notes__ == [f"{path} was not written; what was done by then is in {tmp_path / name}"]
+        assert (tmp_path / name).read_text() == name
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_partial_file_lies_where_the_link_points(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real" / "rows.csv")
+    write_and_raise(tmp_path / "link.csv", "done", KeyboardInterrupt())
+    assert (tmp_path / "real" / "rows.partial.csv").read_text() == "done"
+
+
+def test_the_longest_name_has_a_partial_file_too(tmp_path: Path) -> None:
+    write_and_raise(tmp_path / ("ü" * 125 + ".csv"), "done", KeyboardInterrupt())
+    assert [each.name for each in tmp_path.iterdir()] == ["ü" * 40 + ".partial.csv"]
+
+
+def test_nothing_is_kept_of_nothing_and_of_what_failed_to_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    assert write_and_raise(path, "", KeyboardInterrupt()).__notes__ == ["nothing was written"]
+    assert not hasattr(write_and_raise(path, "half a li", OSError(28, "No space left on device")), "__notes__")
+    assert not hasattr(write_and_raise(path, "", RuntimeError()), "__notes__")
+    assert not list(tmp_path.iterdir())

@@ -88,6 +88,7 @@ def network(report: Path) -> list[Step]:
     images = [] if importlib.util.find_spec("skimage") else ["--images", str(report / "images")]
     each = [option for name in ("bfloat16", "float16") for option in ("--dtype", name)]
     common = ["-m", "hifuse_fast.cli", "bench", "--device", "cuda", "--batch-size", "1", "--batch-size", str(IMAGES)]
+    common += ["--results", KEPT[0]]
     peers = ["-m", "benchmarks.gpu_network", "--resume"]
     return [
         Step("network", _fixed(*common, *each, "--seconds", "20", *images)),

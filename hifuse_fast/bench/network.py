@@ -64,7 +64,7 @@ ENGINES: dict[str, Engine] = {"reference": backend_engine("reference"), "hifuse_
 def run(
     model: str = "hifuse_small",
     *,
-    results: Path | None = Path("benchmarks/results"),
+    results: Path | None = None,
     images: Path | None = None,
     batch_sizes: Sequence[int] = (1, 8),
     dtypes: Sequence[str] | None = None,

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import hifuse_fast
+from hifuse_fast.app.output import Row
 from hifuse_fast.checkpoints import create_model_from_checkpoint, save_checkpoint
 from hifuse_fast.cli import main
 from hifuse_fast.data.images import Preprocess, load_image
@@ -31,9 +32,9 @@ INTERRUPTIBLE = (  # also where the shell that started the tests ignores SIGINT
 )  # fmt: skip
 
 
-def hifuse(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def hifuse(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hifuse_fast.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,57 @@ def test_a_folder_as_it_is_found_in_the_world(tmp_path, checkpoint, classes):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a folder", "out.csv", "whole.jpg"]  # no temporary file
 
 
-def test_json_says_how_it_was_made(tmp_path, checkpoint, classes):
+def test_interrupt_leaves_nothing_half_written(tmp_path, checkpoint):
+    folder = tmp_path / "many"
+    first = save_noise(folder / "0.png", 1500, 1500, 0)
+    for index in range(1, 1000):  # a minute or more of decoding
+        os.link(first, folder / f"{index}.png")
+    out = tmp_path / "out.csv"
+    out.write_text("the old results")
+    arguments = ["predict", folder, "--checkpoint", checkpoint, "-o", out, "--workers", 1, "--batch-size", 1, *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".*.tmp")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)  # into the loading or the images, either is good
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # an impatient user
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert out.read_text() == "the old results"
+    kept = tmp_path / "out.partial.csv"
+    if kept.exists():
+        assert errors == f"Interrupted: {out} was not written; what was done by then is in {kept}.\n"
+        assert all(row["error"] == "" for row in read_csv(kept))
+    else:
+        assert errors == "Interrupted: nothing was written.\n"
+    assert {path.name for path in tmp_path.iterdir()} - {"out.partial.csv"} == {"many", "out.csv"}
+
+
+def test_refusal_is_one_line_and_2_also_as_a_process(tmp_path):
+    done = hifuse("predict", save_noise(tmp_path / "x.png", 8, 8, 0), "--checkpoint", tmp_path / "absent.pth")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"Error: checkpoint {tmp_path / 'absent.pth'}: no such file\n"
+
+
+# ---- without a process
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back what the command sets
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def picture(tmp_path):
+    return save_noise(tmp_path / "x.png", 64, 64, 0)
+
+
+def test_json_says_how_it_was_made(run, tmp_path, checkpoint, classes):
     path = save_noise(tmp_path / "x.png", 64, 64, 0)
     out = tmp_path / "out.json"
     options = [
@@ -126,8 +177,8 @@ def test_json_says_how_it_was_made(tmp_path, checkpoint, classes):
         "0.5",
         "0.6",
     ]
-    done = hifuse("predict", path, path, "--checkpoint", checkpoint, "--classes", classes, "--output", out, *options, *SMALL)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = run("predict", path, path, "--checkpoint", checkpoint, "--classes", classes, "--output", out, *options, *SMALL)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     written = json.loads(out.read_text())
     assert written["hifuse_fast"] == hifuse_fast.__version__
     assert written["checkpoint"] == str(checkpoint)
@@ -148,66 +199,17 @@ def test_json_says_how_it_was_made(tmp_path, checkpoint, classes):
     assert image["class"] == CLASSES[int(expected.argmax())]
 
 
-def test_csv_on_stdout_and_the_official_checkpoint_form(tmp_path, checkpoint):
+def test_csv_on_stdout_and_the_official_checkpoint_form(run, tmp_path, checkpoint, monkeypatch):
     path = save_noise(tmp_path / "x.png", 64, 64, 0)
     torch.save(create_model_from_checkpoint(checkpoint).state_dict(), tmp_path / "best_model.pth")
-    done = hifuse("predict", "x.png", "--checkpoint", "best_model.pth", *SMALL, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    (row,) = csv.DictReader(done.stdout.splitlines())
+    monkeypatch.chdir(tmp_path)
+    result = run("predict", "x.png", "--checkpoint", "best_model.pth", *SMALL)
+    assert (result.exit_code, result.stderr) == (0, "")
+    (row,) = csv.DictReader(result.stdout.splitlines())
     assert row["path"] == "x.png"
     expected = by_hand(checkpoint, path)
     torch.testing.assert_close(torch.tensor([float(row[f"p({i})"]) for i in range(3)]), expected, rtol=0, atol=1e-6)
     assert row["class"] == str(int(expected.argmax()))
-
-
-def test_interrupt_leaves_nothing_half_written(tmp_path, checkpoint):
-    folder = tmp_path / "many"
-    first = save_noise(folder / "0.png", 1500, 1500, 0)
-    for index in range(1, 1000):  # a minute or more of decoding
-        os.link(first, folder / f"{index}.png")
-    out = tmp_path / "out.csv"
-    out.write_text("the old results")
-    arguments = ["predict", folder, "--checkpoint", checkpoint, "-o", out, "--workers", 1, *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTIBLE, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.csv.*.tmp")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3)  # into the loading or the images, either is good
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert errors == "Interrupted: nothing was written.\n"
-    assert out.read_text() == "the old results"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "out.csv"]
-
-
-def test_refusal_is_one_line_and_2_also_as_a_process(tmp_path):
-    done = hifuse("predict", save_noise(tmp_path / "x.png", 8, 8, 0), "--checkpoint", tmp_path / "absent.pth")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == f"Error: checkpoint {tmp_path / 'absent.pth'}: no such file\n"
-
-
-def test_import_does_not_need_the_command_lines_packages():
-    code = "import sys, hifuse_fast; print({'click', 'rich', 'PIL', 'skimage', 'matplotlib'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert (done.stdout, done.stderr) == ("set()\n", "")
-
-
-# ---- without a process
-
-
-@pytest.fixture
-def run(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back what the command sets
-    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-@pytest.fixture
-def picture(tmp_path):
-    return save_noise(tmp_path / "x.png", 64, 64, 0)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +225,11 @@ def picture(tmp_path):
         ("-o {}/out.xlsx", "output must end in .csv or .json"),
         ("--device gpu", "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("--device cuda:99", "device cuda:99 is not there"),
+        ("--device cuda:256", "device cuda:256 is not there"),  # torch takes it for cuda:0
+        ("--device mps", "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
+        ("--device xpu", "device must be auto, cpu, cuda or cuda:N, got 'xpu'"),
+        ("--csv-safe --format json", "--csv-safe and --csv-bom are for CSV"),
+        ("--csv-bom -o {}/out.json", "--csv-safe and --csv-bom are for CSV"),
         ("--std 0 1 1", "std must be positive"),
         ("--batch-size 0", "Invalid value for '--batch-size'"),
         ("--backend fastest", "Invalid value for '--backend'"),
@@ -271,13 +278,94 @@ def test_a_network_that_cannot_be_frozen_predicts_as_it_is(run, picture, checkpo
     torch.testing.assert_close(written, by_hand(checkpoint, picture), rtol=0, atol=1e-6)
 
 
-def test_a_defect_keeps_its_traceback(run, picture, checkpoint, monkeypatch):
-    def broken(*_, **__):
-        raise RuntimeError("a defect")
+def stopping(reason, after=2):
+    """A `predict` that ends in the middle."""
 
-    monkeypatch.setattr("hifuse_fast.app.predict.predict", broken)
-    result = run("predict", picture, "--checkpoint", checkpoint, *SMALL)
-    assert isinstance(result.exception, RuntimeError)
+    def predict(files, *_, **__):
+        for path in files[:after]:
+            yield Row(path, CLASSES[0], 1.0, (1.0, 0.0, 0.0))
+        if isinstance(reason, signal.Signals):
+            signal.raise_signal(reason)
+        raise reason("it was too much")
+
+    return predict
+
+
+def test_a_defect_keeps_its_traceback_and_has_a_code_of_its_own(run, picture, checkpoint, monkeypatch):
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", stopping(KeyError, after=0))
+    result = run("predict", picture, "--checkpoint", checkpoint, "--backend", "reference")
+    assert result.exit_code == 70
+    assert result.stderr.startswith("Traceback (most recent call last):\n")
+    assert result.stderr.endswith("\nKeyError: 'it was too much'\n")
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "message"),
+    [
+        (signal.SIGINT, 130, "Interrupted: {}.\n"),
+        (signal.SIGTERM, 143, "Interrupted: {}.\n"),
+        (signal.SIGHUP, 129, "Interrupted: {}.\n"),
+        (ValueError, 2, "Error: it was too much; {}\n"),
+        (RuntimeError, 70, "RuntimeError: it was too much\n{}\n"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_rows_that_are_done_are_kept_and_named(run, tmp_path, checkpoint, monkeypatch, reason, code, message, suffix):
+    folder, out, kept = tmp_path / "images", tmp_path / f"out.{suffix}", tmp_path / f"out.partial.{suffix}"
+    paths = [save_noise(folder / name, 8, 8, 0) for name in ("0.png", "1.png", "2.png")]
+    out.write_text("the old results")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", stopping(reason))
+    result = run("predict", folder, "--checkpoint", checkpoint, "-o", out, "--backend", "reference")
+    assert result.exit_code == code, result.stderr
+    assert result.stderr.endswith(message.format(f"{out} was not written; what was done by then is in {kept}"))
+    assert out.read_text() == "the old results"
+    rows = read_csv(kept) if suffix == "csv" else json.loads(kept.read_text())["images"]
+    assert [row["path"] for row in rows] == [str(path) for path in paths[:2]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", *sorted([out.name, kept.name])]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+
+
+@pytest.mark.parametrize(
+    ("options", "after", "message"),
+    [
+        ([], 1, "Interrupted.\n"),  # there are rows on stdout, so it would be wrong to say that nothing was written
+        (["-o", "/dev/null"], 1, "Interrupted.\n"),
+        (["-o", "out.csv"], 0, "Interrupted: nothing was written.\n"),
+    ],
+)
+def test_interrupted_says_that_nothing_was_written_where_that_is_so(
+    run, picture, checkpoint, monkeypatch, options, after, message
+):
+    monkeypatch.chdir(picture.parent)
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", stopping(signal.SIGINT, after))
+    result = run("predict", picture.name, "--checkpoint", checkpoint, *options, "--backend", "reference")
+    assert (result.exit_code, result.stderr) == (130, message)
+    assert len(result.stdout.splitlines()) == (0 if options else 2)
+    assert list(picture.parent.iterdir()) == [picture]
+
+
+@pytest.mark.parametrize(("options", "as_json"), [([], False), (["--format", "json"], True)])
+def test_a_dash_is_stdout(run, picture, checkpoint, monkeypatch, options, as_json):
+    monkeypatch.chdir(picture.parent)
+    result = run("predict", picture.name, "--checkpoint", checkpoint, "-o", "-", *options, *SMALL)
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = json.loads(result.stdout)["images"] if as_json else list(csv.DictReader(result.stdout.splitlines()))
+    assert [row["path"] for row in rows] == ["x.png"]
+    assert list(picture.parent.iterdir()) == [picture]
+
+
+def test_csv_for_a_spreadsheet(run, picture, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture.rename("@sum.png")
+    (tmp_path / "names.txt").write_text("2 =bird\n0 -cat\n1 +dog\n")
+    options = ["--csv-safe", "--csv-bom", "--classes", "names.txt", "-o", "out.csv"]
+    assert run("predict", "@sum.png", "--checkpoint", checkpoint, *options, *SMALL).exit_code == 0
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8-sig") as file:
+        (row,) = csv.DictReader(file)
+    assert list(row)[4:] == ["p(-cat)", "p(+dog)", "p(=bird)"]
+    assert row["path"] == "'@sum.png"
+    assert row["class"] in ("'-cat", "'+dog", "'=bird")
 
 
 def test_pixel_limit(run, tmp_path, picture, checkpoint):
@@ -310,3 +398,12 @@ def test_bench_passes_its_options_and_the_exit_code(run, tmp_path, monkeypatch, 
         "budget_s": 3.0,
     }  # fmt: skip
     assert calls == [(("hifuse_tiny",), expected)]
+
+
+def test_bench_writes_only_where_it_is_told(run, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hifuse_fast.bench.network.run", lambda *_, **options: calls.append(options["results"]) or 0)
+    assert run("bench").exit_code == 0
+    assert calls == [None]
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,9 @@
 """predict.py: rows in the order of the files whatever fails, bounded reading ahead, and files that are whole or not there."""
 
-import csv
-import json
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,11 +11,8 @@ from torch import nn
 
 from hifuse_fast import OptimizedHiFuse, create_model
 from hifuse_fast.app import predict as module
-from hifuse_fast.app.output import Row, write_csv, write_json
 from hifuse_fast.app.predict import predict
-from hifuse_fast.data.classes import load_classes
 from hifuse_fast.data.images import ImageError, Preprocess
-from hifuse_fast.files import writing
 from hifuse_fast.inference.serve import can_freeze, freeze
 
 PREPROCESS = Preprocess(image_size=8, resize=8)
@@ -163,124 +157,6 @@ def test_bad_arguments_before_any_work(options, message):
 def test_wrong_number_of_classes(tmp_path):
     with pytest.raises(ValueError, match="model must give 2 logits"):
         list(predict(save_colours(tmp_path, [RED]), MeanColour(), PREPROCESS, ["r", "g"]))
-
-
-# ---- classes
-
-
-def test_classes_without_a_file_are_the_indices():
-    assert load_classes(None, 3) == ["0", "1", "2"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("class_indices.json", '{"1": "naïve, b", "0": "a", "2": "c"}'),
-        ("names.txt", "a\nnaïve, b\r\n c \n\n"),
-        ("names.txt", "\ufeffa\nnaïve, b\nc"),
-    ],
-)
-def test_classes_from_a_file(tmp_path, name, text):
-    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-    assert load_classes(tmp_path / name, 3) == ["a", "naïve, b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("c.txt", b"a\nb", "2 names, but the checkpoint has 3 classes"),
-        ("c.txt", b"", "1 names, but|0 names, but"),
-        ("c.txt", b"a\n\nc", "every name must be there, and once"),
-        ("c.txt", b"a\nb\na", "every name must be there, and once"),
-        ("c.txt", b"a\n\xff\nb", "utf-8"),
-        ("c.json", b'["a", "b", "c"]', "must map every index to a name"),
-        ("c.json", b'{"1": "a", "2": "b", "3": "c"}', "must map every index to a name"),
-        ("c.json", b'{"a": 0, "b": 1, "c": 2}', "must map every index to a name"),
-        ("c.json", b'{"0": 1, "1": 2, "2": 3}', "every name must be a string"),
-        ("c.json", b'{"0": ', "Expecting value"),
-    ],
-)
-def test_bad_classes_name_the_file(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"classes file .*{name}: .*({message})"):
-        load_classes(tmp_path / name, 3)
-
-
-# ---- output
-
-CLASSES = ['comma, and "quote"', "line\nbreak"]
-ROWS = [
-    Row(Path("a,b\r.png"), CLASSES[1], 0.75, (0.25, 0.75)),
-    Row(Path("c\n.png"), error="broken"),
-]
-
-
-def test_csv_survives_any_name(tmp_path):
-    with writing(tmp_path / "out.csv") as file:
-        write_csv(file, ROWS, CLASSES)
-    with (tmp_path / "out.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
-    assert rows == [
-        ["path", "class", "probability", "error", f"p({CLASSES[0]})", f"p({CLASSES[1]})"],
-        ["a,b\r.png", CLASSES[1], "0.75", "", "0.25", "0.75"],
-        ["c\n.png", "", "", "broken", "", ""],
-    ]
-
-
-def test_float32_probabilities_survive_the_file(tmp_path):
-    values = tuple(torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist())
-    with writing(tmp_path / "out.csv") as file:
-        write_csv(file, [Row(Path("x"), "0", max(values), values)], [str(i) for i in range(50)])
-    with (tmp_path / "out.csv").open(newline="") as file:
-        written = list(csv.reader(file))[1][4:]
-    assert tuple(np.float32(value) for value in written) == tuple(np.float32(value) for value in values)
-
-
-def test_json(tmp_path):
-    with writing(tmp_path / "out.json") as file:
-        write_json(file, ROWS, CLASSES, {"version": "1"})
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert list(written) == ["version", "classes", "images"]
-    assert written["classes"] == CLASSES
-    good = {"path": "a,b\r.png", "class": CLASSES[1], "probability": 0.75, "probabilities": [0.25, 0.75], "error": None}
-    bad = {"path": "c\n.png", "class": None, "probability": None, "probabilities": [], "error": "broken"}
-    assert written["images"] == [good, bad]
-
-
-def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
-    with writing(tmp_path / "out.csv") as file:
-        write_csv(file, [Row(Path("\udcff.png"), error="e")], ["0"])
-    assert b'"\xff.png"' in (tmp_path / "out.csv").read_bytes()
-
-
-@pytest.mark.parametrize("reason", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, reason):
-    out = tmp_path / "out.csv"
-    out.write_text("old")
-
-    def write_and_fail():
-        with writing(out) as file:
-            file.write("new")
-            file.flush()
-            assert out.read_text() == "old"
-            raise reason
-
-    with pytest.raises(reason):
-        write_and_fail()
-    assert out.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [out]
-
-
-def test_output_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").touch()
-    for path, error, message in (
-        (tmp_path / "absent" / "out.csv", OSError, r"out\.csv cannot be written: No such file"),
-        (tmp_path / "file" / "out.csv", OSError, r"out\.csv cannot be written: Not a directory"),
-        (tmp_path, ValueError, "is not a regular file"),
-    ):
-        with pytest.raises(error, match=message), writing(path):
-            pytest.fail("the block must not be entered")
-    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_image_error_is_a_value_error_with_its_reason():

@@ -31,6 +31,7 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
     assert found.output.index("hifuse_fast.cli bench") < found.output.index(network[0]) < found.output.index(network[1])
     for part in ("setup.py build_ext --inplace", *tests, *modules):
         assert part in found.output
+    assert "--results benchmarks/results" in found.output
     assert "pip" not in found.output
     assert not (tmp_path / "report").exists()
     assert CliRunner().invoke(gpu_check.main, ["--stage", "weather"]).exit_code == 2

@@ -1,0 +1,123 @@
+"""console.py: how a command ends when it is told to stop, or when nobody listens any more."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import hifuse_fast
+from hifuse_fast.app import console
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(hifuse_fast.__file__).parents[1])}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_block_once(number):
+    """A terminal that closes sends several; the clean-up must not be stopped by the second."""
+    before = signal.getsignal(number)
+    cleaned = []
+
+    def work():
+        with console.stoppable():
+            try:
+                signal.raise_signal(number)
+            finally:
+                signal.raise_signal(number)
+                cleaned.append(True)
+
+    with pytest.raises(console.Stopped) as stopped:
+        work()
+    assert stopped.value.number == number
+    assert cleaned
+    assert signal.getsignal(number) is before
+
+
+def test_a_clean_up_that_hangs_can_be_stopped_later(monkeypatch):
+    monkeypatch.setattr(console, "_GRACE_S", 0.0)
+    stops = []
+    with console.stoppable():
+        for _ in range(2):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt as stop:
+                stops.append(stop.number)
+    assert stops == [signal.SIGTERM] * 2
+
+
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with console.stoppable():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_thread_of_a_program_can_run_a_command():
+    ran = []
+
+    def work():
+        with console.stoppable():
+            ran.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ran
+
+
+def test_a_terminal_that_closes_stops_the_command_with_its_code(tmp_path):
+    """Its output fails from then on, which must hide neither the clean-up nor the reason."""
+    import pty
+
+    code = (
+        "import fcntl, termios, time, click\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # the terminal is this session's
+        "from hifuse_fast.app.console import Commands, progress\n"
+        "from hifuse_fast.files import writing\n"
+        "@click.group(cls=Commands)\n"
+        "def main(): pass\n"
+        "@main.command()\n"
+        "def work():\n"
+        "    with writing('out.csv', keep_partial=True) as file, progress(9, shown=True) as on_progress:\n"
+        "        on_progress(1)\n"
+        "        file.write('a row')\n"
+        "        print('ready', flush=True)\n"
+        "        open('ready', 'x').close()\n"
+        "        time.sleep(60)\n"
+        "main()\n"
+    )
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "work"], stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path, env=ENVIRONMENT,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.close(master)
+    assert process.wait(60) == 129
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.partial.csv", "ready"]
+    assert (tmp_path / "out.partial.csv").read_text() == "a row"
+
+
+def test_a_reader_that_went_away_is_no_error():
+    """As in `| head`: no message, and the code that other programs end with."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "hifuse_fast.cli", "info"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_line_stays_one_and_harmless():
+    assert console.one_line("a\nb\x1b[2J\udcff") == "a b\\x1b[2J\\udcff"
