@@ -55,8 +55,15 @@ def sdist(checkout: Path) -> Path:
 def pip(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """pip without network and isolation."""
     command = [sys.executable, "-m", "pip", *map(str, arguments), "-v", "--no-build-isolation", "--no-deps", "--no-index"]
-    unset = {key: value for key, value in os.environ.items() if key not in {"CXX", "HIFUSE_NATIVE", "CMAKE_ARGS"}}
-    return subprocess.run(command, capture_output=True, text=True, env={**unset, **environment}, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=clean(environment), check=False)
+
+
+def clean(environment: dict[str, str]) -> dict[str, str]:
+    """What is told, in the environment that is there without what steers a build."""
+    there = {
+        key: value for key, value in os.environ.items() if not key.startswith("HIFUSE_") and key not in ("CXX", "CMAKE_ARGS")
+    }
+    return {**there, **environment}
 
 
 def make_wheel(source: Path, folder: Path, **environment: str) -> tuple[Path, str]:
@@ -129,8 +136,7 @@ def test_without_a_compiler_it_is_pure_python_and_says_so(checkout: Path, sdist:
 
 @has_build_tools
 def test_a_library_that_is_asked_for_and_cannot_be_built_is_an_error(checkout: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": path_without_compilers(tmp_path / "bin"), "HIFUSE_NATIVE": "1"}
-    environment.pop("CXX", None)
+    environment = clean({"PATH": path_without_compilers(tmp_path / "bin"), "HIFUSE_NATIVE": "1"})
     command = [sys.executable, "setup.py", "-q", "build_ext"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=checkout, env=environment, check=False)
     assert done.returncode != 0
