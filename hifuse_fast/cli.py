@@ -154,7 +154,7 @@ def predict_command(
         else:
             write_csv(file, rows, names, safe=csv_safe, bom=csv_bom)
     if failed:
-        click.echo(f"{len(failed)} of {len(files)} images could not be used; the results of the others are complete.", err=True)
+        note(f"{len(failed)} of {len(files)} images could not be used; the results of the others are complete.")
         ctx.exit(BAD_RESULTS)
 
 

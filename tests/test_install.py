@@ -1,58 +1,103 @@
-"""Installing with pip: with a compiler, without one, without torch; and the torch that is compiled against."""
+"""The source distribution and the wheel, built and installed with pip: with a compiler, without one, without torch."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from hifuse_fast import create_model
+from hifuse_fast.checkpoints import save_checkpoint
 from tests.support.paths import ROOT
 
-CHECKOUT = ("CMakeLists.txt", "LICENSE", "README.md", "csrc", "hifuse_fast", "pyproject.toml", "setup.py")
+FILES = ("CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md",
+         "pyproject.toml", "requirements-dev.txt", "requirements-peers.txt", "setup.py")  # fmt: skip
+FOLDERS = ("benchmarks", "csrc", "docs", "hifuse_fast", "tests", "tools")
+BUILT = ("*.so", "__pycache__", "*.egg-info", "_native_skipped.txt")
+DATA = {"py.typed", "tuning/candidates.toml", *(f"backends/tables/sm_{number}.toml" for number in (80, 90, 100))}
 has_build_tools = pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")
 
-# An editable install finds submodules for any package of its name: out of the way with it.
-IMPORT = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]; import hifuse_fast; "
 
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a fresh clone, so that nothing here is touched."""
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    for name in CHECKOUT:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, clone / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "_native_skipped.txt"))
-        else:
-            shutil.copy(source, clone / name)
+    clone = tmp_path_factory.mktemp("checkout")
+    for name in FILES:
+        shutil.copy(ROOT / name, clone / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns(*BUILT))
+    (clone / "hifuse_fast" / "_native_skipped.txt").write_text("of an editable install")
+    (clone / "hifuse_fast" / "_C.of-an-editable-install.so").touch()
     return clone
 
 
-def pip_install(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`pip install` into the folder `site` beside the checkout, without network and isolation."""
-    command = [sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps", "--no-index"]
-    command += ["--target", str(checkout.parent / "site"), str(checkout)]
-    unset = {key: value for key, value in os.environ.items() if key not in {"CXX", "HIFUSE_NATIVE", "CMAKE_ARGS"}}
-    return subprocess.run(command, capture_output=True, text=True, env={**unset, **environment}, check=False)
+@pytest.fixture(scope="module")
+def sdist(checkout: Path) -> Path:
+    code = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=checkout, check=True, capture_output=True)
+    (made,) = (checkout / "dist").iterdir()
+    return made
 
 
-def ask(checkout: Path, question: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT + f"print({question})"],
-        capture_output=True, text=True, cwd=checkout.parent / "site", check=False,
-    )  # fmt: skip
+def pip(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """pip without network and isolation."""
+    command = [sys.executable, "-m", "pip", *map(str, arguments), "-v", "--no-build-isolation", "--no-deps", "--no-index"]
+    return subprocess.run(command, capture_output=True, text=True, env=clean(environment), check=False)
+
+
+def clean(environment: dict[str, str]) -> dict[str, str]:
+    """What is told, in the environment that is there without what steers a build."""
+    there = {
+        key: value for key, value in os.environ.items() if not key.startswith("HIFUSE_") and key not in ("CXX", "CMAKE_ARGS")
+    }
+    return {**there, **environment}
+
+
+def make_wheel(source: Path, folder: Path, **environment: str) -> tuple[Path, str]:
+    """The wheel that is built of a source distribution, packed or not, and what pip said."""
+    done = pip("wheel", source, "--wheel-dir", folder, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = folder.iterdir()
+    return wheel, done.stdout + done.stderr
+
+
+def install(wheel: Path, site: Path) -> None:
+    done = pip("install", wheel, "--target", site)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def python(site: Path, *arguments: str | Path) -> str:
+    """What Python says that has the package of `site`, and of this environment everything but an editable install."""
+    others = [path for path in sys.path if path and Path(path) != ROOT]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *others])}
+    command = [sys.executable, "-S", *map(str, arguments)]  # -S: no .pth files, by which editable installs are found
+    done = subprocess.run(command, capture_output=True, text=True, cwd=site, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout
+
+
+def predict(site: Path, folder: Path) -> list[dict[str, str]]:
+    """What the installed command says of one image."""
+    options: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}
+    save_checkpoint(create_model("hifuse_tiny", num_classes=2, **options), folder / "tiny.safetensors")
+    Image.new("RGB", (32, 40)).save(folder / "x.png")
+    arguments = ("--checkpoint", folder / "tiny.safetensors", "--image-size", "32", "--resize", "33")
+    return list(
+        csv.DictReader(python(site, site / "bin" / "hifuse-fast", "predict", folder / "x.png", *arguments).splitlines())
+    )
 
 
 def path_without_compilers(folder: Path) -> str:
@@ -65,28 +110,60 @@ def path_without_compilers(folder: Path) -> str:
 
 
 @has_build_tools
-def test_without_a_compiler_it_is_pure_python_and_says_so(checkout: Path, tmp_path: Path) -> None:
-    path = path_without_compilers(tmp_path / "bin")
-    done = pip_install(checkout, PATH=path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "installing pure Python, without the compiled kernels: no C++ compiler was found" in done.stdout + done.stderr
-    assert "no C++ compiler was found" in ask(checkout, "hifuse_fast.backends.native.library.why_missing")
-    assert ask(checkout, "hifuse_fast.info().ops['window_attention']['reference cpu']") == "None"
+def test_the_source_distribution_holds_what_the_library_is_built_and_tested_with(checkout: Path, sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    files = {str(path.relative_to(checkout)) for name in FOLDERS for path in (checkout / name).rglob("*") if path.is_file()}
+    wanted = {name for name in files if not name.startswith(("benchmarks/results/", "hifuse_fast/_"))}
+    assert not {*wanted, *FILES} - held
+    assert not [name for name in held if name.startswith(("hifuse_fast/_C", "hifuse_fast/_native_skipped", "dist", "build"))]
 
-    strict = pip_install(checkout, PATH=path, HIFUSE_NATIVE="1")
-    assert strict.returncode != 0
-    assert "cannot build the compiled library: no C++ compiler" in strict.stdout + strict.stderr
+
+@has_build_tools
+def test_without_a_compiler_it_is_pure_python_and_says_so(checkout: Path, sdist: Path, tmp_path: Path) -> None:
+    path, site = path_without_compilers(tmp_path / "bin"), tmp_path / "site"
+    wheel, said = make_wheel(sdist, tmp_path / "wheels", PATH=path)
+    assert "installing pure Python, without the compiled kernels: no C++ compiler was found" in said
+    held = {name.removeprefix("hifuse_fast/") for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hifuse_fast/")}
+    sources = {str(file.relative_to(checkout / "hifuse_fast")) for file in (checkout / "hifuse_fast").rglob("*.py")}
+    assert held == sources | DATA | {"_native_skipped.txt"}
+
+    install(wheel, site)
+    info = python(site, site / "bin" / "hifuse-fast", "info")
+    assert "no C++ compiler was found" in info
+    assert [row["error"] for row in predict(site, tmp_path)] == [""]
+
+
+@has_build_tools
+def test_a_library_that_is_asked_for_and_cannot_be_built_is_an_error(checkout: Path, tmp_path: Path) -> None:
+    environment = clean({"PATH": path_without_compilers(tmp_path / "bin"), "HIFUSE_NATIVE": "1"})
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout, env=environment, check=False)
+    assert done.returncode != 0
+    assert "cannot build the compiled library: no C++ compiler" in done.stderr
 
 
 @pytest.mark.slow
 @has_build_tools
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
-def test_with_a_compiler_the_library_is_in_the_wheel(checkout: Path) -> None:
-    done = pip_install(checkout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ask(checkout, "hifuse_fast.backends.native.library.why_missing") == "None"
-    assert ask(checkout, "hifuse_fast.backends.native.library.lib.__file__").startswith(str(checkout.parent))
-    assert not list((checkout / "hifuse_fast").glob("*.so")), "a plain install leaves the checkout as it was"
+def test_with_a_compiler_the_library_is_in_the_wheel(sdist: Path, tmp_path: Path) -> None:
+    """Of what the source distribution holds, and of nothing else."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,), site = tmp_path.iterdir(), tmp_path / "site"
+    quick = "-DCMAKE_BUILD_TYPE=Debug"  # that all files are there is asked, not what the optimiser makes of them
+    wheel, _ = make_wheel(source, tmp_path / "wheels", HIFUSE_NATIVE="1", CMAKE_ARGS=quick)
+    assert not list((source / "hifuse_fast").glob("*.so")), "a build leaves the sources as they were"
+    held = [name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hifuse_fast/_")]
+    assert sorted(name.split(".")[0] for name in held) == ["hifuse_fast/_C", "hifuse_fast/__init__", "hifuse_fast/_version"]
+
+    install(wheel, site)
+    code = "from hifuse_fast.backends.native import library; print(library.why_missing, library.lib.__file__)"
+    missing, place = python(site, "-c", code).split()
+    assert missing == "None"
+    assert place.startswith(str(site))
+    assert f"native library          {place}" in python(site, site / "bin" / "hifuse-fast", "info")
+    assert [row["error"] for row in predict(site, tmp_path)] == [""]
 
 
 @pytest.fixture(scope="module")

@@ -99,8 +99,11 @@ def progress(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
 
 
 def note(text: str) -> None:
-    """A line on stderr, beside the results."""
-    click.echo(one_line(text), err=True)
+    """A line on stderr, beside the results, which still count where nobody reads it."""
+    try:
+        click.echo(one_line(text), err=True)
+    except BrokenPipeError:
+        _mute(2)
 
 
 def one_line(text: str) -> str:

@@ -348,7 +348,7 @@ def test_interrupted_says_that_nothing_was_written_where_that_is_so(
 @pytest.mark.parametrize(("options", "as_json"), [([], False), (["--format", "json"], True)])
 def test_a_dash_is_stdout(run, picture, checkpoint, monkeypatch, options, as_json):
     monkeypatch.chdir(picture.parent)
-    result = run("predict", picture.name, "--checkpoint", checkpoint, "-o", "-", *options, *SMALL)
+    result = run("predict", picture.name, "--checkpoint", checkpoint, "-o", "-", *options, "--backend", "reference", *SMALL)
     assert (result.exit_code, result.stderr) == (0, "")
     rows = json.loads(result.stdout)["images"] if as_json else list(csv.DictReader(result.stdout.splitlines()))
     assert [row["path"] for row in rows] == ["x.png"]
@@ -359,7 +359,7 @@ def test_csv_for_a_spreadsheet(run, picture, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture.rename("@sum.png")
     (tmp_path / "names.txt").write_text("2 =bird\n0 -cat\n1 +dog\n")
-    options = ["--csv-safe", "--csv-bom", "--classes", "names.txt", "-o", "out.csv"]
+    options = ["--csv-safe", "--csv-bom", "--classes", "names.txt", "-o", "out.csv", "--backend", "reference"]
     assert run("predict", "@sum.png", "--checkpoint", checkpoint, *options, *SMALL).exit_code == 0
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8-sig") as file:
         (row,) = csv.DictReader(file)

@@ -119,5 +119,18 @@ def test_a_reader_that_went_away_is_no_error():
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_messages_that_nobody_reads_do_not_end_the_command(monkeypatch):
+    """As in `hifuse-fast predict scans -o result.csv 2>&1 | head -1`."""
+
+    def nobody(*_, **__):
+        raise BrokenPipeError
+
+    muted = []
+    monkeypatch.setattr("click.echo", nobody)
+    monkeypatch.setattr(console, "_mute", muted.append)
+    console.note("scans/1.png: broken")
+    assert muted == [2]
+
+
 def test_a_line_stays_one_and_harmless():
     assert console.one_line("a\nb\x1b[2J\udcff") == "a b\\x1b[2J\\udcff"
