@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks import turns
 from benchmarks.turns import Candidate
 from hifuse_fast.bench import cuda, machine, rows, table
-from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.rows import Row, Verdict
 from hifuse_fast.tuning.calls import DTYPES
 
 Output = TypeVar("Output")
@@ -34,15 +34,6 @@ class Ready(Generic[Output]):
     graphed: bool = True  #: whether the bench puts the call into a CUDA graph; an engine that has graphs of its own says False
     held_mib: float = 0.0  #: weights that it holds besides
     fresh: Callable[[], Callable[[], object]] | None = None  #: makes a call that allocates all, where a second `call` does not
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the check of an output says."""
-
-    ok: bool
-    error: float
-    note: str = ""
 
 
 def candidate(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import cases, options, turns
-from benchmarks.cases import Ready, Suite, Verdict
+from benchmarks.cases import Ready, Suite
 from hifuse_fast import HiFuse, create_model, list_models, optimize_for_inference, use_backend
 from hifuse_fast.backends.select import current_backend
 from hifuse_fast.bench import network as bench
-from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.rows import Row, Verdict
 from hifuse_fast.testing import golden_image, golden_weights, l2_norm, wrong_gradients
 from hifuse_fast.tuning.calls import DTYPES
 
@@ -229,8 +229,8 @@ def exact_step(subject: Subject) -> list[Tensor]:
 
 def judge_logits(eager: Tensor, exact: Tensor, actual: Tensor) -> Verdict:
     """By the tolerance rule."""
-    check = bench.check_logits(actual, eager, exact)
-    return Verdict(check.ok, check.error, check.note.partition(", ")[0])
+    verdict = bench.check_logits(actual, eager, exact)
+    return replace(verdict, note=verdict.note.partition(", ")[0])
 
 
 def judge_step(subject: Subject, eager: list[Tensor], exact: list[Tensor], actual: list[Tensor]) -> Verdict:

@@ -1,11 +1,12 @@
 """Every call of the ops at 224 x 224, and two whole blocks, on a CUDA device against peers: `python -m benchmarks.gpu_ops`.
 
 Engines: the reference, eager; `compile`, torch.compile (max-autotune) of the reference; for window attention also `sdpa` (one
-additive mask) and `flex` (FlexAttention, compiled with all around it); ours, `triton` for an op and `hifuse_fast` (backend
-"auto") for a block. Each is checked first, outputs and gradients, by the tolerance rule of `hifuse_fast.testing`; then they
-take turns as CUDA graphs, timed by events on the device, from a cold cache. A peer that fails is named in its note, an engine
-that cannot be captured is called as it is. The floor is the larger of the products over the best matrix product of this run,
-and of the bytes over its copy rate. Rows are written case by case; without a CUDA device nothing is measured.
+additive mask) and `flex` (FlexAttention, compiled with all around it); ours, for an op each backend that has kernels of it on a
+GPU, for a block `hifuse_fast` (backend "auto"). Each is checked first, outputs and gradients, by the tolerance rule of
+`hifuse_fast.testing`; then they take turns as CUDA graphs, timed by events on the device, from a cold cache. A peer that fails
+is named in its note, an engine that cannot be captured is called as it is. The floor is the larger of the products over the
+best matrix product of this run, and of the bytes over its copy rate. Rows are written case by case; without a CUDA device
+nothing is measured.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import cases, options, turns
-from benchmarks.cases import Ready, Suite, Verdict
+from benchmarks.cases import Ready, Suite
 from benchmarks.gpu_subjects import Function, Inputs, Subject, engines, subjects
-from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.rows import Row, Verdict
 from hifuse_fast.testing import errors, relative_error
 from hifuse_fast.tuning.calls import DTYPES, MODES
 

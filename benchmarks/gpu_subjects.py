@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifuse_fast import GlobalBlock, LocalBlock, use_backend
+from hifuse_fast.backends.select import candidates
 from hifuse_fast.ops.functions.window_attention import reference as definition
 from hifuse_fast.tuning.calls import STAGES, WINDOW, Call, all_calls
 
@@ -101,7 +102,9 @@ def engines(subject: Subject) -> dict[str, Callable[[Subject, int, torch.device]
     found: dict[str, Any] = {"reference": _backend("reference"), "compile": _compiled}
     if isinstance(subject, Call) and subject.op == "window_attention":
         found |= {"sdpa": _sdpa, "flex": _flex}
-    return found | ({"triton": _backend("triton")} if isinstance(subject, Call) else {"hifuse_fast": _backend("auto")})
+    if isinstance(subject, Call):
+        return found | {name: _backend(name) for name in candidates(subject.op, "cuda")}
+    return found | {"hifuse_fast": _backend("auto")}
 
 
 def _backend(backend: str) -> Callable[[Subject, int, torch.device], Function]:

@@ -34,9 +34,9 @@ from hifuse_fast.bench import machine, table
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.testing import assert_mixer_within_bounds, assert_strassen_within_bounds, relative_error
+from hifuse_fast.tuning.calls import STAGES
 
 SUITE = "prepared_ops"
-STAGES = {1: (56, 96), 2: (28, 192), 3: (14, 384), 4: (7, 768)}  # side, channels
 ENGINES = ("reference", "native")
 CPU = torch.device("cpu")
 
@@ -92,12 +92,12 @@ class Case:
     @property
     def name(self) -> str:
         """The op and its (first) map, as the results file names them."""
-        side, _ = STAGES[self.stage]
+        side, _, _ = STAGES[self.stage]
         return f"{self.op_name} {side}x{side}x{self.op.maps[0]}"
 
     def tensors(self, make: Callable[..., Tensor]) -> Inputs:
         """What `make` makes of the shapes."""
-        side, _ = STAGES[self.stage]
+        side, _, _ = STAGES[self.stage]
         weights = {name: make(*shape) for name, shape in self.op.weights.items()}
         maps = [make(self.batch, side, side, c) for c in self.op.maps]
         return Inputs(weights, maps, {"residual": make(self.batch, side, side, c)} if (c := self.op.residual) else {})

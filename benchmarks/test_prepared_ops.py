@@ -9,7 +9,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import hifuse_fast
-from benchmarks.prepared_ops import ENGINES, NAMES, STAGES, Case, all_cases, candidates
+from benchmarks.prepared_ops import ENGINES, NAMES, Case, all_cases, candidates
+from hifuse_fast.tuning.calls import STAGES
 
 
 @pytest.mark.parametrize("engine", ENGINES)

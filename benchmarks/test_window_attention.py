@@ -12,7 +12,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import hifuse_fast
-from benchmarks.window_attention import ENGINES, STAGES, Case, all_cases, check, make_inputs, run
+from benchmarks.window_attention import ENGINES, Case, all_cases, check, make_inputs, run
+from hifuse_fast.tuning.calls import STAGES
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,8 @@ its copy rate.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +18,12 @@ import torch
 from rich.console import Console
 
 import hifuse_fast
+from hifuse_fast.backends.select import RUNS_ON
 from hifuse_fast.bench import cuda, machine, rows, table, timing
 from hifuse_fast.bench.rows import Row
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-OWN = ("native", "triton", "hifuse_fast")  #: the engines that are ours; a case has one of them
+OWN = (*RUNS_ON, "hifuse_fast")  #: the engines that are ours: a backend of kernels, or "auto"
 
 
 class Case(Protocol):
@@ -157,11 +159,11 @@ def report(console: Console, found: Sequence[Row], title: str, output: Path | No
 
 def show(console: Console, found: Sequence[Row], title: str) -> None:
     """The table of all rows, then of our engine against each peer its worst and its best case."""
-    own = {key(row): row.ms_p50 for row in found if row.engine in OWN}
+    ours = {case: best_own(group) for case, group in by_case(found).items()}
 
     def ratio(row: Row) -> str:
-        mine = own.get(key(row))
-        return "-" if row.ms_p50 is None or mine is None else f"{row.ms_p50 / mine:.2f}x"
+        own = ours[key(row)]
+        return "-" if not (row.ms_p50 and own and own.ms_p50) else f"{row.ms_p50 / own.ms_p50:.2f}x"
 
     columns: list[table.Column] = [
         ("case", lambda row: f"{row.case} B{row.batch}"),
@@ -187,9 +189,24 @@ def key(row: Row) -> tuple[str, int, str, str]:
     return (row.case, row.batch, row.dtype, row.mode)
 
 
+def by_case(found: Iterable[Row]) -> dict[tuple[str, int, str, str], list[Row]]:
+    """The rows of each case."""
+    cases: dict[tuple[str, int, str, str], list[Row]] = {}
+    for row in found:
+        cases.setdefault(key(row), []).append(row)
+    return cases
+
+
+def best_own(rows_of_case: Iterable[Row]) -> Row | None:
+    """Of the rows of a case the fastest one of ours; one without a time where none has any."""
+    own = [row for row in rows_of_case if row.engine in OWN]
+    return min(own, key=lambda row: math.inf if row.ms_p50 is None else row.ms_p50, default=None)
+
+
 def summary(found: Sequence[Row]) -> list[str]:
-    """For each dtype, mode and peer: how much faster our engine is, in its worst and its best case."""
-    mine = {key(row): row for row in found if row.engine in OWN and row.ms_p50}
+    """For each dtype, mode and peer: how much faster the best of our engines is, in its worst and its best case."""
+    ours = {case: best_own(group) for case, group in by_case(found).items()}
+    mine = {case: row for case, row in ours.items() if row is not None and row.ms_p50}
     dtypes, modes, engines = (dict.fromkeys(getattr(row, name) for row in found) for name in ("dtype", "mode", "engine"))
     lines = []
     for dtype, mode, peer in itertools.product(dtypes, modes, [name for name in engines if name not in OWN]):

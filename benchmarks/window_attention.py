@@ -36,11 +36,9 @@ from hifuse_fast.bench.rows import Row
 from hifuse_fast.ops import window_attention
 from hifuse_fast.ops.functions.window_attention import reference as definition
 from hifuse_fast.testing import errors, relative_error
+from hifuse_fast.tuning.calls import MODES, STAGES, WINDOW
 
 SUITE = "window_attention"
-WINDOW = 7
-STAGES = {1: (56, 96, 3), 2: (28, 192, 6), 3: (14, 384, 12), 4: (7, 768, 24)}  # side, channels, heads
-MODES = ("forward", "forward+backward")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ replaced. NAME is one of `BLOCKS`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -14,7 +15,7 @@ from statistics import median
 
 import click
 
-from benchmarks.turns import OWN
+from benchmarks.turns import OWN, best_own
 from hifuse_fast.bench import rows, table
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.tuning import table_file
@@ -191,7 +192,7 @@ def _op_table(found: Sequence[Row], columns: Sequence[str] = CASE) -> str:
     body = []
     for case, by_engine in _cases(found, columns).items():
         milliseconds = [table.number(by_engine[name].ms_p50) if name in by_engine else "-" for name in engines]
-        own = _own(by_engine)
+        own = best_own(by_engine.values())
         share = table.share(own.floor_share if own else None)
         body.append([*case, *milliseconds, *(_ratio(by_engine.get(peer), own) for peer in peers), share])
     head = [*columns, *(f"{name}, ms" for name in engines), *(f"{ours} vs {peer}" for peer in peers)]
@@ -201,10 +202,10 @@ def _op_table(found: Sequence[Row], columns: Sequence[str] = CASE) -> str:
 def _op_summary(found: Sequence[Row]) -> str:
     ratios: dict[tuple[str, str, str, str], list[float]] = {}
     for (_, _, dtype, mode), by_engine in _cases(found, CASE).items():
-        own = _own(by_engine)
-        for peer, row in by_engine.items():
-            if peer not in OWN and own and own.ms_p50 and row.ms_p50:
-                ratios.setdefault((mode, dtype, own.engine, peer), []).append(row.ms_p50 / own.ms_p50)
+        timed = {name: row.ms_p50 for name, row in by_engine.items() if row.ms_p50}
+        for own, peer in itertools.product(timed, timed):
+            if own in OWN and peer not in OWN:
+                ratios.setdefault((mode, dtype, own, peer), []).append(timed[peer] / timed[own])
     ours = " or ".join(dict.fromkeys(own for _, _, own, _ in ratios))
     head = ["mode", "dtype", f"{ours} against", "worst case", "median", "best case", "cases"]
     several = " or " in ours
@@ -214,11 +215,6 @@ def _op_summary(found: Sequence[Row]) -> str:
         for (mode, dtype, own, peer), group in sorted(ratios.items())
     ]  # fmt: skip
     return table.markdown(head, body)
-
-
-def _own(by_engine: dict[str, Row]) -> Row | None:
-    """The row of our engine."""
-    return next((row for name, row in by_engine.items() if name in OWN), None)
 
 
 def _ratio(peer: Row | None, own: Row | None) -> str:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hifuse_fast import create_model, list_models, use_backend
 from hifuse_fast.bench import cuda, machine, plot, rows, samples, table, timing
-from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.rows import Row, Verdict
 from hifuse_fast.inference.serve import can_freeze, freeze
 from hifuse_fast.testing import errors, golden_weights, relative_error
 
@@ -216,16 +216,7 @@ def _time(calls: Mapping[str, Callable[[], Tensor]], device: torch.device, bar: 
     return timing.interleave(calls, budget_s=bar.budget_s, warmup=3 if timer else 1, timer=timer, on_round=bar.fraction)
 
 
-@dataclass(frozen=True)
-class Check:
-    """What became of an engine's output."""
-
-    ok: bool
-    error: float
-    note: str
-
-
-def check_logits(logits: Tensor, reference: Tensor, exact: Tensor) -> Check:
+def check_logits(logits: Tensor, reference: Tensor, exact: Tensor) -> Verdict:
     """Judge `logits` against `exact`: float32 within 1e-4 of the largest, lower precisions by the tolerance rule.
 
     How often the class is the same is noted, not judged: a wrong class without a wrong logit is a tie.
@@ -233,7 +224,7 @@ def check_logits(logits: Tensor, reference: Tensor, exact: Tensor) -> Check:
     error = relative_error(logits, exact)
     ok = error <= FLOAT32_ERROR if logits.dtype == torch.float32 else errors(logits, reference, exact).ok
     same = int((logits.argmax(1) == exact.argmax(1)).sum())
-    return Check(ok, error, f"top-1 {same}/{len(exact)}" + ("" if ok else ", wrong output"))
+    return Verdict(ok, error, f"top-1 {same}/{len(exact)}" + ("" if ok else ", wrong output"))
 
 
 def _report(console: Console, new: list[Row], file: Path | None) -> None:

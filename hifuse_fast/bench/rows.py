@@ -31,6 +31,15 @@ class Conditions:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the check of an engine's output says: whether it may be timed, its error, and what there is to note."""
+
+    ok: bool
+    error: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Row(Conditions):
     """One engine on one case. Times are milliseconds `per` image or call; None stands for not measured."""
 

@@ -29,6 +29,7 @@ from hifuse_fast.backends.triton.compile import Compilation, Resources
 from hifuse_fast.backends.triton.launch import INTERPRETED, recording
 from hifuse_fast.bench.table import console as terminal
 from hifuse_fast.tuning.calls import DTYPES, Call, choose
+from hifuse_fast.tuning.cases import reason_of
 from hifuse_fast.tuning.floors import predictions
 from hifuse_fast.tuning.frozen_calls import network_calls
 
@@ -85,7 +86,7 @@ def report(
                 for made in _compilations(call, architecture, dtypes, batches):
                     uses.setdefault(made, []).append(call.name)
             except Exception as error:  # a launcher refuses: the other calls are reported all the same
-                failed.append(Entry(architecture, (call.name,), None, None, _first_line(error)))
+                failed.append(Entry(architecture, (call.name,), None, None, reason_of(error)))
     found = _measure_all(list(uses), jobs)
     return failed + [
         Entry(made.architecture, tuple(dict.fromkeys(names)), made, *outcome)
@@ -115,7 +116,7 @@ def measure(made: Compilation) -> tuple[Resources | None, str]:
     try:
         return ahead.resources(made.compile(), made.architecture), ""
     except Exception as error:  # of whatever kind: it is reported
-        return None, f"does not compile: {_first_line(error)}"
+        return None, f"does not compile: {reason_of(error)}"
 
 
 def _describe(made: Compilation) -> tuple[str, str, str]:
@@ -126,11 +127,6 @@ def _describe(made: Compilation) -> tuple[str, str, str]:
     constants = [f"{name}={value}" for name, value in made.constants if name.isupper()]  # the others are arguments that are 1
     constants += [f"{name}={value}" for name, value in made.options if name != "num_warps"]
     return f"{file if folder == 'triton' else folder} {function.strip('_').removesuffix('_kernel')}", dtype, " ".join(constants)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def show(console: Console, architecture: str, entries: Sequence[Entry]) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from benchmarks import cases, gpu_network, turns
-from benchmarks.cases import Ready, Verdict
+from benchmarks.cases import Ready
 from benchmarks.gpu_network import Case
 from hifuse_fast import create_model
 from hifuse_fast.backends import select
@@ -143,7 +143,7 @@ def test_memory_is_weights_and_what_a_first_call_adds(monkeypatch: pytest.Monkey
     measured = []
     monkeypatch.setattr(machine, "peak_memory", lambda call, device: measured.append(call()) or 10.0)
     ready = Ready(lambda: "later", held_mib=5.0, fresh=lambda: lambda: "first")
-    found = cases.candidate(lambda: ready, lambda output: Verdict(output == "later", 0.0), CPU, own=True)
+    found = cases.candidate(lambda: ready, lambda output: rows.Verdict(output == "later", 0.0), CPU, own=True)
     assert measured == ["first"]
     assert found.peak_mib == 15.0
 
@@ -151,7 +151,7 @@ def test_memory_is_weights_and_what_a_first_call_adds(monkeypatch: pytest.Monkey
 def test_an_engine_that_goes_wrong_once_captured_is_not_timed() -> None:
     outputs = iter([1, 1, 1, 2])
     found = cases.candidate(
-        lambda: Ready(lambda: next(outputs)), lambda output: Verdict(output == 1, 0.0, "checked"), CPU, own=True
+        lambda: Ready(lambda: next(outputs)), lambda output: rows.Verdict(output == 1, 0.0, "checked"), CPU, own=True
     )
     assert (found.ok, found.note) == (False, "checked")
 

@@ -173,7 +173,7 @@ def test_the_bench_of_prepared_ops_does_not_time_a_wrong_engine(name: str, monke
     plain = prepared_ops.Op.prepare
     monkeypatch.setattr(prepared_ops.Op, "prepare", prepare)
     monkeypatch.setattr(prepared_ops, "ENGINES", ("reference", "broken"))
-    monkeypatch.setitem(prepared_ops.STAGES, 4, (3, 32))
+    monkeypatch.setattr(prepared_ops, "STAGES", {4: (3, 32, 1)})
     case = prepared_ops.Case(name, stage=4, batch=1, dtype="float32")
     limits = turns.Limits({"float32": 1e12}, 1e11)
     reference, broken = prepared_ops.measure(case, limits=limits, budget_s=0.0)
