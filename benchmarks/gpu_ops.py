@@ -19,9 +19,9 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks import cases, options, turns
-from benchmarks.cases import Ready, Suite, Verdict
 from benchmarks.gpu_subjects import Function, Inputs, Subject, engines, subjects
+from hifuse_fast.bench import cases, options, turns
+from hifuse_fast.bench.cases import Ready, Suite, Verdict
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.testing import errors, relative_error
 from hifuse_fast.tuning.calls import DTYPES, MODES

@@ -14,9 +14,9 @@ from statistics import median
 
 import click
 
-from benchmarks.turns import OWN
 from hifuse_fast.bench import rows, table
 from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.turns import OWN
 from hifuse_fast.tuning import table_file
 from hifuse_fast.tuning.floors import predictions
 from tools import saved

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import prepared_ops, turns
+from benchmarks import prepared_ops
 from benchmarks import window_attention as op_bench
 from hifuse_fast import BackendError, OptimizedHiFuse, create_model
 from hifuse_fast.app import predict
-from hifuse_fast.bench import cuda, machine, network, plot, rows, table
+from hifuse_fast.bench import cuda, machine, network, plot, rows, table, turns
 from hifuse_fast.bench.rows import Row
 from tools import pages
 

@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.peers import Call, Engine, MissingError
 from hifuse_fast import create_model, load_checkpoint
 from hifuse_fast.bench import machine
 from hifuse_fast.bench.network import NUM_CLASSES
@@ -33,6 +32,22 @@ from hifuse_fast.bench.network import NUM_CLASSES
 LIMIT_S = 1800.0  # for getting ready: the slowest compiler takes a few minutes
 GRACE_S = 10.0  # for ending by itself
 MEMORY_CALLS = 3  # an allocator may need more than one call to reach its level
+
+
+Call = Callable[[], Tensor]
+Prepare = Callable[[nn.Module, Tensor, torch.dtype], Call]
+
+
+class MissingError(Exception):
+    """The engine cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to prepare an engine (a function that a new process can import), and the optional package that it needs."""
+
+    prepare: Prepare
+    package: str | None = None
 
 
 class FailedError(Exception):

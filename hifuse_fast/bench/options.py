@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import click
 import torch
 
-from benchmarks.turns import DTYPES
 from hifuse_fast.bench import machine
+from hifuse_fast.bench.turns import DTYPES
 
 DTYPES_HELP = "Comma-separated.  [default: float32, and bfloat16 where PyTorch has kernels for it]"
 

@@ -16,11 +16,10 @@ import click
 import torch
 from rich.console import Console
 
-from benchmarks import turns
-from benchmarks.turns import Candidate
-from hifuse_fast.bench import cuda, machine, rows, table
+from hifuse_fast.bench import cuda, machine, rows, table, turns
+from hifuse_fast.bench.network import DTYPES
 from hifuse_fast.bench.rows import Row
-from hifuse_fast.tuning.calls import DTYPES
+from hifuse_fast.bench.turns import Candidate
 
 Output = TypeVar("Output")
 AnyCase = TypeVar("AnyCase", bound=turns.Case)
