@@ -26,7 +26,7 @@ def names(option: str, text: str, known: Iterable[str]) -> list[str]:
 
 
 def dtypes(text: str | None, device: torch.device) -> list[str]:
-    """The dtypes in `text`, of float32 and bfloat16; None for the usual ones of the device.
+    """The dtypes in `text`, each float32 or bfloat16. For None, the usual ones of the device.
 
     Raises:
         click.UsageError: one is not known.

@@ -1,10 +1,9 @@
 """Measures configurations on a GPU and writes `tables/<architecture>.toml`: `make tune`. Without one it says what it would do.
 
-For each (kernel, key) that the calls of HiFuse look up, the candidates of `tables/candidates.toml` are launched in those calls.
-A candidate whose results differ from the present configuration's, or which does not compile, launch, or spills, is left out and
-said.
-The others are timed in CUDA graphs; the best by the geometric mean of its times over the present ones is written, key by key,
-so that a run that ends early keeps what it has, and the next one goes on with the other keys.
+For each (kernel, key) that the calls of HiFuse look up, the candidates of `tuning/candidates.toml` are launched in those calls.
+A candidate is left out, and named, if it does not compile or launch, if it spills, or if its results differ from those of the
+present configuration. The others are timed in CUDA graphs. The best one, by the geometric mean of its times over the present
+ones, is written, key by key. So a run that ends early keeps what it has, and the next one goes on with the other keys.
 
 Which of an op's two ways "auto" takes (choices.py) is tuned like a tile size, after these: its candidates are the Triton
 kernels and the reference, its cases the op's calls of that key, forward alone and with the backward, for one large batch and
@@ -171,7 +170,7 @@ def candidates(kernel: str, present: Config) -> list[Config]:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best configuration of a key, its time over the present one's, and what was left out for which reason."""
+    """The best configuration of a key, its time over that of the present one, and what was left out, with the reasons."""
 
     config: Config
     ratio: float
@@ -182,7 +181,7 @@ class Tuned:
 def tune(
     kernel: str, cases: Sequence[Case], tried: Sequence[Config], bench: Bench, *, late: Callable[[], bool]
 ) -> Tuned | None:
-    """The best of `tried`, of which the first is the present one; None where time ran out before all were measured."""
+    """The best of `tried`, whose first is the present one. None where time ran out before all were measured."""
     present = tried[0]
     with tables.override(kernel, present):
         expected = [bench.results(case) for case in cases]
@@ -223,7 +222,7 @@ class WrongResultError(Exception):
 
 
 def _ratio(cases: Sequence[Case], expected: Sequence[list[Tensor]], times: Sequence[float], bench: Bench) -> float:
-    """The geometric mean of the times over the present ones; of the first cases alone where it is hopeless."""
+    """The geometric mean of the times over the present ones. For a hopeless candidate it is that of the first cases alone."""
     logs: list[float] = []
     for case, right, present in zip(cases, expected, times, strict=True):
         for got, wanted in zip(bench.results(case), right, strict=True):
@@ -244,7 +243,7 @@ def close(got: Tensor, wanted: Tensor) -> bool:
 
 
 def prepare(kernel: str, config: Config, case: Case, architecture: str) -> None:
-    """Compile what measuring the candidate will launch, into Triton's cache; to be called in a process of its own."""
+    """Compile, into Triton's cache, what measuring the candidate will launch. Call it in a process of its own."""
     with tables.override(kernel, config):
         for made in launched(case, architecture):
             made.compile()

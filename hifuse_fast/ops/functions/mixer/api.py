@@ -23,8 +23,8 @@ def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     with zero padding, no bias and the exact GELU. A GPU wants a dense weight in channels-last memory, which
     `model.to(memory_format=torch.channels_last)` gives. A weight in another layout is copied at every call.
 
-    Equal inputs give equal bits, with one exception: cuDNN computes the gradients of a dense convolution on a GPU, and may add in
-    any order unless `torch.backends.cudnn.deterministic` (or `torch.use_deterministic_algorithms`) is set.
+    Equal inputs give equal bits, with one exception: cuDNN computes the gradients of a dense convolution on a GPU. It may add
+    in any order, unless `torch.backends.cudnn.deterministic` (or `torch.use_deterministic_algorithms`) is set.
 
     Args:
         z: [B, H, W, C], any strides; floating.
