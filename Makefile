@@ -7,8 +7,9 @@
 #   make bench-growth  whether a pixel costs as much in large images    ARGS="--models hifuse_tiny ..."
 #   make test       the test suite (C++ and Python)             make test-all   with the slow sweeps
 #   make test-asan  the ops under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make test-cpp   the C++ tests alone
 #   make lint       ruff, mypy, clang-format                    make format     let them rewrite
-#   make docs       README and docs tables from benchmarks/results
+#   make docs       the tables of README and docs, from benchmarks/results
 #   make kernel-report  every Triton kernel compiled for three architectures, without a GPU   ARGS="--architectures sm_90 ..."
 #   make tune       measure tile sizes on this GPU, write them into the tables                  ARGS="--kernels linear ..."
 #   make gpu-check  all there is to do on a GPU: STAGE=build|parity|tune|ops|network (all), REPORT=folder; in the environment

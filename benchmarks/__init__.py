@@ -1,1 +1,1 @@
-"""Benchmarks of single ops and of the CPU engines against their peers, and the generator of the pages' tables."""
+"""Experiments: suites of cases, each against its peers. The instrument that runs them is `hifuse_fast.bench`."""

@@ -1,7 +1,7 @@
 """HiFuse on the CPU in every engine that runs it: `python -m benchmarks.engines`, or `make bench-cpu`.
 
 For each model, dtype and batch size the engines (`peers.py`) get ready one after the other, each in a process of its own
-(`worker.py`). Their logits are compared with the reference in float64: float32 within 1e-4 of the largest and with the same
+(`bench.worker`). Their logits are compared with the reference in float64: float32 within 1e-4 of the largest and with the same
 classes, bfloat16 by the tolerance rule of `hifuse_fast.testing`, measured by eager PyTorch. A wrong engine gets no time; the
 others then take turns. Memory is that of the process while the engine runs (`worker.Ready`); ready is the time from the eager
 network in memory to the first output. The rows' `ratio` is over eager PyTorch, that of the tables over the product.
@@ -21,13 +21,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import options, peers, turns
-from benchmarks.peers import Engine, MissingError
-from benchmarks.worker import FailedError, Ready, Task, Worker
+from benchmarks import peers
 from hifuse_fast import list_models, save_checkpoint
-from hifuse_fast.bench import machine, network, rows, samples, table, timing
+from hifuse_fast.bench import machine, network, options, rows, samples, table, timing, turns
 from hifuse_fast.bench.network import DTYPES, Subject
 from hifuse_fast.bench.rows import MISSING, Row
+from hifuse_fast.bench.worker import Engine, FailedError, MissingError, Ready, Task, Worker
 
 SUITE = "engines"
 BASELINE = "eager"

@@ -27,11 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import cases, options, turns
-from benchmarks.cases import Ready, Suite
 from hifuse_fast import HiFuse, create_model, list_models, optimize_for_inference, use_backend
 from hifuse_fast.backends.select import current_backend
+from hifuse_fast.bench import cases, options, turns
 from hifuse_fast.bench import network as bench
+from hifuse_fast.bench.cases import Ready, Suite
 from hifuse_fast.bench.rows import Row, Verdict
 from hifuse_fast.testing import golden_image, golden_weights, l2_norm, wrong_gradients
 from hifuse_fast.tuning.calls import DTYPES

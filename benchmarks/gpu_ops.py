@@ -20,9 +20,9 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks import cases, options, turns
-from benchmarks.cases import Ready, Suite
 from benchmarks.gpu_subjects import Function, Inputs, Subject, engines, subjects
+from hifuse_fast.bench import cases, options, turns
+from hifuse_fast.bench.cases import Ready, Suite
 from hifuse_fast.bench.rows import Row, Verdict
 from hifuse_fast.testing import errors, relative_error
 from hifuse_fast.tuning.calls import DTYPES, MODES

@@ -16,12 +16,11 @@ import click
 import torch
 from torch import Tensor, nn
 
-from benchmarks import options, turns
-from benchmarks.turns import Candidate
 from hifuse_fast import create_model, list_models, optimize_for_inference
-from hifuse_fast.bench import network, samples, table
+from hifuse_fast.bench import network, options, samples, table, turns
 from hifuse_fast.bench.network import DTYPES, NUM_CLASSES
 from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.turns import Candidate
 from hifuse_fast.testing import golden_weights
 
 SUITE = "growth"

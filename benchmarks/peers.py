@@ -2,14 +2,12 @@
 
 An engine is a function from a network (its own copy), images and a dtype to the call that is timed, which returns the logits of
 these images. One that cannot run here raises `MissingError` with the reason. Each is prepared in a process of its own
-(`worker.py`), so settings that are global may be set here. Optional packages are imported by name when they are used.
+(`bench.worker`), so settings that are global may be set here. Optional packages are imported by name when they are used.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,21 +16,7 @@ from torch import Tensor, nn
 
 import hifuse_fast
 from hifuse_fast.bench.network import backend_engine
-
-Call = Callable[[], Tensor]
-Prepare = Callable[[nn.Module, Tensor, torch.dtype], Call]
-
-
-class MissingError(Exception):
-    """The engine cannot run here; the message says why."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How to prepare an engine (a function that a new process can import), and the optional package that it needs."""
-
-    prepare: Prepare
-    package: str | None = None
+from hifuse_fast.bench.worker import Call, Engine, MissingError
 
 
 def optional(package: str) -> Any:

@@ -27,11 +27,10 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import options, turns
-from benchmarks.turns import DTYPES
 from hifuse_fast import ops
-from hifuse_fast.bench import machine, table
+from hifuse_fast.bench import machine, options, table, turns
 from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.turns import DTYPES
 from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.testing import assert_mixer_within_bounds, assert_strassen_within_bounds, relative_error
 from hifuse_fast.tuning.calls import STAGES

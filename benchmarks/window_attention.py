@@ -29,10 +29,9 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks import options, turns
-from benchmarks.turns import DTYPES
-from hifuse_fast.bench import machine, table
+from hifuse_fast.bench import machine, options, table, turns
 from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.turns import DTYPES
 from hifuse_fast.ops import window_attention
 from hifuse_fast.ops.functions.window_attention import reference as definition
 from hifuse_fast.testing import errors, relative_error

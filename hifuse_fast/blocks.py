@@ -1,7 +1,7 @@
-"""The blocks of HiFuse, each usable alone. Every map is channels last, [B, H, W, C]; one floating dtype throughout.
+"""The blocks of HiFuse, each usable alone. Every map is channels last, [B, H, W, C]. A block has one floating dtype.
 
 Parameter names are the official ones, so that a block of an official checkpoint loads into the block here. BN is batch
-normalisation (eps 1e-5), LN layer normalisation over the channels, GELU the exact one, with erf.
+normalisation (eps 1e-5), LN is layer normalisation over the channels, GELU is the exact one, with erf.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class GlobalBlock(nn.Module):
 
     .. math:: y = x + \mathrm{GELU}(W \, \mathrm{WindowAttention}(\mathrm{LN}(x)) + b)
 
-    [B, H, W, dim] -> [B, H, W, dim]. `norm2` is a parameter of official checkpoints that nothing uses.
+    [B, H, W, dim] -> [B, H, W, dim]. Nothing uses the parameter `norm2`; it is there because official checkpoints hold it.
 
     Args:
         dim, num_heads, window_size, shift_size, qkv_bias, attn_drop: see `WindowAttention`.
@@ -191,7 +191,7 @@ class PatchMerging(nn.Module):
 
 
 class InvertedMLP(nn.Module):
-    r"""The inverted residual MLP at the end of the fusion: where most of the network's arithmetic is.
+    r"""The inverted residual MLP at the end of the fusion. Most of the network's arithmetic is here.
 
     .. math::
         u = z + \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(z)), \qquad
@@ -226,7 +226,7 @@ class InvertedMLP(nn.Module):
 
 
 class HFFBlock(nn.Module):
-    r"""Hierarchical feature fusion of the local map l, the global map g and the fused map f of the stage before.
+    r"""Hierarchical feature fusion: of the local map l, the global map g, and the fused map f of the previous stage.
 
     .. math::
         w_f &= \mathrm{avgpool}_2(\mathrm{ReLU}(\mathrm{BN}(W_u f))), \quad
@@ -238,14 +238,14 @@ class HFFBlock(nn.Module):
     with se(a) = W_2 ReLU(W_1 a), C -> C / 16 -> C. Without f (the first stage) the terms in w_f are absent. l and g are
     [B, H, W, dim], f is [B, 2H, 2W, fused_dim] or None; returns [B, H, W, dim].
 
-    Official checkpoints hold the parameters of both forms in every block, so `Updim`, `norm1`, `W3` go unused without f, and
-    `norm2`, `W` with it.
+    Official checkpoints hold the parameters of both forms in every block. Without f, `Updim`, `norm1` and `W3` go unused;
+    with f, `norm2` and `W` do.
 
     Args:
         dim: channels of l, g and the result.
         fused_dim: channels of f; dim // 2 unless given.
-        channel_gate: "sigmoid", or "double_sigmoid" for checkpoints of the official code from before 2024-01-16, whose gate
-            of g was sigma(sigma(.)).
+        channel_gate: "sigmoid", or "double_sigmoid" for checkpoints of the official code from before 2024-01-16. The gate of g
+            was sigma(sigma(.)) there.
         mixer: see `InvertedMLP`.
         drop_path: stochastic depth of the inverted MLP.
 

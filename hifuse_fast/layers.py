@@ -49,7 +49,7 @@ class LayerNorm(nn.LayerNorm):
 class ConvNorm(nn.Module):
     """act(BN(conv(x))) with "same" padding, [B, H, W, in_dim] -> [B, H, W, out_dim]; `norm=False` leaves the conv alone.
 
-    A call may ask for what `BatchNorm2d` can do after it: `activation`, `pool`, `residual`.
+    A call may also ask for what `BatchNorm2d` does after the norm: `activation`, `pool`, `residual`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ConvNorm(nn.Module):
 def batch_norm(
     norm: nn.Module, x: Tensor, activation: str = "none", pool: bool = False, residual: Tensor | None = None
 ) -> Tensor:
-    """`norm` of a map: a `BatchNorm2d`, or what a user put in its place for [B, C, H, W], as `nn.SyncBatchNorm`."""
+    """`norm` of a map. It is a `BatchNorm2d`, or a module for [B, C, H, W] that a user put there, as `nn.SyncBatchNorm`."""
     if isinstance(norm, BatchNorm2d):
         out: Tensor = norm(x, activation, pool, residual)
         return out
@@ -75,7 +75,7 @@ def batch_norm(
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, an image's branch becomes 0 with probability `rate`, else is divided by 1 - rate.
+    """Stochastic depth. In training an image's branch becomes 0 with probability `rate`; otherwise it is divided by 1 - rate.
 
     Source: Huang et al. 2016.
     """
@@ -110,7 +110,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 def frozen_statistics(block: nn.Module) -> Iterator[None]:
     """Within the block of code, batch norms in training leave their running statistics as they are.
 
-    For a second computation of the same batch, as gradient checkpointing makes it: the statistics count a batch once.
+    Gradient checkpointing computes a batch a second time, and the statistics shall count it once.
     """
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]

@@ -5,7 +5,7 @@ the error that the plain PyTorch reference makes in the kernel's own dtype, plus
 
     max|kernel - exact|  <=  2 max|pytorch - exact| + eps(dtype) max|exact| + tiny
 
-where tiny, the smallest normal float32, stands for "subnormal numbers count as zero": kernels flush them, as GPUs do.
+tiny is the smallest normal float32: kernels may take subnormal numbers for zero, as GPUs do.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def assert_within_rule(actual: Tensor, pytorch: Tensor, exact: Tensor, what: str
 
 
 def assert_mixer_within_bounds(actual: Tensor, pytorch: Tensor, exact: Tensor, algorithm: str) -> None:
-    """Raise AssertionError unless the result of a `mixer` of this algorithm obeys its bound: `MIXER_BOUNDS`, or the rule.
+    """Raise AssertionError unless the result of a `mixer` obeys the bound of its algorithm: `MIXER_BOUNDS`, or the rule.
 
     In bfloat16 a Winograd result may be off by three times PyTorch's own error plus one rounding, where the rule says twice.
     """
@@ -104,15 +104,18 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 def wrong_gradients(
     actual: Mapping[str, Tensor], pytorch: Mapping[str, Tensor], exact: Mapping[str, Tensor], eps: float
 ) -> list[str]:
-    """The weights whose gradients in a training step of 16 bits are further from `exact` (float64) than rounding explains.
+    """The weights whose gradients, in a training step of 16 bits, are further from `exact` (float64) than rounding explains.
 
-    Errors are l2 norms, over that of the exact gradient. All gradients as one vector may be off by three times what `pytorch`
-    is off in the same dtype, else the answer ends with "all of them". One weight may be off by six times the larger of its
-    own error there and its median over all weights: the gradients of the gates' weights are small differences of large
-    numbers, where one or the other is right by chance (for ten images in a narrow network both were off by 0.15 to 0.18 in the
-    geometric mean, but for one image they differed by a factor of 7). `eps`, one rounding, is added each time. A gradient
-    counts as no smaller than one rounding of the mean one: that of a bias just before a batch norm is zero, and what comes out
-    is rounding.
+    An error is the l2 norm of the difference over the l2 norm of the exact gradient. `pytorch` has the gradients of eager
+    PyTorch in the same dtype. `eps`, one rounding, is added to each bound.
+
+    - All gradients, as one vector, may be off by three times PyTorch's error. Otherwise the answer ends with "all of them".
+    - The gradient of one weight may be off by six times PyTorch's error, of this weight or in the median over all weights,
+      whichever is larger. The gradients of the gates' weights are small differences of large numbers, where one of the two can
+      be right by chance: for ten images in a narrow network both were off by 0.15 to 0.18 in the geometric mean, but for one
+      image they differed by a factor of 7.
+    - A gradient counts as no smaller than one rounding of the mean gradient. The gradient of a bias just before a batch norm is
+      zero, and what comes out is rounding.
     """
     total = l2_norm(exact.values())
     smallest = eps * total / math.sqrt(len(exact))
@@ -132,7 +135,7 @@ def l2_norm(tensors: Iterable[Tensor]) -> float:
 
 @contextlib.contextmanager
 def nan_poisoned_empty() -> Iterator[None]:
-    """Within the block, memory that torch.empty and its like hand out is filled with NaN: a forgotten element cannot hide."""
+    """Within the block, torch.empty and its like return memory full of NaN, so a forgotten element cannot hide."""
     deterministic: Any = torch.utils.deterministic  # a module whose attribute is a property
     mode, fill = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -145,7 +148,7 @@ def nan_poisoned_empty() -> Iterator[None]:
 
 
 def golden_uniform(name: str, shape: tuple[int, ...]) -> Tensor:
-    """u of the golden rule: uniform [0, 1) in float64 from PCG64 seeded with the CRC of `name`, row-major."""
+    """The u of the golden rule: uniform in [0, 1), float64, row-major, from a PCG64 that is seeded with the CRC of `name`."""
     words = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape, dtype=np.int64)))
     return torch.from_numpy((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
 

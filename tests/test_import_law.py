@@ -73,7 +73,7 @@ APPLICATION = {
     "cli.py": {"click", "rich", "PIL"},
     "app": {"click", "rich", "PIL"},
     "data": {"PIL"},
-    "bench": {"rich", "PIL"},
+    "bench": {"click", "rich", "PIL"},
     "tuning": {"click", "rich"},
 }
 

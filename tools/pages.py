@@ -15,17 +15,38 @@ from statistics import median
 
 import click
 
-from benchmarks.turns import OWN, best_own
 from hifuse_fast.bench import rows, table
 from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.turns import OWN, best_own
 from hifuse_fast.tuning import table_file
 from hifuse_fast.tuning.floors import predictions
 from tools import saved
 
-PAGES = ("README.md", "docs/performance.md")
+PAGES = ("README.md", "docs/results.md")
 RESULTS = "benchmarks/results"
 CASE = ("case", "batch", "dtype", "mode")  #: the columns that name a case of an op
+MODEL = "hifuse_small"  #: of the summaries
+EAGER = ("eager", "eager channels_last")  #: PyTorch without a compiler
+COMPILED = ("torch.compile", "compile")
+OWN_GRAPH = ("onnxruntime", "openvino latency", "openvino throughput")  #: engines that were given the graph of our own network
+OWN_GRAPH_NOTE = "onnxruntime and openvino were given the graph of our own network: no claim rests on their rows."
+NOT_MEASURED = "Not measured yet.\n"
 _BLOCK = re.compile(r"^(<!-- results:(\S+) -->\n)(.*?)^(<!-- /results -->)$", re.MULTILINE | re.DOTALL)
+
+
+def summary(found: Sequence[Row]) -> str:
+    """HiFuse Small in PyTorch and in hifuse_fast: of each machine and dtype the newest run, a line a batch size."""
+    rows_ = [row for row in found if row.suite in ("engines", "gpu_network") and row.case == MODEL and row.mode == "inference"]
+    if not rows_:
+        return NOT_MEASURED
+    newest = {_machine(row): row for row in sorted(rows_, key=lambda row: row.date)}
+    lines: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows_:
+        if table.describe(row) == table.describe(newest[_machine(row)]):
+            lines.setdefault((row.device, row.dtype, f"{row.batch}"), []).append(row)
+    head = ["machine", "dtype", "batch", "PyTorch eager", "torch.compile", "hifuse_fast", "speedup", "measured"]
+    shown = table.markdown(head, (_summary_line(case, lines[case]) for case in sorted(lines, key=_case_order)))
+    return "\n\n".join(filter(None, [shown, table.busy([row for group in lines.values() for row in group])])) + "\n"
 
 
 def network(found: Sequence[Row]) -> str:
@@ -98,6 +119,7 @@ def saved_for_backward(_: Sequence[Row]) -> str:
 
 
 BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "summary": summary,
     "network": network,
     "engines": engines,
     "engines_summary": engines_summary,
@@ -117,13 +139,42 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
 def _tables(found: Sequence[Row], make: Callable[[Sequence[Row]], str]) -> str:
     """A table for each set of conditions, which stand under it."""
     if not found:
-        return "Not measured yet.\n"
+        return NOT_MEASURED
     ordered = sorted(found, key=_run)  # stable: the rows of a run stay in their order
     parts = []
     for _, group in groupby(ordered, key=_run):
         same = list(group)
-        parts.append(f"{make(same)}\n\n{table.describe(same[0])}. {table.busy(same)}".rstrip() + "\n")
+        notes = [f"{table.describe(same[0])}.", table.busy(same), OWN_GRAPH_NOTE if _own_graph(same) else ""]
+        parts.append(f"{make(same)}\n\n{' '.join(filter(None, notes))}\n")
     return "\n".join(parts)
+
+
+def _own_graph(found: Sequence[Row]) -> bool:
+    return any(row.engine in OWN_GRAPH and row.ms_p50 is not None for row in found)
+
+
+def _machine(row: Row) -> tuple[str, str]:
+    return (row.device, row.dtype)
+
+
+def _case_order(case: tuple[str, ...]) -> tuple[str, bool, int]:
+    """By machine, float32 before the others, then by batch size."""
+    device, dtype, batch = case
+    return (device, dtype != "float32", int(batch))
+
+
+def _summary_line(case: tuple[str, ...], found: Sequence[Row]) -> list[str]:
+    """The fastest of PyTorch's ways, eager and compiled, beside our engine, and the conditions of the run."""
+
+    def best(engines: Sequence[str]) -> float | None:
+        return min((row.ms_p50 for row in found if row.engine in engines and row.ms_p50 is not None), default=None)
+
+    eager, compiled, own = (best(engines) for engines in (EAGER, COMPILED, (table.PRODUCT,)))
+    peers = [time for time in (eager, compiled) if time is not None]
+    advantage = table.factor(min(peers) / own) if peers and own else "-"
+    run = found[0]
+    where = f"{run.threads} threads, {run.isa}; torch {run.torch}; {run.commit}, {run.date[:10]}"
+    return [*case, *(table.number(time) for time in (eager, compiled, own)), advantage, where]
 
 
 def _run(row: Row) -> tuple[str, str]:
@@ -247,7 +298,7 @@ def render(page: str, found: Sequence[Row]) -> str:
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 when a page is stale.")
 @click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path(), help="The checkout.")
 def main(*, check: bool, root: Path) -> None:
-    """Rewrite the tables of README.md and docs/performance.md from benchmarks/results/*.csv."""
+    """Rewrite the tables of README.md and docs/results.md from benchmarks/results/*.csv."""
     try:
         found = [row for file in sorted((root / RESULTS).glob("*.csv")) for row in rows.read(file)]
         pages = {path: path.read_text(encoding="utf-8") for path in (root / name for name in PAGES) if path.exists()}

@@ -1,1 +1,1 @@
-"""The bench harness: interleaved timing, the machine's limits, result rows, tables, pictures, and the network bench."""
+"""The instrument: timing in turns, the machine's limits, rows, tables, pictures, and the network bench."""

@@ -1,4 +1,4 @@
-"""Timing on a CUDA device: what the device takes, not what Python takes to ask for it."""
+"""Timing on a CUDA device: the time that the device takes, not the time that Python takes to ask for it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def timer(device: torch.device) -> EventTimer | None:
 
 
 def graphed(call: Call, warmup: int = 3) -> Call:
-    """`call` as one CUDA graph: replayed, it launches the same work on the same memory with next to no time on the CPU.
+    """`call` as one CUDA graph. A replay does the same work on the same memory, and takes the CPU next to no time.
 
     Raises:
         RuntimeError: what the call does cannot be captured.

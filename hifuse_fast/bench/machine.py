@@ -37,7 +37,7 @@ _MEASURED_SOURCES = ("hifuse_fast", "csrc", "CMakeLists.txt", "setup.py", "bench
 
 
 def device_slug(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The device as a file name: `amd-epyc-zen4-2c` (cores that this process may use), `nvidia-h200`."""
+    """The device as a file name, as `amd-epyc-zen4-2c` or `nvidia-h200`. 2c are the cores that this process may use."""
     if device.type == "cuda":
         return slug(torch.cuda.get_device_name(device))
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
@@ -67,9 +67,9 @@ def usable_cores() -> int:
 
 
 def usual_dtypes(device: torch.device) -> tuple[str, ...]:
-    """The dtypes that a bench takes where none is asked for: float32, and bfloat16 where PyTorch has kernels for it.
+    """The dtypes that a bench takes if none is asked for: float32, and bfloat16 where PyTorch has kernels for it.
 
-    On an x86 CPU without AVX-512 it has none: it multiplies number by number, at a hundredth of its float32 rate.
+    On an x86 CPU without AVX-512 PyTorch has none. It multiplies number by number, at a hundredth of its float32 rate.
     """
     slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
     return ("float32",) if slow and platform.machine() in ("x86_64", "AMD64") else ("float32", "bfloat16")
@@ -94,7 +94,7 @@ def conditions(device: torch.device) -> Conditions:
 
 
 def commit(root: Path) -> str:
-    """Short hash of the checkout at `root`, "+dirty" where measured sources differ from it, "unknown" where it is none."""
+    """Short hash of the checkout at `root`; with "+dirty" if measured sources differ from it; "unknown" outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -110,10 +110,10 @@ def commit(root: Path) -> str:
 
 
 def arithmetic_peak(device: torch.device, dtype: torch.dtype, budget_s: float = 1.5) -> float:
-    """FLOP/s of the best of square torch matmuls (1024, 2048, 4096; CUDA also 8192) of `dtype` within `budget_s`, measured now.
+    """FLOP/s of the best square torch matmul (1024, 2048, 4096; on CUDA also 8192) of `dtype`, measured now within `budget_s`.
 
-    Not a datasheet's figure: what the vendor's GEMM reaches on this machine with this many threads, two operations a
-    multiply-add. A kernel that beats it has a share above 1.
+    This is no figure of a datasheet. It is what the vendor's GEMM reaches on this machine with this many threads, with two
+    operations a multiply-add. A kernel that beats it has a share above 1.
     """
     sizes = (1024, 2048, 4096, 8192) if device.type == "cuda" else (1024, 2048, 4096)
     best, begin = 0.0, time.perf_counter()
@@ -128,7 +128,7 @@ def arithmetic_peak(device: torch.device, dtype: torch.dtype, budget_s: float = 
 
 
 def copy_bandwidth(device: torch.device, budget_s: float = 1.0) -> float:
-    """Bytes a second, read and written together, of copying 256 MiB (CUDA: 1 GiB) in memory, the best of `budget_s`."""
+    """Bytes a second of copying 256 MiB (on CUDA 1 GiB) in memory, read and written together, the best within `budget_s`."""
     source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.ones_like(source)
     return 2.0 * source.nbytes / _fastest(lambda: target.copy_(source), device, budget_s)
@@ -155,12 +155,12 @@ BUSY = "others took"  #: how the note of a row begins that was timed beside othe
 
 
 class Neighbours:
-    """In a `with` block: the share of this process's cores that others (hypervisor included) took meanwhile.
+    """The share of this process's cores that others, the hypervisor included, took within a `with` block.
 
-    The processes `own`, by id, are no others; they must live as long as the block.
+    The processes whose ids are in `own` do not count as others. They must live as long as the block.
 
-    Taking turns does not make ratios fair on a busy machine: where one thread of a parallel region has to wait for a core, all
-    wait, and so an engine of many short regions loses far more than one of few.
+    Taking turns does not make ratios fair on a busy machine. Where one thread of a parallel region has to wait for a core, all
+    threads wait. So an engine of many short regions loses far more than an engine of few.
     """
 
     share: float | None = None  #: 0 to 1; None where the system does not tell
@@ -181,12 +181,12 @@ class Neighbours:
 
     @property
     def note(self) -> str:
-        """What a row has to say of it: nothing below 5 %, the noise of an idle system and of the clock."""
+        """What a row says of it. Below 5 %, which is the noise of an idle system and of the clock, it says nothing."""
         return "" if self.share is None or self.share < 0.05 else f"{BUSY} {100 * self.share:.0f} % of the CPU"
 
 
 def _cpu_seconds(own: Sequence[int] = ()) -> tuple[float, float, float] | None:
-    """Of this process's cores since boot: all seconds, the busy ones, this process's and those of `own`; None without /proc."""
+    """Seconds of this process's cores since boot: all, the busy ones, those of this process and `own`. None without /proc."""
     stat = Path("/proc/stat")
     if not (stat.exists() and hasattr(os, "sched_getaffinity")):
         return None
@@ -205,10 +205,10 @@ def _ticks(process: int) -> int:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
-    """MiB by which one `call` raises memory above what was held before it, at its highest; None where not measurable.
+    """MiB by which one `call` raises memory, at its highest, above what was held before it. None where it cannot be measured.
 
-    CUDA: torch's allocator. Linux CPU: resident memory (VmHWM of /proc/self/status, reset through /proc/self/clear_refs).
-    Weights that exist already are not counted.
+    On CUDA torch's allocator is asked. On a CPU under Linux it is resident memory (VmHWM of /proc/self/status, reset through
+    /proc/self/clear_refs). Weights that exist already are not counted.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -227,7 +227,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
 
 
 def resident_memory() -> float | None:
-    """MiB of this process that lie in memory, without what malloc keeps for later; None where the system does not tell."""
+    """MiB of this process in memory, without what malloc keeps for later. None where the system does not tell."""
     try:
         _release_free_memory()
         return _status_kib("VmRSS") / 1024

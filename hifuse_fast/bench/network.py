@@ -47,7 +47,7 @@ def backend_engine(backend: str) -> Engine:
 
 
 def fast_engine(network: nn.Module) -> Forward:
-    """The network frozen by `optimize_for_inference`; where no kernel of ours serves that, every op on its fastest backend.
+    """The network frozen by `optimize_for_inference`. Where none of our kernels serves that, each op on its fastest backend.
 
     Warns where freezing is refused.
     """
@@ -76,10 +76,11 @@ def run(
 ) -> int:
     """Measure `model` on real images: milliseconds an image of the reference and of the fast network, side by side.
 
-    Every engine's logits are compared with those of the reference in float64 before it is timed; one that is wrong gets no
-    time, is shown as failed, and makes the exit code 1. In the lower precisions weights and images are cast once, before.
-    Weights are made by the golden rule: the same everywhere, with biases, normalisations and running statistics that are not
-    neutral (as they are in a new network), so that an engine that forgets one of them cannot pass.
+    Every engine's logits are compared with those of the reference in float64 before it is timed. A wrong engine gets no time,
+    is shown as failed, and makes the exit code 1. In lower precisions weights and images are cast once, before.
+
+    Weights come from the golden rule. They are the same everywhere, and their biases, norms and running statistics are not
+    neutral, as those of a new network are. So an engine that forgets one of them cannot pass.
 
     Args:
         model: a name of `hifuse_fast.list_models()`.
@@ -193,7 +194,7 @@ def measure(
 def _first_calls(
     forwards: Mapping[str, Forward], pixels: Tensor, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, float | None]]:
-    """The outputs, and what each call adds to memory: the first one, because a later one may find its maps there already."""
+    """The outputs, and what the first call of each engine adds to memory. A later call may find its maps there already."""
     outputs: dict[str, Tensor] = {}
     memory = {
         name: machine.peak_memory(lambda name=name, forward=forward: outputs.update({name: forward(pixels).cpu()}), device)  # type: ignore[misc]
@@ -203,7 +204,7 @@ def _first_calls(
 
 
 def _weights_mib(forward: Forward, network: nn.Module) -> float:
-    """Of the engine's own module where it is one, else of the network that it was given."""
+    """MiB of the weights of the engine, if it is a module of its own; else of the network that it was given."""
     module = forward if isinstance(forward, nn.Module) else network
     return sum(tensor.nbytes for tensor in itertools.chain(module.parameters(), module.buffers())) / 2**20
 
@@ -219,7 +220,7 @@ def _time(calls: Mapping[str, Callable[[], Tensor]], device: torch.device, bar: 
 def check_logits(logits: Tensor, reference: Tensor, exact: Tensor) -> Verdict:
     """Judge `logits` against `exact`: float32 within 1e-4 of the largest, lower precisions by the tolerance rule.
 
-    How often the class is the same is noted, not judged: a wrong class without a wrong logit is a tie.
+    The note says how often the class is the same; this is not judged, because a wrong class without a wrong logit is a tie.
     """
     error = relative_error(logits, exact)
     ok = error <= FLOAT32_ERROR if logits.dtype == torch.float32 else errors(logits, reference, exact).ok

@@ -13,9 +13,9 @@ _COLORS = ("#8c8c8c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
 
 def network(rows: Sequence[Row], path: Path) -> list[Path]:
-    """Draw the timed rows of one run, all of one model and device, as `path` with .png and .svg; return the files.
+    """Draw the timed rows of one run, all of one model and device, as `path` with .png and .svg. Return the files.
 
-    A bar is the median, its whisker the 20 and 80 percentiles. Without a timed row or matplotlib nothing is drawn.
+    A bar is the median; its whisker ends at the 20 and 80 percentiles. Without a timed row or matplotlib nothing is drawn.
     """
     timed = [row for row in rows if row.ms_p50 is not None]
     try:

@@ -41,7 +41,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Row(Conditions):
-    """One engine on one case. Times are milliseconds `per` image or call; None stands for not measured."""
+    """One engine on one case. Times are milliseconds `per` image or call. None means not measured."""
 
     suite: str  #: "network", "engines" or the op
     case: str
@@ -65,7 +65,7 @@ class Row(Conditions):
 
     @property
     def key(self) -> tuple[str, str, str, str, int, str, int, str]:
-        """What a newer row must share with an older one to replace it (both are of one device)."""
+        """A newer row replaces an older one of the same device if both have the same key."""
         return (self.suite, self.case, self.engine, self.dtype, self.batch, self.mode, self.threads, self.isa)
 
     @property
@@ -89,11 +89,11 @@ def figures(
     floor_s: float,
     moved: float | None = None,
 ) -> dict[str, Any]:
-    """The columns of a Row that follow from the time of a call, all None where there is none.
+    """The columns of a Row that follow from the time of a call. All are None where there is no time.
 
     Args:
-        timed: of this engine; None where its output was wrong.
-        reference: of the engine that `ratio` is over, or None.
+        timed: the time of this engine; None where its output was wrong.
+        reference: the time of the engine that `ratio` is over, or None.
         batch: images in a call.
         calls: what a call is divided by for the milliseconds: `batch` where they are per image, 1 where they are per call.
         flop: floating-point operations of a call.
@@ -117,7 +117,7 @@ _DIGITS = 4  # significant: the last one is already noise
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a results file, [] where there is none.
+    """The rows of a results file; [] where there is no file.
 
     Raises:
         ValueError: the file is not such a table; the message names the file and the line.
@@ -148,7 +148,7 @@ def _parse(path: Path, number: int, line: list[str]) -> Row:
 
 
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
-    """The old rows with each one that was measured anew replaced, in place; new cases come last."""
+    """The old rows, with each one that was measured anew replaced in its place. New cases come last."""
     rows = {row.key: row for row in old}
     rows.update({row.key: row for row in new})
     return list(rows.values())

@@ -25,8 +25,8 @@ Named = tuple[str, Tensor]
 def load(count: int, folder: Path | None = None) -> tuple[list[str], Tensor]:
     """Names and pixels [count, 3, 224, 224] in float32, normalised with mean and deviation 0.5 (so from -1 to 1).
 
-    One from each source in turn (the user's folder, retina, ihc), so that the first few already show every source; from the
-    beginning again when all are used. A file of the folder that cannot be read is named in a warning and left out.
+    Sources take turns (the user's folder, retina, ihc), so the first few images show every source. When all images are used,
+    they start again. A file of the folder that cannot be read is named in a warning and left out.
 
     Raises:
         FileNotFoundError: `folder` does not exist.
@@ -53,7 +53,7 @@ def sample_files() -> dict[str, Path]:
 
 
 def _tiles(name: str, path: Path) -> Iterator[Named]:
-    """All whole tiles, not scaled, from the centre outwards: the corners of a fundus photograph are black."""
+    """All whole tiles, not scaled, from the centre outwards, because the corners of a fundus photograph are black."""
     image, preprocess = load_image(path), Preprocess(image_size=TILE, resize=TILE)
     rows, columns = image.height // TILE, image.width // TILE
     places = [(y, x) for y in range(rows) for x in range(columns)]

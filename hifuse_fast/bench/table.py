@@ -15,7 +15,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 
 def console(width: int = 128) -> Console:
-    """The terminal; `width` columns wide where the output goes to a file or a pipe, which have no width."""
+    """The terminal. Where the output goes to a file or a pipe, which have no width, it is `width` columns wide."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=width)
 
@@ -39,7 +39,7 @@ def factor(value: float | None) -> str:
 
 
 def times(row: Row) -> str:
-    """p20 / p50 / p80, "-" for an engine that is missing, FAILED where the output was wrong and so nothing was timed."""
+    """p20 / p50 / p80. "-" for an engine that is missing; FAILED where the output was wrong, so that nothing was timed."""
     if row.ms_p50 is None:
         return "-" if row.missing else "FAILED"
     return " / ".join(number(value) for value in (row.ms_p20, row.ms_p50, row.ms_p80))
@@ -61,7 +61,7 @@ NETWORK: Sequence[Column] = (
 
 
 def advantage(row: Row, found: Iterable[Row]) -> float | None:
-    """How many times as fast as `row` the product was on the same case in the same run; None where one of them has no time."""
+    """How many times as fast as `row` hifuse_fast was, on the same case in the same run. None where one of them has no time."""
     own = next((each.ms_p50 for each in found if each.engine == PRODUCT and each.run == row.run), None)
     return None if row.ms_p50 is None or own is None else row.ms_p50 / own
 
@@ -75,7 +75,7 @@ def engines(found: Sequence[Row]) -> Sequence[Column]:
 
 
 def terminal(rows: Iterable[Row], columns: Sequence[Column], title: str, caption: str) -> Table:
-    """A rich table; rows without a time are red, but for those of missing engines; a line between cases."""
+    """A rich table with a line between cases. Rows without a time are red, unless the engine is missing."""
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for name, _ in columns:
         table.add_column(name, justify="left" if name in ("engine", "dtype", "note") else "right")
@@ -89,7 +89,7 @@ def terminal(rows: Iterable[Row], columns: Sequence[Column], title: str, caption
 
 
 def busy(found: Sequence[Row]) -> str:
-    """What to tell of rows that were timed beside other processes, "" where none was."""
+    """What to say of rows that were timed while other processes ran; "" where there are none."""
     count = sum(BUSY in row.note for row in found)
     if not count:
         return ""

@@ -1,4 +1,4 @@
-"""Interleaved timing: the engines take turns, so that a machine that slows down slows all of them."""
+"""Timing in turns: a machine that slows down slows all engines alike."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def interleave(
 
     Args:
         calls: what to time, by name.
-        budget_s: seconds for the rounds together (the warm-up is not counted); a round that has begun is finished.
+        budget_s: seconds for all rounds together, without the warm-up. A round that has begun is finished.
         min_rounds: rounds that are run even over the budget.
         max_rounds: rounds after which the rest of the budget is left.
         warmup: calls of each before the first round, not counted.
-        rest_s: seconds of sleep before each call, not counted as its time: engines with threads of their own let them wait for
-            more work in a loop for a while, on the cores that the next engine needs.
-        clock: the time in seconds, for calls that return when their work is done.
-        timer: the seconds that a call takes, instead of `clock` before and after it: `cuda.EventTimer` for calls that return
-            before that.
-        on_round: told after each round the share of the work that is done, 0 to 1.
+        rest_s: seconds of sleep before each call, which are not part of its time. Some engines let their threads wait for more
+            work in a loop, on the cores that the next engine needs.
+        clock: the time in seconds. It serves calls that return when their work is done.
+        timer: what gives the seconds of a call instead of `clock`: `cuda.EventTimer` for calls that return before their work
+            is done.
+        on_round: called after each round with the share of the work that is done, 0 to 1.
 
     Returns:
         For each name its quantiles in seconds.
 
     Raises:
-        ValueError: no calls, or rounds or a budget that cannot be.
+        ValueError: there are no calls, or rounds or budget are out of range.
     """
     if not calls:
         raise ValueError("calls must have at least one entry")

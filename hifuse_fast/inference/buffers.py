@@ -1,6 +1,6 @@
 """Maps that are reused from call to call: after the first call of a shape, the network allocates none.
 
-A fresh map costs page faults, which at these sizes take as long as the arithmetic of a small op.
+A fresh map costs page faults. At these sizes they take as long as the arithmetic of a small op.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hifuse_fast.backends.native.tape import Tape
 
 @dataclass(frozen=True)
 class Passage:
-    """The way from the stem's maps to the last fused map, as calls on maps that stay where they are."""
+    """The calls that lead from the stem's maps to the last fused map. Their maps stay where they are."""
 
     tape: Tape
     first: tuple[Tensor, Tensor]
@@ -28,7 +28,7 @@ class Passage:
 
 
 class Maps:
-    """The maps of one call at a time: `take` hands one out, `give` takes it back for the next `take` of its size."""
+    """The maps of one call at a time. `take` hands a map out; `give` takes it back, for the next `take` of its size."""
 
     passage: Passage | None = None  #: of the calls that were made on these maps, to be made again
 
@@ -52,7 +52,7 @@ class Maps:
 
 
 class MapPool:
-    """Lends each call a `Maps` that knows its shape; keeps as many per shape as ran at once, of the last few shapes."""
+    """Lends each call a `Maps` of its shape. Of the last few shapes it keeps as many as ran at the same time."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device, most_shapes: int = 4) -> None:
         self._arguments = dtype, device, most_shapes
@@ -62,9 +62,9 @@ class MapPool:
 
     @contextlib.contextmanager
     def lend(self, *shape: int) -> Iterator[Maps]:
-        """The maps for a call with images of this shape. Should the call fail, they are dropped.
+        """The maps for a call with images of this shape. If the call fails, they are dropped.
 
-        On a GPU they go to calls of the same stream, which run after one another; a CUDA graph that is captured gets its own.
+        On a GPU, maps are lent to calls of one stream, which run one after another. A CUDA graph that is captured gets its own.
         """
         if self._arguments[1].type == "cuda":
             if torch.cuda.is_current_stream_capturing():

@@ -1,7 +1,7 @@
 """The official weights -> the plain tensors of each prepared op, folded in float64.
 
-Each function takes the state_dict and the name of a module in it, and returns the arguments of a `prepare_<op>`. A scale and
-shift of a norm goes into the linear that follows it, a batch norm into the convolution before it or the linear after it:
+Each function takes the state_dict and the name of a module in it, and returns the arguments of a `prepare_<op>`. The scale and
+the shift of a norm go into the linear that follows. A batch norm goes into the convolution before it, or the linear after it:
 
     W (s x + t) + b = (W s) x + (W t + b)        s (W x + b) + t = (s W) x + (s b + t)
 """
@@ -34,7 +34,7 @@ def stem(weights: Weights, _: str) -> Folded:
 
 
 def downsample(weights: Weights, module: str) -> Folded:
-    """Norm of each pixel, then the 2x2 convolution: over patches in the order (0, 0), (1, 0), (0, 1), (1, 1)."""
+    """The norm of each pixel, then the 2x2 convolution, over patches in the order (0, 0), (1, 0), (0, 1), (1, 1)."""
     weight = _wide(weights, f"{module}.1.weight").permute(0, 3, 2, 1).flatten(1)  # [N, column, row, C]
     scale, shift = (each.repeat(4) for each in _affine(weights, f"{module}.0"))
     return _after(scale, shift, weight, _wide(weights, f"{module}.1.bias"))
@@ -55,7 +55,7 @@ def qkv(weights: Weights, module: str) -> Folded:
 
 
 def attention(weights: Weights, module: str) -> Folded:
-    """A padded token's norm is 0, shift and all: its q, k, v are the official bias, not the folded one."""
+    """A padded token is 0 after the norm and its shift. So its q, k, v are the official bias, not the folded one."""
     folded = {"bias_table": weights[f"{module}.attn.relative_position_bias_table"]}
     bias = f"{module}.attn.qkv.bias"
     return {**folded, "qkv_bias": weights[bias]} if bias in weights else folded

@@ -1,7 +1,7 @@
-"""CUDA graphs, one per shape of images: a call is one launch, where the CPU would take longer to launch than the GPU to run.
+"""CUDA graphs, one per shape of images. A call is one launch, because many launches can take the CPU longer than the GPU.
 
-The first call of a shape runs as it is, the second is captured, and from then on its launches are replayed. A graph has memory
-of its own: images are copied into it, results are copied out. Nothing here needs CUDA but `capture`.
+The first call of a shape runs as it is. The second is captured, and from then on its launches are replayed. A graph has memory
+of its own: images are copied into it, results are copied out of it. Only `capture` needs CUDA.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Shape:
 
 
 class Graphs:
-    """Runs a function by graphs of its last few shapes. Calls from several threads are safe; those of one shape take turns."""
+    """Runs a function by graphs of its last few shapes. Several threads may call it; calls of one shape take turns."""
 
     def __init__(self, capture: Capture, most_shapes: int = 4) -> None:
         self._capture, self._most_shapes = capture, most_shapes
@@ -76,7 +76,7 @@ class Graphs:
 
 
 def capture(run: Run, images: Tensor) -> Run:
-    """A function like `run` for images of this shape and dtype: a graph of the launches that `run` makes."""
+    """A function that does what `run` does for images of this shape and dtype, as a graph of the launches that `run` makes."""
     device = images.device
     with torch.inference_mode(False):  # a tensor of inference mode could not be written to outside of it
         static = torch.empty(images.shape, dtype=images.dtype, device=device)

@@ -1,4 +1,4 @@
-"""A trained network -> the one that serves: frozen for inference where kernels can, else as it is."""
+"""From a trained network to the one that serves: frozen for inference where our kernels serve it, else as it is."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hifuse_fast.inference.make import optimize_for_inference
 
 
 def can_freeze(device: torch.device, dtype: torch.dtype, backend: str = "auto") -> bool:
-    """Whether a network on `device` is to be frozen by `optimize_for_inference`: where its kernels serve it there.
+    """Whether `optimize_for_inference` has kernels for a network in `dtype` on `device`.
 
-    Under a backend asked for by name, only where that is the one of the device; in float16 on a CPU there are none.
+    A backend asked for by name must be the one of the device. In float16 there are no kernels for a CPU.
     """
     kernels = "triton" if device.type == "cuda" else "native"
     return backend in ("auto", kernels) and (device.type == "cuda" or dtype != torch.float16)
 
 
 def freeze(network: nn.Module, dtype: torch.dtype, refused: Callable[[str], object]) -> nn.Module:
-    """The network frozen for inference in `dtype`; where a backend cannot serve that, itself in `dtype`.
+    """The network frozen for inference in `dtype`; where no backend can serve that, the network itself, cast to `dtype`.
 
     Args:
-        network: in eval mode; float32 unless it exists in `dtype` alone: what is folded is folded before it is rounded.
+        network: in eval mode. Give it in float32 where it exists in that: weights are folded before they are rounded.
         dtype: of the result.
-        refused: told why it was not frozen.
+        refused: called with the reason where the network is not frozen.
     """
     try:
         return optimize_for_inference(network, dtype)

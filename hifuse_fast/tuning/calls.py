@@ -1,10 +1,10 @@
 """The calls that HiFuse makes of each op with gradients at 224 x 224: for the kernel report, for tuning, benches and tests.
 
-`Call` is one of them, and `PreparedCall` one of a prepared op, of which frozen_calls.py has the list.
+A `Call` is one of them. A `PreparedCall` is one of a prepared op; frozen_calls.py lists those.
 
-FLOP are those of matrix products and convolutions, two a multiply-add; what is computed again is not counted. Bytes are those
-that have to move, each tensor once a pass: forward the inputs and the output; backward the inputs that it needs (no residual),
-the gradient of the output, and the gradients. Needs no Triton.
+FLOP count the matrix products and convolutions, two operations a multiply-add; what is computed again is not counted. Bytes
+count each tensor once a pass: in the forward the inputs and the output; in the backward the inputs that it needs (no residual),
+the gradient of the output, and the gradients. This module needs no Triton.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _by_name(inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an op. Maps are [batch, H, W, C], the first one is `x` or `qkv`; the other tensors are parameters."""
+    """One call of an op. Maps are [batch, H, W, C], and the first one is `x` or `qkv`. The other tensors are parameters."""
 
     modes: ClassVar[tuple[str, ...]] = MODES
 
@@ -58,7 +58,7 @@ class Call:
         return f"{self.op} {self.part} {side}x{side}x{channels}"
 
     def inputs(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
-        """Seeded normal values, leaves that want a gradient; products' weights scaled so that rows keep their size."""
+        """Seeded normal values, as leaves that want a gradient. Weights of products are scaled so that rows keep their size."""
         shapes = {name: (batch, *shape) for name, shape in self.maps.items()} | dict(self.parameters)
         return {name: x.to(dtype).requires_grad_() for name, x in self._values(shapes, torch.device(device)).items()}
 
@@ -113,14 +113,14 @@ class Call:
 
 
 def _maps_in_order(inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
-    """The arguments of most prepared ops: maps by position, but for the residual."""
+    """The arguments of most prepared ops: maps by position, the residual by name."""
     named = {name: x for name, x in inputs.items() if name == "residual"}
     return [x for name, x in inputs.items() if name not in named], named
 
 
 @dataclass(frozen=True)
 class PreparedCall(Call):
-    """One call of what `ops.<op>`, as "prepare_linear", makes of the parameters: no gradients, and packing is no part of it."""
+    """One call of the op that `ops.<op>`, as "prepare_linear", makes of parameters. No gradients; packing is no part of it."""
 
     modes: ClassVar[tuple[str, ...]] = ("forward",)
     arguments: Callable[[Mapping[str, Tensor]], tuple[list[Tensor], dict[str, Any]]] = _maps_in_order
@@ -167,7 +167,7 @@ def all_calls() -> tuple[Call, ...]:
 
 
 def choose(names: str, calls: Sequence[Call] | None = None) -> list[Call]:
-    """Of `calls` (those with gradients) the ones whose name has one of the comma-separated `names` in it; all for "".
+    """Those of `calls` whose name contains one of the comma-separated `names`; all of them for "".
 
     Raises:
         ValueError: no call has one of them.
@@ -192,7 +192,7 @@ def _attention(stage: int, side: int, channels: int, heads: int) -> list[Call]:
 
 
 def _linears(stage: int, side: int, channels: int) -> list[Call]:
-    """Of the global block, the last of them also of the local block; and of patch merging."""
+    """Linears of the global block, of which the local block has the last one too, and of patch merging."""
     x = {"x": (side, side, channels)}
 
     def make(part: str, n: int, maps: Mapping[str, Any], parameters: Mapping[str, Any], **options: str) -> Call:
@@ -217,7 +217,7 @@ def _linears(stage: int, side: int, channels: int) -> list[Call]:
 
 
 def _norms(stage: int, side: int, channels: int) -> list[Call]:
-    """Of the local block; and those before a linear by themselves, as the global block and patch merging have them."""
+    """Norms of the local block, and norms without the linear after them, of the global block and of patch merging."""
     x, out = {"x": (side, side, channels)}, (side, side, channels)
     affine = {"weight": (channels,), "bias": (channels,)}
     filters = {"filters": (channels, 1, 3, 3), "filter_bias": (channels,)}
@@ -233,7 +233,7 @@ def _norms(stage: int, side: int, channels: int) -> list[Call]:
 
 
 def _concatenations(stage: int, side: int, channels: int) -> list[Call]:
-    """Of the fusion: its input (two maps at stage 1, without the fused one), and the gated global, local and fused map."""
+    """Concatenations of the fusion: of its inputs (at stage 1 two, without the fused map), and of its gated maps."""
     one, gates = (side, side, channels), {"channel_gate": (1, 1, channels), "pixel_gate": (side, side, 1)}
     three = {"x1": one, "x2": one, "x3": one}
     maps = {"plain": {"x1": one, "x2": one} if stage == 1 else three, "gated": three | gates}
@@ -252,7 +252,7 @@ def _concat_arguments(inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[
 
 
 def _batch_norms(stage: int, side: int, channels: int) -> list[Call]:
-    """Of the fusion, in training; stage 1 has no fused map, whose are the last two."""
+    """Batch norms of the fusion, in training. The last two belong to the fused map, which stage 1 does not have."""
     parts: dict[str, tuple[int, int, dict[str, Any]]] = {
         "W_l": (side, channels, {}),
         "spatial": (side, 1, {"activation": "sigmoid"}),

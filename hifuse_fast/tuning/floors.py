@@ -1,4 +1,4 @@
-"""What each call takes at least on an H200: bytes, operations, and the time of the slower of the two. Nothing is measured."""
+"""The least that each call takes on an H200: bytes, operations, and the time of the slower of the two. Nothing is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ BATCHES = (64, 1)
 
 
 def predictions(dtype: str = "bfloat16") -> tuple[list[str], list[list[str]]]:
-    """A table, its head and its lines: for each call MB, GFLOP and the roofline in microseconds."""
+    """The head and the lines of a table: for each call MB, GFLOP and the roofline in microseconds."""
     columns = [(batch, mode) for batch in BATCHES for mode in MODES]
     head = ["call", *(f"B = {batch} {mode}: MB, GFLOP, us" for batch, mode in columns)]
     return head, [[call.name, *(_cell(call, batch, mode, dtype) for batch, mode in columns)] for call in all_calls()]

@@ -1,10 +1,11 @@
-"""What the machine code of every kernel takes, on any machine: `make kernel-report`.
+"""Lists what the machine code of every kernel takes, on any machine: `make kernel-report`.
 
-The launches of all calls of HiFuse, of ops with gradients and of prepared ones, are recorded from meta tensors, forward and
-backward, compiled ahead of time for each architecture, and what comes out is read: registers, spilled bytes, shared memory,
-tensor-core instructions, occupancy. The exit code is 1 where a kernel cannot be launched, spills, or does not compile. Where a
-product fits the architecture's warpgroup instruction (see `compile.Resources.wgmma_fits`) but was compiled to an older one, the
-note says so; that is no failure.
+The launches of all calls of HiFuse are recorded from meta tensors, forward and backward, of ops with gradients and of prepared
+ones. They are compiled ahead of time for each architecture. The report has their registers, spilled bytes, shared memory,
+tensor-core instructions and occupancy. The exit code is 1 where a kernel cannot be launched, spills, or does not compile.
+
+Where a product fits the architecture's warpgroup instruction (see `compile.Resources.wgmma_fits`) but was compiled to an older
+one, the note says so. That is no failure.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def measure(made: Compilation) -> tuple[Resources | None, str]:
 
 
 def _describe(made: Compilation) -> tuple[str, str, str]:
-    """The op and the kernel (or "pointwise", of several), the dtype of its first tensor, and its compile-time constants."""
+    """The op (or "pointwise" for several) and the kernel, the dtype of its first tensor, and its compile-time constants."""
     module, function = made.kernel.split(":")
     *_, folder, file = module.split(".")
     dtype = next((kind[1:] for _, kind in made.signature if kind.startswith("*")), "")

@@ -33,7 +33,7 @@ def read(table: Path) -> tables.Table:
 
 
 def put(table: Path, section: str, key: str, entry: Mapping[str, Any], origin: str, *, start: Path | None = None) -> None:
-    """Set one entry, at once or not at all; a new table starts as `start`, or as the one its architecture uses so far."""
+    """Set one entry, whole or not at all. A new table starts as `start`, or as the table that its architecture uses so far."""
     source = table if table.exists() else start or path(tables.nearest(table.stem))
     text = source.read_text(encoding="utf-8").replace(source.stem, table.stem)
     changed = set_entry(text, section, key, entry, origin)

@@ -1,9 +1,9 @@
 """Measures configurations on a GPU and writes `tables/<architecture>.toml`: `make tune`. Without one it says what it would do.
 
-For each key of a kernel that the calls of HiFuse look up, the candidates of candidates.toml are launched in those calls. One
-whose results differ from the present configuration's, or which spills, does not compile or launch, is left out and said. The
-others are timed in CUDA graphs; the best by the geometric mean of its times over the present ones is written, key by key, so
-that a run that ends early keeps what it has, and the next one goes on with the other keys.
+For each key of a kernel that the calls of HiFuse look up, the candidates of candidates.toml are launched in those calls. A
+candidate is left out, and named, if it does not compile or launch, if it spills, or if its results differ from those of the
+present configuration. The others are timed in CUDA graphs. The best one, by the geometric mean of its times over the present
+ones, is written, key by key. So a run that ends early keeps what it has, and the next one goes on with the other keys.
 
 Which backend "auto" takes for an op is measured after the tile sizes, see rank.py.
 """
@@ -96,7 +96,7 @@ def candidates(kernel: str, present: Config) -> list[Config]:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best configuration of a key, its time over the present one's, and what was left out for which reason."""
+    """The best configuration of a key, its time over that of the present one, and what was left out, with the reasons."""
 
     config: Config
     ratio: float
@@ -111,7 +111,7 @@ class Tuned:
 def tune(
     kernel: str, cases: Sequence[Case], tried: Sequence[Config], bench: Bench, *, late: Callable[[], bool]
 ) -> Tuned | None:
-    """The best of `tried`, of which the first is the present one; None where time ran out before all were measured."""
+    """The best of `tried`, whose first is the present one. None where time ran out before all were measured."""
     present = tried[0]
     with tables.override(kernel, present):
         expected = [bench.results(case) for case in cases]
@@ -140,7 +140,7 @@ def tune(
 
 
 def _ratio(cases: Sequence[Case], expected: Sequence[list[Tensor]], times: Sequence[float], bench: Bench) -> float:
-    """The geometric mean of the times over the present ones; of the first cases alone where it is hopeless."""
+    """The geometric mean of the times over the present ones. For a hopeless candidate it is that of the first cases alone."""
     logs: list[float] = []
     for case, right, present in zip(cases, expected, times, strict=True):
         check_results(case, bench.results(case), right)
@@ -158,7 +158,7 @@ def trials(key: Key, cases: Sequence[Case], architecture: str) -> list[tuple[Con
 
 
 def prepare(section: str, config: Config, case: Case, architecture: str) -> None:
-    """Compile what the trial will launch, into Triton's cache; to be called in a process of its own."""
+    """Compile, into Triton's cache, what the trial will launch. Call it in a process of its own."""
     with tables.override(section, config) if config else contextlib.nullcontext():
         for made in launched(case, architecture):
             made.compile()

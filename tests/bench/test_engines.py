@@ -12,13 +12,12 @@ import torch
 from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks import engines, options, peers
-from benchmarks.peers import Engine, MissingError
-from benchmarks.worker import FailedError, Ready, Task, Worker
+from benchmarks import engines, peers
 from hifuse_fast import create_model, save_checkpoint
-from hifuse_fast.bench import machine, rows, table
+from hifuse_fast.bench import machine, options, rows, table
 from hifuse_fast.bench.network import NUM_CLASSES, Subject
 from hifuse_fast.bench.rows import Row
+from hifuse_fast.bench.worker import Call, Engine, FailedError, MissingError, Ready, Task, Worker
 from tools import pages
 
 EXACT = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.2, 0.1]], dtype=torch.float64)
@@ -205,7 +204,7 @@ def test_a_worker_prepares_runs_and_ends(tmp_path: Path):
     assert not Path(f"/proc/{worker.pid}").exists()
 
 
-def breaks(network: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) -> peers.Call:
+def breaks(network: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) -> Call:
     if dtype == torch.float32:
         raise RuntimeError("no luck")
     os._exit(3)

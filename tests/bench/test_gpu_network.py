@@ -11,12 +11,12 @@ import torch
 from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks import cases, gpu_network, turns
-from benchmarks.cases import Ready
+from benchmarks import gpu_network
 from benchmarks.gpu_network import Case
 from hifuse_fast import create_model
 from hifuse_fast.backends import select
-from hifuse_fast.bench import machine, rows
+from hifuse_fast.bench import cases, machine, rows, turns
+from hifuse_fast.bench.cases import Ready
 from hifuse_fast.layers import LayerNorm
 from tools import pages
 

@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks import gpu_ops, gpu_subjects, turns
-from hifuse_fast.bench import machine, rows, timing
+from benchmarks import gpu_ops, gpu_subjects
+from hifuse_fast.bench import machine, rows, timing, turns
 from hifuse_fast.tuning import calls
 from tools import pages
 

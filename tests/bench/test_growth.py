@@ -8,8 +8,9 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks import growth, turns
+from benchmarks import growth
 from hifuse_fast import HiFuse
+from hifuse_fast.bench import turns
 from hifuse_fast.testing import golden_uniform, golden_weights
 from tools import pages
 

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import prepared_ops, turns
+from benchmarks import prepared_ops
 from benchmarks import window_attention as op_bench
 from hifuse_fast import BackendError, OptimizedHiFuse, create_model
 from hifuse_fast.app import predict
-from hifuse_fast.bench import cuda, machine, network, plot, rows, table
+from hifuse_fast.bench import cuda, machine, network, plot, rows, table, turns
 from hifuse_fast.bench.rows import Row
 from tools import pages
 
@@ -254,3 +254,34 @@ def test_the_op_tables_show_the_worst_case(row: Row):
     assert pages.network(cases) == "Not measured yet.\n"
     prepared = [dataclasses.replace(case, suite="prepared_ops") for case in cases]
     assert "| a | 1 | float32 | 9.00 | 3.00 | 3.00x | 50 % |" in pages.prepared_ops(prepared)
+
+
+def engine_rows(row: Row, **times: float) -> list[Row]:
+    names = {"channels_last": "eager channels_last", "compiled": "torch.compile", "openvino": "openvino latency"}
+    engines = {names.get(name, name): ms for name, ms in times.items()}
+    common = {"suite": "engines", "case": pages.MODEL, "mode": "inference"}
+    return [dataclasses.replace(row, engine=engine, ms_p50=ms, **common) for engine, ms in engines.items()]
+
+
+def test_the_summary_compares_with_pytorch_alone_at_its_best(row: Row):
+    found = engine_rows(row, eager=9.0, channels_last=8.0, compiled=4.0, openvino=3.0, hifuse_fast=2.0)
+    text = pages.summary(found)
+    assert f"| {row.device} | {row.dtype} | {row.batch} | 8.00 | 4.00 | 2.00 | 2.00x |" in text
+    assert "| 8.00 | - | 2.00 | 4.00x |" in pages.summary([each for each in found if each.engine != "torch.compile"])
+    assert "openvino" not in text
+    assert pages.summary([]) == pages.NOT_MEASURED
+
+
+def test_the_summary_takes_the_newest_run_of_each_machine_and_dtype(row: Row):
+    old = engine_rows(dataclasses.replace(row, date="2026-01-01T00:00:00Z", commit="old"), eager=9.0, hifuse_fast=3.0)
+    new = engine_rows(dataclasses.replace(row, date="2026-01-02T00:00:00Z", commit="new"), eager=8.0, hifuse_fast=2.0)
+    other = engine_rows(dataclasses.replace(row, device="other", commit="old"), eager=7.0, hifuse_fast=1.0)
+    text = pages.summary([*new, *old, *other])
+    assert text.count("\n") == 4
+    assert "| 8.00 | - | 2.00 | 4.00x | 2 threads, avx2; torch 2.13.0; new, 2026-01-02 |" in text
+    assert "| other |" in text
+
+
+def test_rows_of_engines_on_our_own_graph_say_so(row: Row):
+    assert pages.OWN_GRAPH_NOTE in pages.engines(engine_rows(row, openvino=3.0, hifuse_fast=2.0))
+    assert pages.OWN_GRAPH_NOTE not in pages.engines(engine_rows(row, eager=3.0, hifuse_fast=2.0))

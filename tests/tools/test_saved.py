@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hifuse_fast import HiFuse
-from tools import pages, saved
+from tools import saved
 
 pytest.importorskip("triton")
 NARROW = {"dims": (16, 32, 64, 128), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "num_classes": 7}
@@ -27,9 +27,3 @@ def test_images_and_weights() -> None:
     depth = HiFuse(**{**NARROW, "depths": (1, 1, 1, 3)}, conv_depths=(1, 1, 1, 1)).to("meta").train()
     block = 64 * 4 * (2 * 2 * 128) * 4  # a map of stage 4 in float32, of 64 images
     assert saved.kept_mib(depth, "reference", 64, 64) * 2**20 * 64 > one * 2**20 * 64 + block
-
-
-def test_the_page_has_a_line_a_network() -> None:
-    text = pages.saved_for_backward([])
-    assert "| hifuse_base |" in text
-    assert "nothing was measured" in text

@@ -1,4 +1,4 @@
-"""What the Triton kernels of all ops stand on: how they are launched, their tile sizes, and what they compute in common.
+"""What the Triton kernels of all ops share: how they are launched and compiled, and functions that several kernels call.
 
-Only this package and `ops/<op>/triton.py` import Triton, and they are loaded when a call needs them.
+Only this package, `tuning` and the `triton*.py` of ops import Triton. They are loaded when a call needs them.
 """

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of a recorded launch, and what its machine code takes of a multiprocessor. Needs no GPU."""
+"""Compiles a recorded launch ahead of time, and reads what its machine code takes of a multiprocessor. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Compilation:
-    """What decides the machine code of a launch: equal ones are one compilation. It can be sent to another process."""
+    """All that decides the machine code of a launch. Equal ones are one compilation. It can be sent to another process."""
 
     kernel: str  #: module:function
     architecture: str
@@ -109,14 +109,17 @@ def compile_launch(recorded: Launch, architecture: str) -> Any:
 
 
 def compile_ahead(call: Callable[[], object], jobs: int | None = None) -> int:
-    """Compile what `call` launches on the current CUDA device into Triton's cache, on several cores; how many kernels that are.
+    """Compile what `call` launches on the current CUDA device, on several cores, into Triton's cache.
 
-    A training step of HiFuse launches some 170 different kernels, which its first call otherwise compiles one after the other.
+    A training step of HiFuse launches some 170 different kernels. Without this, its first call compiles them one after another.
 
     Args:
-        call: runs with its launches left out: what it returns, and what it writes (running statistics), is garbage. So make
-            it of a copy of the network, or before weights are loaded.
-        jobs: threads; one a core if None.
+        call: it runs with its launches left out, so what it returns and what it writes (running statistics) is garbage. Let it
+            use a copy of the network, or call this before weights are loaded.
+        jobs: threads; None for one a core.
+
+    Returns:
+        How many kernels were compiled.
     """
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
     with recording(architecture) as record:
@@ -148,7 +151,7 @@ def resources(compiled: Any, architecture: str) -> Resources:
 
 
 def _fits_wgmma(dtype: str, result: str, warps: int) -> bool:
-    """Whether a warpgroup (four warps) can take the product: 64 rows or a multiple, 8 columns or one, 16-bit operands."""
+    """Whether a warpgroup (four warps) can take the product: multiples of 64 rows and of 8 columns, 16-bit operands."""
     sides = [int(side) for side in result.split("x")]
     return len(sides) == 2 and sides[0] % 64 == 0 and sides[1] % 8 == 0 and dtype in ("bf16", "f16") and warps % 4 == 0
 
@@ -161,7 +164,7 @@ def _hinted(kind: str, constant: Any) -> bool:
 
 
 def _type_of(value: Any, general: bool) -> str:
-    """The type of an argument in a kernel's signature; Triton makes an integer 1 a constant, unless told to stay general."""
+    """The type of an argument in a kernel's signature. Triton makes the integer 1 a constant, unless told to stay general."""
     if isinstance(value, Tensor):
         return POINTERS[value.dtype]
     if value is None:
@@ -174,7 +177,7 @@ def _type_of(value: Any, general: bool) -> str:
 
 
 def _divisible(value: Any) -> bool:
-    """Whether Triton takes the argument for a multiple of 16: torch allocates tensors so."""
+    """Whether Triton takes the argument for a multiple of 16, as the addresses of torch's tensors are."""
     return isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0)
 
 

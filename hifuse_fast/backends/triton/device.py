@@ -10,7 +10,7 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr, acc=None):
-    """a b + acc in float32. The interpreter takes the bits of bfloat16 for integers, so it is given float32 of equal value."""
+    """a b + acc in float32. The interpreter would take the bits of bfloat16 for integers, so it gets float32 of equal value."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -44,7 +44,7 @@ def _tail(z):
 
 @triton.jit
 def gelu(z, DTYPE: tl.constexpr):
-    """The exact GELU of float32 z, z Phi(z): to float32's precision, or to that of maps of DTYPE, if this has 16 bits."""
+    """The exact GELU of float32 z, z Phi(z), to the precision of float32, or of DTYPE where that has 16 bits."""
     if DTYPE == tl.float32:  # noqa: SIM300
         y = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
     else:

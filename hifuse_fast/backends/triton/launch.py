@@ -1,8 +1,8 @@
-"""One way to launch a Triton kernel: on a GPU, in the interpreter on the CPU, or not at all but on record.
+"""The one way to launch a Triton kernel: it runs on a GPU, runs in the interpreter on a CPU, or is kept on record.
 
-A launcher allocates its results, looks up its tile sizes, and calls `launch`. On the meta device and under the fake tensors of
-torch.compile nothing runs, so a launcher is its own shape function. Within `recording(...)` nothing runs either, and each
-launch is kept: that is how kernels are compiled ahead of time at the shapes of real calls, on a machine without a GPU.
+A launcher allocates its results, looks up its tile sizes, and calls `launch`. Nothing runs on the meta device or under the fake
+tensors of torch.compile, so a launcher is its own shape function. Within `recording(...)` nothing runs either, and each launch
+is kept. So kernels can be compiled ahead of time, at the shapes of real calls, on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _record: Record | None = None
 
 @contextlib.contextmanager
 def recording(architecture: str) -> Iterator[Record]:
-    """Within the block, launches are kept instead of run. For one thread; calls may be on the meta device."""
+    """Within the block, launches are kept instead of run. It serves one thread. Calls may be on the meta device."""
     global _record  # noqa: PLW0603
     before, _record = _record, Record(architecture)
     try:
@@ -76,7 +76,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """`kernel[grid](*args, **constants)` on the device of the first argument, a tensor; nothing for an empty grid."""
+    """Run `kernel[grid](*args, **constants)` on the device of the first argument, a tensor. An empty grid launches nothing."""
     like = args[0]
     if _record is not None:
         _record.launches.append(Launch(kernel, grid, args, constants))
@@ -91,9 +91,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
 
 
 def operator(name: str) -> Callable[[Launcher], Launcher]:
-    """Make a launcher one opaque operator for torch.compile and torch.export; eager calls stay plain calls.
+    """Make a launcher one opaque operator for torch.compile and torch.export. Eager calls stay plain calls.
 
-    The launcher's annotations are the operator's schema: tensors, numbers, strings, and None; its results are fresh tensors.
+    The launcher's annotations are the operator's schema: tensors, numbers, strings and None. Its results are fresh tensors.
     """
 
     def register(launcher: Launcher) -> Launcher:

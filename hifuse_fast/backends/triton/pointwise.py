@@ -1,4 +1,4 @@
-"""What several ops do with each value of a product, where that is the vendor's: GELU and residual, and GELU's derivative."""
+"""What several ops do with each value after the vendor's product: GELU and residual, and the derivative of GELU."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def _gelu_backward_kernel(
 
 
 def finish(z: Tensor, residual: Tensor | None, out: Tensor, *, gelu: bool) -> None:
-    """residual + gelu(z), or without GELU residual + z, to `out`, which may be one of the two; all contiguous, of one size."""
+    """Write residual + gelu(z), or without GELU residual + z, to `out`, which may be an input. All are contiguous and alike."""
     config = tables.lookup("linear_finish", "*", tables.architecture(z.device))
     launch(_finish_kernel, (blocks(z.numel(), config["BLOCK"]),), z, residual, out, z.numel(), GELU=gelu, **config)
 
 
 def gelu_backward(grad: Tensor, z: Tensor, dz: Tensor, *, need_bias: bool) -> Tensor:
-    """The gradient of z [rows, N], what went into GELU, to `dz`; returns that of the bias in z, empty if not needed."""
+    """Write the gradient of z [rows, N], the input of GELU, to `dz`. Return that of the bias in z, empty if not needed."""
     count, columns = z.shape
     config = dict(tables.lookup("linear_backward", tables.key(columns), tables.architecture(z.device)))
     programs = min(config.pop("programs"), blocks(count, config["BLOCK_R"]))

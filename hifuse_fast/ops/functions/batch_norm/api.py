@@ -34,9 +34,9 @@ def batch_norm(
 
     .. math:: y = residual + \mathrm{pool}(\mathrm{act}(\frac{x - mean}{\sqrt{var + eps}} \cdot weight + bias))
 
-    In training, mean and (biased) var are those of all pixels of the batch, and the running statistics are updated in place as
-    by PyTorch: running <- (1 - momentum) running + momentum now, with the unbiased variance. Otherwise they are the running
-    ones.
+    In training, mean and (biased) var are those of all pixels of the batch. The running statistics are updated in place, as
+    PyTorch does: running <- (1 - momentum) running + momentum now, with the unbiased variance. Outside training, mean and var
+    are the running statistics.
 
     Args:
         x: [B, H, W, C], floating.
@@ -89,7 +89,7 @@ def batch_norm(
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Saves the input and the statistics: the backward computes what is between from x, which it reads anyway."""
+    """Saves the input and the statistics. The backward reads x anyway, and computes from it what lies between."""
 
     @staticmethod
     def forward(

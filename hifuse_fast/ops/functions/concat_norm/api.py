@@ -25,27 +25,28 @@ def concat_norm(
     eps: float = 1e-6,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Layer normalisation over the channels of 2 or 3 maps side by side, each multiplied by its gate before.
+    r"""Multiply each of 2 or 3 maps by its gate, put them side by side, and normalise over all channels.
 
     .. math:: y = \mathrm{LN}([g_1 x_1, g_2 x_2, g_3 x_3])
 
-    Neither the products nor the concatenation are written to memory by the kernels.
+    The kernels write neither the products nor the concatenation to memory.
 
     Args:
         maps: n = 2 or 3, each [B, H, W, C], floating.
         weight, bias: [nC], of the dtype of the maps, or float32.
-        gates: for each map None, one factor a pixel [B, H, W, 1], or one a channel and image [B, 1, 1, C]; None for no gates.
+        gates: one entry for each map: None, a factor for each pixel [B, H, W, 1], or a factor for each channel of an image
+            [B, 1, 1, C]. None for no gates at all.
         eps: added to the variance.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        [B, H, W, nC] of the dtype to which PyTorch promotes the maps and gates; under autocast on CUDA float32.
+        [B, H, W, nC], of the dtype that PyTorch promotes maps and gates to. Under autocast on CUDA it is float32.
 
     Raises:
         TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
         BackendError: the backend asked for by name cannot serve the call.
 
-    Source: the official HiFuse `HFF_block`: what it makes of `norm1`, `norm2` and `norm3`.
+    Source: the official HiFuse `HFF_block`, where it uses `norm1`, `norm2` and `norm3`.
     """
     gates = [None] * len(maps) if gates is None else list(gates)
     _check(maps, weight, bias, gates)

@@ -32,13 +32,13 @@ def depthwise_norm(
     Args:
         x: [B, H, W, C], any strides; floating.
         filters: [C, 1, 3, 3], the weight of `nn.Conv2d(C, C, 3, padding=1, groups=C)`.
-        filter_bias, weight, bias: [C]; like `filters` of the dtype of `x`, or float32.
+        filter_bias, weight, bias: [C]. They and `filters` are of the dtype of `x`, or float32.
         eps: added to the variance (biased, as everywhere in layer normalisation).
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
         [B, H, W, C] in the dtype of `x`. Under autocast, as in PyTorch, the convolution takes `x` and `filters` in autocast's
-        dtype, and the result is float32 on CUDA, of autocast's dtype on a CPU.
+        dtype; the result is float32 on CUDA, and of autocast's dtype on a CPU.
 
     Raises:
         TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
@@ -68,7 +68,7 @@ def depthwise_norm(
 
 
 class _DepthwiseNorm(torch.autograd.Function):
-    """Saves the inputs only: the backward convolves again, which costs less than reading what the forward would have kept."""
+    """Saves the inputs only. The backward convolves again, which costs less than reading a map that the forward kept."""
 
     @staticmethod
     def forward(

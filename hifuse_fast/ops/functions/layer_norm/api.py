@@ -22,8 +22,9 @@ def layer_norm(
 
     .. math:: y = \frac{r - \mathrm{mean}(r)}{\sqrt{\mathrm{var}(r) + eps}} \cdot weight + bias
 
-    for every row r: with rows="pixels" the C channels of a pixel; with rows="patches" the 4C channels of a patch, its pixels in
-    the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), the map zero-padded at the right and the bottom to an even size.
+    for every row r. With rows="pixels" a row is the C channels of a pixel. With rows="patches" it is the 4C channels of a 2x2
+    patch, its pixels in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1); the map is zero-padded at the right and the
+    bottom to an even size.
 
     Args:
         x: [B, H, W, C], any strides; floating.
@@ -33,7 +34,7 @@ def layer_norm(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        [B, H, W, C], or [B, ceil(H / 2), ceil(W / 2), 4C] with patches; the dtype of `x`, under autocast on CUDA
+        [B, H, W, C], or [B, ceil(H / 2), ceil(W / 2), 4C] with patches. The dtype is that of `x`; under autocast on CUDA it is
         float32, as in PyTorch.
 
     Raises:
@@ -59,7 +60,7 @@ def layer_norm(
 
 
 class _LayerNorm(torch.autograd.Function):
-    """Saves the inputs only: the backward reads x anyway, and computes its statistics again."""
+    """Saves the inputs only. The backward reads x anyway, and computes its statistics again."""
 
     @staticmethod
     def forward(

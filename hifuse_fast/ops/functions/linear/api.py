@@ -31,19 +31,19 @@ def linear(
     residual: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    r"""A linear over the rows of a map, with the layer normalisation before it and what follows it.
+    r"""A linear over the rows of a map, with the layer normalisation before it and the activation and sum after it.
 
     .. math:: y = residual + \mathrm{act}(\mathrm{LN}(rows(x)) W^T + b)
 
-    The rows are the C channels of each pixel, or with rows="patches" the 4C of each 2x2 patch, as in
-    `hifuse_fast.ops.layer_norm`: pixels in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), the map zero-padded at the
-    right and the bottom to an even size. K is their width; H', W' are H, W, or with patches ceil(H / 2), ceil(W / 2).
+    A row is the C channels of a pixel. With rows="patches" it is the 4C channels of a 2x2 patch, as in
+    `hifuse_fast.ops.layer_norm`: its pixels in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), the map zero-padded at
+    the right and the bottom to an even size. K is the width of a row. H', W' are H, W; with patches ceil(H / 2), ceil(W / 2).
 
     Args:
         x: [B, H, W, C], any strides; floating.
         weight: [N, K].
         bias: [N] or None.
-        norm_weight, norm_bias: [K], scale and shift of the layer normalisation of each row; None, both, for no normalisation.
+        norm_weight, norm_bias: [K], scale and shift of the layer normalisation of each row; both None for no normalisation.
         eps: of the normalisation.
         rows: "pixels" or "patches".
         activation: "none" or "gelu" (the exact one, with erf).
@@ -102,7 +102,7 @@ def linear(
 
 
 class _Linear(torch.autograd.Function):
-    """Saves the inputs, and for GELU what goes into it; the normalised rows are computed again."""
+    """Saves the inputs, and where there is a GELU its input. The backward computes the normalised rows again."""
 
     @staticmethod
     def forward(

@@ -16,12 +16,12 @@ OVER = ("channels", "pixels")
 
 
 def max_mean(x: Tensor, *, over: str, backend: str = "auto") -> Tensor:
-    r"""The largest value and the mean of a map, read once.
+    r"""The largest value and the mean of a map, from one reading of it.
 
     over="channels": :math:`y_{bhw} = (\max_c x_{bhwc}, \mathrm{mean}_c x_{bhwc})`, [B, H, W, C] -> [B, H, W, 2].
     over="pixels": :math:`y_b = (\max_{hw} x_{bhwc}, \mathrm{mean}_{hw} x_{bhwc})`, [B, H, W, C] -> [B, 2, 1, C].
 
-    The gradient of a largest value goes to the first element that has it, as in PyTorch.
+    Where several elements have the largest value, its gradient goes to the first of them, as in PyTorch.
 
     Args:
         x: [B, H, W, C], floating.
@@ -35,7 +35,7 @@ def max_mean(x: Tensor, *, over: str, backend: str = "auto") -> Tensor:
         TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
         BackendError: the backend asked for by name cannot serve the call.
 
-    Source: Woo et al. 2018 (CBAM), equations 2 and 3; what the gates of the official HiFuse `HFF_block` look at.
+    Source: Woo et al. 2018 (CBAM), equations 2 and 3; the inputs of the gates in the official HiFuse `HFF_block`.
     """
     check_choice("over", over, OVER)
     check_map("x", x)

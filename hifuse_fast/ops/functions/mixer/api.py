@@ -16,15 +16,15 @@ MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; f
 
 
 def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
-    r"""The 3x3 convolution of the inverted MLP in its residual.
+    r"""The 3x3 convolution of the inverted MLP, with its GELU and its residual.
 
     .. math:: u = z + \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(z))
 
     with zero padding, no bias and the exact GELU. A GPU wants a dense weight in channels-last memory, which
-    `model.to(memory_format=torch.channels_last)` gives; another one is copied at every call.
+    `model.to(memory_format=torch.channels_last)` gives. A weight in another layout is copied at every call.
 
-    Equal inputs give equal bits, but for the gradients of a dense convolution on a GPU, which are cuDNN's: it may choose a way
-    that adds in any order unless `torch.backends.cudnn.deterministic` (or `torch.use_deterministic_algorithms`) is set.
+    Equal inputs give equal bits, with one exception: cuDNN computes the gradients of a dense convolution on a GPU. It may add
+    in any order, unless `torch.backends.cudnn.deterministic` (or `torch.use_deterministic_algorithms`) is set.
 
     Args:
         z: [B, H, W, C], any strides; floating.
@@ -39,7 +39,7 @@ def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
         TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
         BackendError: the backend asked for by name cannot serve the call.
 
-    Source: the official HiFuse `IRMLP`: its `conv1` with the activation and the sum after it.
+    Source: `conv1` of the official HiFuse `IRMLP`, with the activation and the sum after it.
     """
     check_map("z", z)
     autocast = None if z.dtype == torch.float64 else autocast_dtype(z.device)

@@ -16,12 +16,12 @@ MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; f
 
 
 def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: str = "auto") -> Tensor:
-    r"""The two linears of the inverted MLP, without the whole hidden map in memory, neither forward nor backward.
+    r"""The two linears of the inverted MLP. The whole hidden map is never in memory, in the forward or in the backward.
 
     .. math:: y = W_3 \, \mathrm{GELU}(W_2 u)
 
-    with the exact GELU, over the channels of each pixel; no biases, as a batch norm follows. Kernels compute the hidden map
-    in parts, and in the backward once more; the reference keeps it.
+    with the exact GELU, over the channels of each pixel. There are no biases, because a batch norm follows. Kernels compute the
+    hidden map in parts, and the backward computes it once more. The reference keeps it.
 
     Args:
         u: [B, H, W, K], any strides; floating.
@@ -38,7 +38,7 @@ def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: st
         TypeError, ValueError: an argument that does not fit; the message names it, what it was and what was expected.
         BackendError: the backend asked for by name cannot serve the call.
 
-    Source: the official HiFuse `IRMLP`: its `conv2` and `conv3` without the batch norm.
+    Source: `conv2` and `conv3` of the official HiFuse `IRMLP`, without the batch norm.
     """
     check_map("u", u)
     autocast = None if u.dtype == torch.float64 else autocast_dtype(u.device)

@@ -36,9 +36,9 @@ def window_attention(
 
     .. math:: O = \mathrm{softmax}(scale \cdot Q K^T + B + M) V
 
-    with B[i, j] the row of `bias_table` for the offset of query i from key j, and M = -100 where the shift brought tokens of
-    different regions of the map into one window (as the official code has it, also where one window covers the whole map).
-    The kernels take weights below 2^-126 for zero, which those of masked keys are.
+    B[i, j] is the row of `bias_table` for the offset of query i from key j. M is -100 where the shift brought tokens of
+    different regions of the map into one window, and 0 elsewhere; as in the official code, this also holds where one window
+    covers the whole map. The kernels take weights below 2^-126 for zero; the weights of masked keys are smaller.
     The result is put back in place: merged, rolled back, cropped.
 
     Args:
@@ -49,8 +49,8 @@ def window_attention(
         num_heads: divides C.
         window_size: side of a window in tokens, 1 to 16.
         shift_size: cyclic shift in tokens, 0 <= shift_size < window_size.
-        qkv_bias: [3C] or None; what a padded token's q, k, v are (the bias of the qkv linear: padding comes before it).
-            Padded tokens take part as keys and are not masked. None stands for zeros.
+        qkv_bias: [3C] or None, the q, k, v of a padded token. That is the bias of the qkv linear, because padding comes before
+            the linear. Padded tokens take part as keys and are not masked. None stands for zeros.
         scale: factor on Q K^T; None for head_dim ** -0.5.
         dropout_p: probability of dropping an attention weight; the kernels serve 0 only, the reference any.
         backend: "auto", "reference", "native" or "triton".
@@ -89,7 +89,7 @@ def window_attention(
 
 
 class _WindowAttention(torch.autograd.Function):
-    """Saves the inputs only: the backward recomputes the attention weights, which are N / head_dim times larger."""
+    """Saves the inputs only. The backward computes the attention weights again; they are N / head_dim times as large as q."""
 
     @staticmethod
     def forward(

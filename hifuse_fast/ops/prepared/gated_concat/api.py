@@ -26,7 +26,7 @@ def prepare_gated_concat(
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> PreparedOp:
-    r"""The gated maps of the fusion side by side and normalised, in one pass.
+    r"""Gate the maps of the fusion, put them side by side and normalise them, in one pass.
 
     .. math::
         l' &= l \cdot \sigma(\mathrm{conv}_{7 \times 7}([\max_c l, \mathrm{mean}_c l]) + filter\_bias) \\
@@ -34,12 +34,12 @@ def prepare_gated_concat(
         \mathrm{se}(a) = expand \, \mathrm{ReLU}(squeeze \, a) \\
         z &= \mathrm{norm}([g', l', x]) \cdot scale + shift
 
-    with zero padding and norm(x) = (x - mean) / sqrt(var + eps) over the 3C channels; scale and shift cannot be folded, because
-    a convolution with zero padding follows. The result is called as `op(local_map, global_map, x, out=None)`, with maps
+    with zero padding and norm(x) = (x - mean) / sqrt(var + eps) over the 3C channels. Scale and shift cannot be folded, because
+    a convolution with zero padding follows. The op is called as `op(local_map, global_map, x, out=None)`, with maps
     [B, H, W, C], and returns z, [B, H, W, 3C].
 
     Args:
-        filters: [2, 7, 7], of the largest and of the mean.
+        filters: [2, 7, 7], one for the map of largest values and one for the map of means.
         filter_bias: [1].
         squeeze: [S, C].
         expand: [C, S].
@@ -50,8 +50,8 @@ def prepare_gated_concat(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. Maps and `out` are contiguous, of `dtype`. It writes to `out` and returns it, a fresh map where that is None.
-        No autograd.
+        The op. Maps and `out` are contiguous, of `dtype`. A call writes to `out` and returns it; where `out` is None, it makes
+        a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.

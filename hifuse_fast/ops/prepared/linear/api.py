@@ -33,17 +33,17 @@ def prepare_linear(
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> PreparedOp:
-    r"""A linear over the rows of maps, packed once, with the norm before it and what follows it in one pass.
+    r"""A linear over the rows of maps, packed once: the norm before it and all that follows it are one pass.
 
     .. math:: y = residual + \mathrm{pool}(\mathrm{act}(\mathrm{norm}(rows) W^T + b))
 
-    The result is called as `op(*maps, residual=None, out=None)`, with maps [B, H, W, C_i], and returns [B, H', W', N]:
+    The op is called as `op(*maps, residual=None, out=None)`, with maps [B, H, W, C_i], and returns [B, H', W', N]:
 
     - rows="pixels": 1 to 3 maps of one size, the channels of a pixel side by side, K = C_1 + C_2 + C_3;
     - rows="patches": the 2x2 patches of one map with even H and W, pixels in the order (row, column) = (0, 0), (1, 0), (0, 1),
       (1, 1), K = 4 C; H' = H / 2, W' = W / 2.
 
-    norm(x) is (x - mean) / sqrt(var + eps), without scale and shift: fold those into the linear.
+    norm(x) is (x - mean) / sqrt(var + eps). It has no scale and shift; fold those into the linear.
 
     Args:
         weight: [N, K].
@@ -53,21 +53,21 @@ def prepare_linear(
         eps: of the norm.
         activation: "none", "gelu" (the exact one, with erf) or "relu".
         pool: average the 2x2 patches of the result; pixels only, even H and W; H' = H / 2, W' = W / 2.
-        algorithm: "auto", or "direct". In float32 on the CPU "auto" multiplies by Strassen's where K is at least 384 and a
-            multiple of 32, and N of 64: 7/8 of the multiply-adds, weights 7/4 as large, errors by `testing.STRASSEN_BOUND`.
+        algorithm: "auto" or "direct". In float32 on the CPU, "auto" takes Strassen's product where K is at least 384 and a
+            multiple of 32, and N is a multiple of 64. That has 7/8 of the multiply-adds, weights 7/4 as large, and errors
+            within a bound of its own.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. Its maps, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. It writes to
-        `out` and returns it, a fresh map where that is None. No autograd.
+        The op. Its maps, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. A call
+        writes to `out` and returns it; where `out` is None, it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
 
-    Source: the official HiFuse `Global_block`, `PatchMerging` and `HFF_block`, without what is between their linears;
-    Strassen 1969.
+    Source: the linears of the official HiFuse `Global_block`, `PatchMerging` and `HFF_block`; Strassen 1969.
     """
     check_weights(weight=(weight, "N K"), bias=(bias, "N"))
     check_dtype("dtype", dtype, DTYPES)

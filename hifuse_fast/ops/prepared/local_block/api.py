@@ -27,21 +27,21 @@ def prepare_local_block(
 
     .. math:: y = x + \mathrm{GELU}(W \, \mathrm{norm}(\mathrm{dwconv}_{3 \times 3}(x) + filter\_bias) + b)
 
-    with zero padding, norm(x) = (x - mean) / sqrt(var + eps) over the channels, and the exact GELU. The result is called as
+    with zero padding, norm(x) = (x - mean) / sqrt(var + eps) over the channels, and the exact GELU. The op is called as
     `op(x, out=None)`: [B, H, W, C] -> [B, H, W, C].
 
     Args:
         filters: [C, 3, 3], one of each channel.
         filter_bias: [C].
-        weight: [C, C], the scale of the norm folded in.
-        bias: [C], its shift folded in.
+        weight: [C, C], with the scale of the norm folded in.
+        bias: [C], with the shift of the norm folded in.
         eps: of the norm.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. `x` and `out` are contiguous, of `dtype`, and do not overlap. It writes to `out` and returns it, a fresh map
-        where that is None. No autograd.
+        The op. `x` and `out` are contiguous, of `dtype`, and do not overlap. A call writes to `out` and returns it; where
+        `out` is None, it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.

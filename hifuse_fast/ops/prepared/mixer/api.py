@@ -16,15 +16,15 @@ ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
 
 
 def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype, backend: str = "auto") -> PreparedOp:
-    r"""The 3x3 convolution of the inverted MLP in its residual, packed once, in one pass.
+    r"""The 3x3 convolution of the inverted MLP, with its GELU and its residual, packed once, in one pass.
 
     .. math:: u = z + \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(z))
 
-    with zero padding, no bias and the exact GELU. The result is called as `op(z, out=None)`: [B, H, W, C] -> [B, H, W, C].
+    with zero padding, no bias and the exact GELU. The op is called as `op(z, out=None)`: [B, H, W, C] -> [B, H, W, C].
 
-    The algorithms are those of a dense convolution in kernels; the reference and a depthwise weight have one each. Winograd's
-    F(2x2, 3x3) takes 4/9 of the multiplications of the direct one. F(4x4, 3x3) takes 1/4, or in bfloat16, whose digits complex
-    points keep, 1/3. Their rounding errors are larger, and `testing.MIXER_BOUNDS` says by how much.
+    Only kernels of a dense convolution have several algorithms; the reference has one, and so has a depthwise weight.
+    Winograd's F(2x2, 3x3) takes 4/9 of the multiplications of the direct algorithm. F(4x4, 3x3) takes 1/4 of them in float32,
+    and 1/3 in bfloat16, where complex points keep the digits. Their rounding errors are larger, within a bound of their own.
 
     Args:
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
@@ -33,8 +33,8 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. `z` and `out` are contiguous, of `dtype`, and do not overlap. It writes to `out` and returns it, a fresh map
-        where that is None. No autograd.
+        The op. `z` and `out` are contiguous, of `dtype`, and do not overlap. A call writes to `out` and returns it; where
+        `out` is None, it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.

@@ -25,27 +25,27 @@ def prepare_mlp(
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> PreparedOp:
-    r"""The two linears of the inverted MLP, packed once, without the hidden map in memory.
+    r"""The two linears of the inverted MLP, packed once. The hidden map is never in memory as a whole.
 
     .. math:: y = residual + W_3 \, \mathrm{GELU}(W_2 u + b_2) + b_3
 
-    with the exact GELU. The result is called as `op(u, residual=None, out=None)`: [B, H, W, K] -> [B, H, W, N].
+    with the exact GELU. The op is called as `op(u, residual=None, out=None)`: [B, H, W, K] -> [B, H, W, N].
 
-    In float32 on the CPU W_2 is multiplied by Strassen's algorithm where K is a multiple of 32: 7/8 of the multiply-adds,
-    packed weights 7/4 as large, and errors that `testing.STRASSEN_BOUND` says.
+    In float32 on the CPU, W_2 is multiplied by Strassen's algorithm where K is a multiple of 32. That has 7/8 of the
+    multiply-adds, packed weights 7/4 as large, and errors within a bound of its own.
 
     Args:
-        expand: W_2, [H, K], the batch norm before it folded in.
+        expand: W_2, [H, K], with the batch norm before it folded in.
         expand_bias: b_2, [H].
-        project: W_3, [N, H], the batch norm after it folded in.
+        project: W_3, [N, H], with the batch norm after it folded in.
         project_bias: b_3, [N].
         algorithm: of the first product: "auto" (the fastest), or "direct", which is exact to rounding and needs least memory.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. `u`, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. It writes to `out`
-        and returns it, a fresh map where that is None. No autograd.
+        The op. `u`, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. A call
+        writes to `out` and returns it; where `out` is None, it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.

@@ -27,19 +27,19 @@ def prepare_stem(
 
     .. math:: y_i = \mathrm{norm}_i(\mathrm{conv}_{4 \times 4 / 4}(images; W_i) + b_i) \cdot scale_i + shift_i, \quad i = 0, 1
 
-    with norm_i(x) = (x - mean) / sqrt(var + eps_i) over the channels. The result is called as `op(images, out=None)`, with
+    with norm_i(x) = (x - mean) / sqrt(var + eps_i) over the channels. The op is called as `op(images, out=None)`, with
     images [B, in_chans, 4H, 4W], and returns the pair (local_map, global_map) = (y_0, y_1), each [B, H, W, C].
 
     Args:
-        weight: [2, C, in_chans, 4, 4], of the local and of the global branch.
+        weight: [2, C, in_chans, 4, 4], first of the local branch, then of the global branch.
         bias, scale, shift: [2, C].
         eps: of the two norms.
         dtype: of images and maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. Images are of `dtype` and of any strides; `out` is a pair of contiguous maps to write to, or None for fresh
-        ones. No autograd.
+        The op. Images are of `dtype` and of any strides. `out` is a pair of contiguous maps to write to; where it is None, the
+        op makes fresh maps. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.

@@ -26,28 +26,28 @@ def prepare_window_attention(
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> PreparedOp:
-    r"""Attention in shifted windows with relative position bias, over a table and a bias that were prepared once.
+    r"""Attention in shifted windows with relative position bias. Its table and its bias are prepared once.
 
     .. math:: O = \mathrm{softmax}(scale \cdot Q K^T + B + M) V
 
-    as `hifuse_fast.ops.window_attention` has it. The result is called as `op(qkv, out=None)`: [B, H, W, 3C] -> [B, H, W, C],
+    as in `hifuse_fast.ops.window_attention`. The op is called as `op(qkv, out=None)`: [B, H, W, 3C] -> [B, H, W, C],
     C = num_heads * head_dim.
 
     Args:
         bias_table: [(2 * window_size - 1)^2, num_heads], see `hifuse_fast.ops.window_attention`.
-        qkv_bias: [3C] or None: what a padded token's q, k, v are. None stands for zeros.
+        qkv_bias: [3C] or None, the q, k, v of a padded token. None stands for zeros.
         head_dim: channels of a head; the kernels serve 8 to 128.
         num_heads: attention heads.
         window_size: side of a window in tokens, 1 to 16.
         shift_size: cyclic shift in tokens, 0 <= shift_size < window_size.
         scale: factor on Q K^T; None for head_dim ** -0.5.
-        dtype: of the maps, float32, bfloat16, float16 or float64. Table and bias are kept in the type of the arithmetic, which
+        dtype: of the maps, float32, bfloat16, float16 or float64. Table and bias are kept in the dtype of the arithmetic, which
             is float32 for 16-bit maps.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. `qkv` and `out` are contiguous, of `dtype`. It writes to `out` and returns it, a fresh map where that is None.
-        No autograd.
+        The op. `qkv` and `out` are contiguous, of `dtype`. A call writes to `out` and returns it; where `out` is None, it makes
+        a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.

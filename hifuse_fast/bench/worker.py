@@ -1,7 +1,7 @@
-"""One engine in a process of its own: what it sets, loads and allocates is its own, and measured without the others.
+"""One engine in a process of its own, so that engines cannot disturb each other.
 
-Threads that wait for work, allocators, global settings and patches of one engine cannot touch another, an engine that crashes
-loses only its row, and its memory is that of its process. The processes live side by side and are asked for a call in turns.
+Waiting threads, allocators, global settings and patches of one engine cannot touch another one. An engine that crashes loses
+only its own row. Its memory is that of its process. The processes live side by side, and take turns at being asked for a call.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.peers import Call, Engine, MissingError
 from hifuse_fast import create_model, load_checkpoint
 from hifuse_fast.bench import machine
 from hifuse_fast.bench.network import NUM_CLASSES
@@ -35,8 +34,24 @@ GRACE_S = 10.0  # for ending by itself
 MEMORY_CALLS = 3  # an allocator may need more than one call to reach its level
 
 
+Call = Callable[[], Tensor]
+Prepare = Callable[[nn.Module, Tensor, torch.dtype], Call]
+
+
+class MissingError(Exception):
+    """The engine cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to prepare an engine (a function that a new process can import), and the optional package that it needs."""
+
+    prepare: Prepare
+    package: str | None = None
+
+
 class FailedError(Exception):
-    """The engine raised an error or died; the message says what is known of it."""
+    """The engine raised an error or died. The message says what is known."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +69,8 @@ class Task:
 class Ready:
     """An engine that is ready: its logits, and what that took.
 
-    Memory is the highest resident memory of the process, less that before the network was loaded (but torch was):
-    so it counts weights, work, and libraries of the engine's own.
+    Memory is the highest resident memory of the process, less what it was after torch and before the network was loaded. So it
+    counts weights, work, and the engine's own libraries.
     """
 
     logits: np.ndarray[Any, Any]
@@ -66,7 +81,7 @@ class Ready:
 
 
 class Worker:
-    """An engine that gets ready in a new process; called, it runs the engine once."""
+    """An engine that gets ready in a new process. A call runs the engine once."""
 
     def __init__(self, engine: Engine, task: Task) -> None:
         context = multiprocessing.get_context("spawn")
@@ -86,7 +101,7 @@ class Worker:
         """Wait until the engine is ready.
 
         Raises:
-            MissingError, FailedError: it is not going to be.
+            MissingError, FailedError: it will not be ready.
         """
         if not self._pipe.poll(limit_s):
             raise FailedError(f"not ready after {limit_s:.0f} s")
@@ -117,7 +132,7 @@ class Worker:
 
 
 def _serve(pipe: Connection, engine: Engine, task: Task, cache: str) -> None:
-    """The process: get ready, answer, then run the engine each time it is asked, until the pipe is closed."""
+    """What the process does: get ready, answer, then run the engine each time it is asked, until the pipe is closed."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # an empty one: what was compiled in another run is not ready sooner
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -162,7 +177,7 @@ def _prepare(engine: Engine, task: Task) -> tuple[Call, Ready]:
 
 
 def _load(task: Task) -> nn.Module:
-    """The network in memory of its own: the tensors of a file are mapped, and all of it stays mapped as long as one lives."""
+    """The network in memory of its own. The tensors of a file are mapped, and the whole file stays mapped while one lives."""
     network = create_model(task.model, num_classes=NUM_CLASSES).eval()
     network.load_state_dict(load_checkpoint(task.checkpoint))
     return network

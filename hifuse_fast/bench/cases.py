@@ -1,6 +1,6 @@
-"""What the benchmarks on a CUDA device share: an engine gets ready, is checked and captured; cases run one by one.
+"""What the benchmarks on a CUDA device share. An engine gets ready, is checked, and becomes a CUDA graph; cases run one by one.
 
-Rows are written case by case, so that a run that is cut off keeps what it has, and the next one goes on (`resume`).
+Rows are written case by case. So a run that is cut off keeps what it has, and the next one goes on (`resume`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import click
 import torch
 from rich.console import Console
 
-from benchmarks import turns
-from benchmarks.turns import Candidate
-from hifuse_fast.bench import cuda, machine, rows, table
+from hifuse_fast.bench import cuda, machine, rows, table, turns
+from hifuse_fast.bench.network import DTYPES
 from hifuse_fast.bench.rows import Row, Verdict
-from hifuse_fast.tuning.calls import DTYPES
+from hifuse_fast.bench.turns import Candidate
 
 Output = TypeVar("Output")
 AnyCase = TypeVar("AnyCase", bound=turns.Case)
@@ -39,13 +38,13 @@ class Ready(Generic[Output]):
 def candidate(
     build: Callable[[], Ready[Output]], judge: Callable[[Output], Verdict], device: torch.device, *, own: bool
 ) -> Candidate:
-    """An engine, built, checked, its memory measured, as a CUDA graph where that is possible, and checked as that again.
+    """Build an engine, check its output, measure its memory, make it a CUDA graph where that is possible, and check it again.
 
     Args:
-        build: makes it; the time until its first output is there is the row's `ready_s`.
-        judge: of its output.
+        build: makes the engine. The time until its first output is there is the row's `ready_s`.
+        judge: checks its output.
         device: where it runs.
-        own: whether it is ours: a peer that fails is missing, ours is wrong.
+        own: whether it is ours. A peer that fails is missing; an engine of ours that fails is wrong.
     """
     begin = time.perf_counter()
     try:
@@ -68,7 +67,7 @@ def candidate(
 
 
 def _captured(ready: Ready[Output], device: torch.device) -> tuple[Callable[[], Output], str]:
-    """The call that is timed, and why it is no CUDA graph where it should be one."""
+    """The call that is timed, and the reason where it is no CUDA graph but should be one."""
     if not ready.graphed or device.type != "cuda":
         return ready.call, ""
     try:
@@ -101,7 +100,7 @@ def measured(found: Iterable[Row], suite: str, commit: str) -> dict[tuple[str, i
 
 @dataclass(frozen=True)
 class Suite(Generic[AnyCase]):
-    """A benchmark: its rows' suite, what it shows above its table, the engines of a case, and how one is measured."""
+    """A benchmark: the name of its suite, the title of its table, the engines of a case, and how a case is measured."""
 
     name: str
     title: str
@@ -111,7 +110,7 @@ class Suite(Generic[AnyCase]):
     def run_cases(
         self, cases: Sequence[AnyCase], device: torch.device, *, output: Path, limit_s: float, resume: bool, console: Console
     ) -> tuple[list[Row], int]:
-        """The rows, each case's written before the next one begins; and how many cases were left when the time was up."""
+        """Measure the cases, and write the rows of each before the next begins. Return them, and how many cases were left."""
         end = time.monotonic() + limit_s
         now = machine.conditions(device)
         file = output / f"{now.device}.csv"
@@ -132,7 +131,7 @@ class Suite(Generic[AnyCase]):
         return found, 0
 
     def main(self, cases: Sequence[AnyCase], *, output: Path, limit: float, resume: bool) -> None:
-        """Measure on the CUDA device and report; without one, say what would be measured.
+        """Measure on the CUDA device and report. Without one, say what would be measured.
 
         Raises:
             click.ClickException: an engine of ours was wrong or failed.

@@ -1,7 +1,7 @@
-"""What the benchmarks of ops share: a case's engines take turns, and its rows are shown and written.
+"""What the benchmarks of ops share: the engines of a case take turns, and its rows are shown and written.
 
-A wrong engine is not timed. The floor is the larger of arithmetic over the best matrix product of this run and of bytes over
-its copy rate.
+A wrong engine is not timed. The floor is the larger of two times: the arithmetic at the rate of the best matrix product of this
+run, and the bytes at its copy rate.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Case(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """An engine on a case: what is timed, and what came of the check of its output."""
+    """An engine on a case: the call that is timed, and the verdict on its output."""
 
     call: timing.Call
     ok: bool
@@ -81,7 +81,7 @@ class Limits:
 
 
 def limits(device: torch.device, dtypes: Mapping[str, torch.dtype] | None = None) -> Limits:
-    """Those of `device`, measured now; for None of the dtypes that are usual on it."""
+    """The limits of `device`, measured now, for `dtypes`; for None, the dtypes that are usual on it."""
     dtypes = dtypes or {name: DTYPES[name] for name in machine.usual_dtypes(device)}
     peak = {name: machine.arithmetic_peak(device, dtype) for name, dtype in dtypes.items()}
     return Limits(peak, machine.copy_bandwidth(device))
@@ -106,7 +106,7 @@ def measure(
     baseline: str = "reference",
     per: str = "call",
 ) -> list[Row]:
-    """Time the candidates that are right, in turns; a row each, with its ratio over `baseline` and milliseconds `per` that."""
+    """Time the candidates that are right, in turns. Each gets a row: its ratio over `baseline`, and milliseconds `per` unit."""
     right = {name: candidate for name, candidate in candidates.items() if candidate.ok}
     calls = {name: candidate.call for name, candidate in right.items()}
     memory = {name: _peak_mib(candidate, device) for name, candidate in right.items()}
@@ -158,7 +158,7 @@ def report(console: Console, found: Sequence[Row], title: str, output: Path | No
 
 
 def show(console: Console, found: Sequence[Row], title: str) -> None:
-    """The table of all rows, then of our engine against each peer its worst and its best case."""
+    """Print the table of all rows, then for each peer the worst and the best case of our engine."""
     ours = {case: best_own(group) for case, group in by_case(found).items()}
 
     def ratio(row: Row) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import click
 import torch
 
-from benchmarks.turns import DTYPES
 from hifuse_fast.bench import machine
+from hifuse_fast.bench.turns import DTYPES
 
 DTYPES_HELP = "Comma-separated.  [default: float32, and bfloat16 where PyTorch has kernels for it]"
 
@@ -26,7 +26,7 @@ def names(option: str, text: str, known: Iterable[str]) -> list[str]:
 
 
 def dtypes(text: str | None, device: torch.device) -> list[str]:
-    """The dtypes in `text`, of float32 and bfloat16; None for the usual ones of the device.
+    """The dtypes in `text`, each float32 or bfloat16. For None, the usual ones of the device.
 
     Raises:
         click.UsageError: one is not known.
