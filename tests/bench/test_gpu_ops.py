@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from benchmarks import gpu_ops, gpu_subjects
+from hifuse_fast.backends import select
 from hifuse_fast.bench import machine, rows, timing, turns
 from hifuse_fast.tuning import calls
 from tools import pages
@@ -155,10 +156,37 @@ def test_a_timer_replaces_the_clock() -> None:
     assert told[:4] == [int, float, float, int]
 
 
+def test_every_backend_with_kernels_on_a_gpu_is_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(select.RUNS_ON, "third", ("cuda",))
+    monkeypatch.setitem(select.OPS, "layer_norm", ("third", "triton", "native"))
+    assert list(gpu_subjects.engines(case("layer_norm norm1 7x7x768").subject)) == ["reference", "compile", "third", "triton"]
+    assert list(gpu_subjects.engines(case("local_block 7x7x768").subject)) == ["reference", "compile", "hifuse_fast"]
+
+
+def test_the_best_of_several_of_ours_stands_against_the_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (turns, pages):
+        monkeypatch.setattr(module, "OWN", ("third", "triton"))
+    (row,) = gpu_ops.measure(case("layer_norm norm1 7x7x768"), ("reference",), CPU, limits=LIMITS, budget_s=0.0)
+    times = {"reference": 12.0, "third": 3.0, "triton": 4.0, "wrong": None}
+    found = [dataclasses.replace(row, engine=name, ms_p50=ms, floor_share=0.5) for name, ms in times.items()]
+    best = turns.best_own(found)
+    assert best is not None
+    assert best.engine == "third"
+    assert turns.best_own(found[:1]) is None
+    assert turns.summary(found) == [
+        "float32 forward: third is 4.00x (worst: layer_norm norm1 7x7x768 B1) to 4.00x as fast as reference"
+    ]
+    assert "| third or triton vs reference |" in pages.gpu_ops(found)
+    assert "| 4.00x |" in pages.gpu_ops(found)
+    summary = pages.gpu_ops_summary(found)
+    assert "| forward | float32 | third, reference | 4.00x | 4.00x | 4.00x | 1 |" in summary
+    assert "| forward | float32 | triton, reference | 3.00x | 3.00x | 3.00x | 1 |" in summary
+
+
 def test_the_pages_show_predictions_and_gpu_rows() -> None:
     assert "| window_attention shift 3 56x56x288 |" in pages.gpu_predictions([])
     assert "predicted, not yet measured" in pages.gpu_predictions([])
-    assert "| batch_norm | all | Triton (predicted) |" in pages.gpu_choices([])
+    assert "| batch_norm | all | triton (predicted) |" in pages.gpu_choices([])
     row = gpu_ops.measure(case("layer_norm norm1 7x7x768"), ("reference",), CPU, limits=LIMITS, budget_s=0.0)[0]
     ours = dataclasses.replace(row, engine="triton", ms_p50=row.ms_p50 / 2)
     assert "| triton vs reference |" in pages.gpu_ops([row, ours])

@@ -19,7 +19,8 @@ import torch
 from click.testing import CliRunner
 
 from hifuse_fast import create_model, optimize_for_inference
-from hifuse_fast.backends.triton import launch
+from hifuse_fast.backends import select
+from hifuse_fast.backends.triton import compile, launch
 from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.tuning import calls, report
 from hifuse_fast.tuning.frozen_calls import CLASSES, frozen_calls
@@ -50,7 +51,7 @@ def test_no_kernel_spills_or_is_too_large(tmp_path: Path) -> None:
     lines = check(tmp_path, "--dtypes", "bfloat16")
     found = {line["kernel"].split()[0] for line in lines}
     assert found >= {call.op for call in calls.all_calls()}
-    assert found >= {"gated_concat"}  # the frozen network's own
+    assert found >= {"gated_concat", "pointwise"}  # the frozen network's own, and those of several ops
     hopper = [line for line in lines if line["architecture"] == "sm_90" and line["kernel"] == "window_attention forward"]
     assert hopper
     assert all("wgmma" in line["tensor cores"] for line in hopper)
@@ -172,6 +173,26 @@ def test_the_interpreter_is_refused() -> None:
     assert "TRITON_INTERPRET is set" in done.output
 
 
+def test_every_backend_of_an_op_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that launch no Triton kernels leave nothing on record."""
+    asked = []
+    monkeypatch.setattr(calls.Call, "run", lambda call, inputs, grad, backend: asked.append(backend))
+    monkeypatch.setitem(select.RUNS_ON, "third", ("cuda",))
+    monkeypatch.setitem(select.OPS, "layer_norm", ("third", "triton", "native"))
+    assert report.report(calls.choose("norm1 7x7"), ["sm_90"], ["bfloat16"]) == []
+    assert asked == ["third", "triton"] * len(calls.MODES)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("backends.triton.pointwise", "pointwise"), ("ops.functions.mlp.triton", "mlp"), ("ops.prepared.stem.triton", "stem")],
+)
+def test_a_kernel_goes_by_its_op(module: str, name: str) -> None:
+    kernel, signature = f"hifuse_fast.{module}:_some_kernel", (("x_ptr", "*bf16"),)
+    made = compile.Compilation(kernel, "sm_90", signature, (("BLOCK", 8),), (), (("num_warps", 4),))
+    assert report._describe(made) == (f"{name} some", "bf16", "BLOCK=8")
+
+
 def test_bad_options_are_named() -> None:
     for option, message in (("--dtypes=int8", "--dtypes must be of"), ("--calls=pool", "no call has 'pool' in its name")):
         done = CliRunner().invoke(report.main, [option])
@@ -207,8 +228,7 @@ def test_prepared_calls_are_those_of_the_frozen_network() -> None:
     """By the shapes of their weights."""
     frozen = optimize_for_inference(create_model("hifuse_small", CLASSES).eval(), backend="reference")
     made = {shapes({name: x.shape for name, x in op.packed().items()}) for op in frozen.modules() if isinstance(op, PreparedOp)}
-    attention = {shape for shape in made if "bias_table" in dict(shape)}
-    assert made - attention == {shapes(call.parameters) for call in frozen_calls()}
+    assert made == {shapes(call.parameters) for call in frozen_calls()}
 
 
 def shapes(parameters: Mapping[str, Sequence[int]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
