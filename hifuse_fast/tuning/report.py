@@ -122,7 +122,7 @@ def _describe(made: Compilation) -> tuple[str, str, str]:
     dtype = next((kind[1:] for _, kind in made.signature if kind.startswith("*")), "")
     constants = [f"{name}={value}" for name, value in made.constants if name.isupper()]  # the others are arguments that are 1
     constants += [f"{name}={value}" for name, value in made.options if name != "num_warps"]
-    return f"{file if folder == 'gpu' else folder} {function.strip('_').removesuffix('_kernel')}", dtype, " ".join(constants)
+    return f"{file if folder == 'triton' else folder} {function.strip('_').removesuffix('_kernel')}", dtype, " ".join(constants)
 
 
 def _first_line(error: Exception) -> str:

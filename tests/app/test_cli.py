@@ -172,7 +172,7 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, checkpoint):
         [sys.executable, "-c", INTERRUPTIBLE, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.csv.*.tmp")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".*.tmp")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)  # into the loading or the images, either is good
     process.send_signal(signal.SIGINT)
