@@ -15,6 +15,7 @@ import hifuse_fast
 from hifuse_fast.backends import select
 from hifuse_fast.backends.native import library
 from tests.support.paths import ROOT
+from tests.support.processes import WITHOUT_EDITABLE, python
 
 needs_native = pytest.mark.skipif(library.lib is None, reason=str(library.why_missing))
 ISAS = library.lib.compiled_isas() if library.lib else []
@@ -35,15 +36,6 @@ qkv, table, bias = torch.randn(2, 9, 13, 96, requires_grad=True), torch.randn(16
 out = hifuse_fast.ops.window_attention(qkv, table, num_heads=2, shift_size=3, qkv_bias=bias)
 out.square().sum().backward()
 """
-
-
-def python(code: str, folder: Path = ROOT, **environment: str) -> str:
-    """What a fresh interpreter prints that finds modules in `folder` first."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler: a pure-Python install is right")
@@ -132,10 +124,7 @@ print(out.double().sum().item(), served["native cpu"], served["triton cpu"], sep
 
 
 BROKEN = """
-import sys
 from pathlib import Path
-# An editable install finds submodules for any package of its name: out of the way with it.
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
 
 def show():
     for name in [name for name in sys.modules if name.split(".")[0] == "hifuse_fast"]:
@@ -154,7 +143,7 @@ show()
 def test_a_broken_library_is_told_from_a_missing_one(tmp_path: Path) -> None:
     without = shutil.ignore_patterns("*.so", "__pycache__", "_native_skipped.txt")
     shutil.copytree(ROOT / "hifuse_fast", tmp_path / "hifuse_fast", ignore=without)
-    missing, skipped, broken = python(BROKEN, tmp_path).splitlines()
+    missing, skipped, broken = python(WITHOUT_EDITABLE + BROKEN, tmp_path).splitlines()
     assert "installed without building it" in missing
     assert skipped.endswith("is not built: no C++ compiler was found")
     assert "failed to load" in broken
