@@ -15,9 +15,19 @@ import hifuse_fast
 from hifuse_fast.backends import select
 from hifuse_fast.backends.native import library
 from tests.support.paths import ROOT
+from tests.support.processes import WITHOUT_EDITABLE, python
 
 needs_native = pytest.mark.skipif(library.lib is None, reason=str(library.why_missing))
 ISAS = library.lib.compiled_isas() if library.lib else []
+
+
+def skip_unless_another(isa: str) -> None:
+    """What this CPU does not run cannot be tested, and what this process runs is by all other tests."""
+    if isa not in library.lib.usable_isas():
+        pytest.skip(f"this CPU does not run {isa}")
+    if isa == library.lib.isa():
+        pytest.skip(f"all other tests run {isa}")
+
 
 RUN_OP = """
 import torch, hifuse_fast
@@ -26,15 +36,6 @@ qkv, table, bias = torch.randn(2, 9, 13, 96, requires_grad=True), torch.randn(16
 out = hifuse_fast.ops.window_attention(qkv, table, num_heads=2, shift_size=3, qkv_bias=bias)
 out.square().sum().backward()
 """
-
-
-def python(code: str, folder: Path = ROOT, **environment: str) -> str:
-    """What a fresh interpreter prints that finds modules in `folder` first."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler: a pure-Python install is right")
@@ -56,8 +57,7 @@ def test_build_information() -> None:
 @needs_native
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_computes_the_same(isa: str) -> None:
-    if isa not in library.lib.usable_isas():
-        pytest.skip(f"this CPU does not run {isa}")
+    skip_unless_another(isa)
     check = f"""
 hifuse_fast.backends.native.library.lib.select_isa({isa!r})
 from hifuse_fast.testing import assert_within_rule
@@ -90,8 +90,7 @@ def test_aten_cpu_capability_is_honoured(capability: str, expected: str | None) 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_prepared_ops_on_lesser_instruction_sets(capability: str) -> None:
     """The parity tests of the prepared ops again, in a process that PyTorch's variable caps to an instruction set."""
-    if capability.replace("default", "baseline") not in library.lib.usable_isas():
-        pytest.skip(f"this CPU does not run {capability}")
+    skip_unless_another(capability.replace("default", "baseline"))
     files = [f"tests/ops/prepared/test_{op}.py" for op in ("linear", "stem", "local_block", "gated_concat", "mixer", "mlp")]
     command = [sys.executable, "-m", "pytest", "-q", "-k", "parity and not triton", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
@@ -124,17 +123,30 @@ print(out.double().sum().item(), served["native cpu"], served["triton cpu"], sep
     assert triton != "None" or missing == "the compiled library"  # which leaves Triton's interpreter
 
 
+BROKEN = """
+from pathlib import Path
+
+def show():
+    for name in [name for name in sys.modules if name.split(".")[0] == "hifuse_fast"]:
+        del sys.modules[name]
+    import hifuse_fast
+    print(hifuse_fast.backends.native.library.why_missing)
+
+show()
+Path("hifuse_fast/_native_skipped.txt").write_text("no C++ compiler was found")
+show()
+Path("hifuse_fast/_C.so").write_bytes(b"not a library")
+show()
+"""
+
+
 def test_a_broken_library_is_told_from_a_missing_one(tmp_path: Path) -> None:
-    package = tmp_path / "hifuse_fast"
-    shutil.copytree(ROOT / "hifuse_fast", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    # An editable install finds submodules for any package of its name: out of the way with it.
-    show = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-    show += "import hifuse_fast; print(hifuse_fast.backends.native.library.why_missing)"
-    assert "installed without building it" in python(show, tmp_path)
-    (package / "_native_skipped.txt").write_text("no C++ compiler was found\n")
-    assert python(show, tmp_path).endswith("is not built: no C++ compiler was found")
-    (package / "_C.so").write_bytes(b"not a library")
-    assert "failed to load" in python(show, tmp_path)
+    without = shutil.ignore_patterns("*.so", "__pycache__", "_native_skipped.txt")
+    shutil.copytree(ROOT / "hifuse_fast", tmp_path / "hifuse_fast", ignore=without)
+    missing, skipped, broken = python(WITHOUT_EDITABLE + BROKEN, tmp_path).splitlines()
+    assert "installed without building it" in missing
+    assert skipped.endswith("is not built: no C++ compiler was found")
+    assert "failed to load" in broken
 
 
 def test_info_names_reasons() -> None:

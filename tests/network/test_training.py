@@ -121,6 +121,7 @@ def test_a_training_step_at_full_width_has_the_official_numbers(kernel: str) -> 
     check_training_step(model, kernel)
 
 
+@pytest.mark.slow  # the parity tests of each op compare a second call with the first
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_two_steps_are_the_same_bits(kernel: str) -> None:
     first, second = (train(kernel, torch.float32, again=again) for again in (False, True))
@@ -144,6 +145,7 @@ def test_every_op_is_served(kernel: str) -> None:
     assert train(kernel, torch.float32).served == {(op, kernel) for op in ops}
 
 
+@pytest.mark.slow  # those of each op compile it
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compile_takes_the_whole_network_as_one_graph(kernel: str) -> None:
     torch._dynamo.reset()  # as in a process of its own: other tests have compiled other sizes

@@ -33,34 +33,42 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, env=ENVIRONMENT | variables, capture_output=True, text=True, check=False)
 
 
-def check(tmp_path: Path, *arguments: str) -> list[dict[str, str]]:
-    """The lines of the report of every architecture, none of which fails."""
+def check(
+    tmp_path: Path, *arguments: str, architectures: Sequence[str] = report.ARCHITECTURES, jobs: int = 1
+) -> list[dict[str, str]]:
+    """The lines of the report of these architectures, none of which fails."""
     file = tmp_path / "report.csv"
-    done = python("-m", "hifuse_fast.tuning.report", "--output", str(file), *arguments)
+    options = ["--architectures", ",".join(architectures), "--jobs", str(jobs), "--output", str(file)]
+    done = python("-m", "hifuse_fast.tuning.report", *options, *arguments)
     lines = list(csv.DictReader(file.open())) if file.exists() else []
     failing = [f"{line['architecture']} {line['kernel']} {line['constants']}: {line['note']}" for line in lines
                if "FAILS" in line["note"]]  # fmt: skip
     assert done.returncode == 0, "\n".join(failing) or done.stdout + done.stderr
     assert failing == []
-    assert {line["architecture"] for line in lines} == set(report.ARCHITECTURES)
+    assert {line["architecture"] for line in lines} == set(architectures)
     assert all(line["spill"] == "0" and float(line["occ."].removesuffix(" %")) > 0 for line in lines)
     return lines
 
 
 def test_no_kernel_spills_or_is_too_large(tmp_path: Path) -> None:
-    lines = check(tmp_path, "--dtypes", "bfloat16")
+    """Every kernel, for the widest maps."""
+    lines = check(tmp_path, "--dtypes", "bfloat16", "--calls", "7x7,mlp", architectures=["sm_90"])
     found = {line["kernel"].split()[0] for line in lines}
     assert found >= {call.op for call in calls.all_calls()}
     assert found >= {"gated_concat", "pointwise"}  # the frozen network's own, and those of several ops
-    hopper = [line for line in lines if line["architecture"] == "sm_90" and line["kernel"] == "window_attention forward"]
+    hopper = [line for line in lines if line["kernel"] == "window_attention forward"]
     assert hopper
     assert all("wgmma" in line["tensor cores"] for line in hopper)
 
 
+def test_kernels_are_compiled_for_every_architecture(tmp_path: Path) -> None:
+    check(tmp_path, "--dtypes", "bfloat16", "--calls", "linear fc1 7x7,window_attention shift 3 7x7")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_no_kernel_of_any_dtype_and_batch_spills_or_is_too_large(tmp_path: Path, dtype: str) -> None:
-    check(tmp_path, "--dtypes", dtype, "--batch", "64", "--batch", "1")
+def test_no_kernel_of_any_call_dtype_and_batch_spills_or_is_too_large(tmp_path: Path, dtype: str) -> None:
+    check(tmp_path, "--dtypes", dtype, "--batch", "64", "--batch", "1", jobs=2)
 
 
 BROKEN = """
