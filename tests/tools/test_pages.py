@@ -32,11 +32,17 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return [(name, text) for name, kind, text in found if kind == language]
 
 
+def whole_commands() -> list[str]:
+    """The lines of all blocks of shell, without their comments."""
+    return [line.split("  #")[0].strip() for _, text in blocks("bash") for line in text.splitlines()]
+
+
 def commands(program: str) -> list[str]:
-    """The command lines of all pages that begin with `program`, without their comments."""
-    lines = [line.split("  #")[0].strip() for _, text in blocks("bash") for line in text.splitlines()]
+    """The command lines of all pages that begin with `program`; of those that a sentence names, maybe not the whole one."""
     inline = [text for page in PAGES for text in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))]
-    return sorted({line for line in [*lines, *inline] if line.split(" ")[0] == program and " " in line and "|" not in line})
+    return sorted(
+        {line for line in [*whole_commands(), *inline] if line.split(" ")[0] == program and " " in line and "|" not in line}
+    )
 
 
 def anchors(page: Path) -> set[str]:
@@ -147,7 +153,7 @@ def test_command_lines_are_understood(command: str) -> None:
     _, name, *arguments = shlex.split(command)
     found = cli.commands[name]
     assert {word for word in arguments if word.startswith("--")} <= options(found)
-    if not arguments or not arguments[-1].startswith("--"):  # a whole command, not one that a sentence names
+    if command in whole_commands():
         found.make_context(name, list(arguments)).close()
 
 
