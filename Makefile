@@ -1,23 +1,29 @@
 # Every target sets up what it needs: its own virtual environment, pinned development versions, the compiled library.
 # A second run skips what is done.
 #
-#   make bench      the main job: real medical images through the reference and the fast network   IMAGES=folder  MODEL=name
-#   make bench-ops  each op against its peers
-#   make bench-cpu  HiFuse in every engine for CPUs, half an hour       ARGS="--models hifuse_tiny --batch 1,8,32 --engines ..."
-#   make bench-growth  whether a pixel costs as much in large images    ARGS="--models hifuse_tiny ..."
-#   make test       the test suite (C++ and Python)             make test-all   with the slow sweeps
-#   make test-asan  the ops under AddressSanitizer and UndefinedBehaviorSanitizer
-#   make test-cpp   the C++ tests alone
-#   make lint       ruff, mypy, clang-format                    make format     let them rewrite
-#   make docs       the tables of README and docs, from benchmarks/results
-#   make kernel-report  every Triton kernel compiled for three architectures, without a GPU   ARGS="--architectures sm_90 ..."
-#   make tune       measure tile sizes on this GPU, write them into the tables                  ARGS="--kernels linear ..."
-#   make gpu-check  all there is to do on a GPU: STAGE=build|parity|tune|ops|network (all), REPORT=folder; in the environment
-#                   that is there (PYTHON=the interpreter that has torch, else that of VENV), nothing is installed
-#   make clean      remove the environment and the builds
+#   make bench          the main job: real medical images through the reference and the fast network
+#                         IMAGES=folder of your own  MODEL=hifuse_small|hifuse_tiny|hifuse_base
+#   make bench-ops      each op against its peers
+#   make bench-cpu      HiFuse in every engine for CPUs, half an hour       ARGS="--models hifuse_tiny --batch 1,8,32"
+#   make bench-growth   whether a pixel costs as much in large images       ARGS="--models hifuse_tiny"
+#   make test           the test suite, C++ and Python
+#   make test-all       with the slow sweeps
+#   make test-asan      the ops under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make test-cpp       the C++ tests alone
+#   make lint           ruff, mypy, clang-format
+#   make format         let ruff and clang-format rewrite
+#   make docs           the tables of README and docs, from benchmarks/results
+#   make kernel-report  every Triton kernel compiled for three architectures, without a GPU
+#                         ARGS="--architectures sm_90"
+#   make tune           tile sizes and choices, measured on this GPU and written into the tables
+#                         ARGS="--kernels linear"
+#   make gpu-check      all there is to do on a GPU, in the environment that is there; nothing is installed
+#                         STAGE=build|parity|tune|ops|network (default all)  REPORT=folder  PYTHON=interpreter with torch
+#   make clean          remove the environment and the builds
 #
 # Variables: PYTHON (default python3), VENV (.venv), TORCH (torch==2.13.0; for instance a CPU build's wheel or version),
-# PIP_ARGS (for instance --index-url of the CPU builds of torch).
+# PIP_ARGS (for instance --index-url of the CPU builds of torch), RESULTS (benchmarks/results: where benches write their rows),
+# PYTEST_ARGS (for the tests).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,7 +44,7 @@ CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csr
 
 .PHONY: help setup bench bench-ops bench-cpu bench-growth kernel-report tune gpu-check test test-all test-asan test-cpp lint format docs clean
 help:
-	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
 $(VENV)/.dependencies: requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -182,7 +182,9 @@ def report(console: Console, found: Sequence[Row]) -> None:
 
 
 @click.command()
-@click.option("--models", default="hifuse_small", show_default=True, help="Comma-separated, of tiny, small, base.")
+@click.option(
+    "--models", default="hifuse_small", show_default=True, help="Comma-separated: hifuse_tiny, hifuse_small, hifuse_base."
+)
 @click.option("--batch", default="1,8", show_default=True, help="Images a call, comma-separated.")
 @click.option("--dtypes", help=options.DTYPES_HELP)
 @click.option("--engines", default=",".join(peers.ENGINES), help="Comma-separated.  [default: all]")

@@ -81,7 +81,9 @@ def run(model: str, dtypes: Sequence[str], sides: Sequence[int], budget_s: float
 
 
 @click.command()
-@click.option("--models", default="hifuse_small", show_default=True, help="Comma-separated, of tiny, small, base.")
+@click.option(
+    "--models", default="hifuse_small", show_default=True, help="Comma-separated: hifuse_tiny, hifuse_small, hifuse_base."
+)
 @click.option("--dtypes", help=options.DTYPES_HELP)
 @click.option("--budget", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds of timing a case.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/results"), help="Folder of the rows.")

@@ -1,4 +1,6 @@
-"""The engines of `make bench-cpu`, each at its best as its makers document it, all from the same eager network in float32.
+"""The engines of `make bench-cpu`, set up as their makers document it, all from the same eager network in float32.
+
+onnxruntime and openvino get the graph of our own network, whose maps are channels last. They are not at their best on it.
 
 An engine is a function from a network (its own copy), images and a dtype to the call that is timed, which returns the logits of
 these images. One that cannot run here raises `MissingError` with the reason. Each is prepared in a process of its own

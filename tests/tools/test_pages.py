@@ -32,11 +32,17 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return [(name, text) for name, kind, text in found if kind == language]
 
 
+def whole_commands() -> list[str]:
+    """The lines of all blocks of shell, without their comments."""
+    return [line.split("  #")[0].strip() for _, text in blocks("bash") for line in text.splitlines()]
+
+
 def commands(program: str) -> list[str]:
-    """The command lines of all pages that begin with `program`, without their comments."""
-    lines = [line.split("  #")[0].strip() for _, text in blocks("bash") for line in text.splitlines()]
+    """The command lines of all pages that begin with `program`; of those that a sentence names, maybe not the whole one."""
     inline = [text for page in PAGES for text in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))]
-    return sorted({line for line in [*lines, *inline] if line.split(" ")[0] == program and " " in line and "|" not in line})
+    return sorted(
+        {line for line in [*whole_commands(), *inline] if line.split(" ")[0] == program and " " in line and "|" not in line}
+    )
 
 
 def anchors(page: Path) -> set[str]:
@@ -47,7 +53,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_there_is_a_page_for_each_question() -> None:
-    names = "architecture kernels inference results measuring ladder install reproduce"
+    names = "architecture kernels predict inference results measuring ladder install reproduce"
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} == set(names.split())
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
 
@@ -132,13 +138,22 @@ def test_make_help_is_true() -> None:
     assert phony - listed <= {"help", "setup"}
 
 
+def options(command: click.Command) -> set[str]:
+    """The names of its options."""
+    return {"--help"} | {name for found in command.params if isinstance(found, click.Option) for name in found.opts}
+
+
+def test_options_of_predict_that_its_page_names_exist() -> None:
+    text = (ROOT / "docs/predict.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(--[a-z-]+)", text)) <= options(cli.commands["predict"])
+
+
 @pytest.mark.parametrize("command", [line for line in commands("hifuse-fast") if not line.endswith("...")])
 def test_command_lines_are_understood(command: str) -> None:
     _, name, *arguments = shlex.split(command)
     found = cli.commands[name]
-    known = {option for parameter in found.params if isinstance(parameter, click.Option) for option in parameter.opts}
-    assert {word for word in arguments if word.startswith("--")} <= known
-    if "<" not in command and "scans/" in arguments:
+    assert {word for word in arguments if word.startswith("--")} <= options(found)
+    if command in whole_commands():
         found.make_context(name, list(arguments)).close()
 
 
@@ -165,8 +180,6 @@ def test_the_rooms_of_the_package_are_on_the_map() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     rooms = text.split("## Rooms")[1].split("## Who")[0]
     package = ROOT / "hifuse_fast"
-    files = {path.stem for path in package.glob("*.py")} - {"__init__", "_version"}
-    folders = {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
-    missing = [name for name in files if not re.search(rf"^ +{name} ", rooms, re.MULTILINE)]
-    missing += [name for name in folders if not re.search(rf"^ +{name}/", rooms, re.MULTILINE)]
-    assert not missing
+    names = {path.stem for path in package.glob("*.py")} - {"__init__", "_version"}
+    names |= {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
+    assert not [name for name in names if not re.search(rf"^ +{name}[/ ]", rooms, re.MULTILINE)]
