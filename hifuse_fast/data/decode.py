@@ -170,13 +170,12 @@ def _decode_deep_png(file: BinaryIO, bits: int, turn: int) -> Decoded:
     for order in "BL":
         file.seek(0)
         with Image.open(file, formats=["PNG"]) as image:
-            tile = image.tile[0]  # type: ignore[attr-defined]
-            rawmode = str(tile[3])
-            if not rawmode.startswith("RGB"):
+            *where, rawmode = image.tile[0]  # type: ignore[attr-defined]
+            if not str(rawmode).startswith("RGB"):
                 raise ImageError(
                     f"Pillow keeps 8 bits of 16-bit greyscale with alpha, so its data cannot be taken for {bits} bits"
                 )
-            image.tile = [tile._replace(args=rawmode[:-1] + order)]  # type: ignore[attr-defined]
+            image.tile = [(*where, str(rawmode)[:-1] + order)]  # type: ignore[attr-defined, list-item]
             halves.append(np.asarray(image)[..., :3].astype(np.uint16))
     return _decoded(Samples(halves[0] << 8 | halves[1], bits), turn)
 
@@ -225,9 +224,7 @@ def _turn(image: Image.Image, exif_orientation: bool) -> int:
     turned = isinstance(image, TiffImageFile)
     if turned == exif_orientation:
         return 1
-    orientation = image.getexif().get(_ORIENTATION)
-    if orientation is None or orientation not in _TURNS:
-        return 1
+    orientation: int = image.getexif().get(_ORIENTATION, 1)
     return _OPPOSITE.get(orientation, orientation) if turned else orientation
 
 

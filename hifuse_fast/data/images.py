@@ -31,7 +31,7 @@ __all__ = [
 
 INTERPOLATIONS = tuple(REACH)
 
-#: The most pixels that the longer side of a resized image may have: a column as long is resized as a whole, in 150 MiB.
+#: The most pixels that the longer side of an enlarged image may have: a column of that length takes 150 MiB.
 MAX_LENGTH = 2**22
 
 
@@ -51,7 +51,7 @@ class Preprocess:
 
     Raises:
         ValueError: an argument out of its range. On a call, ImageError where the image has no known range, as 32-bit
-            greyscale, or its longer side would be resized to more than `MAX_LENGTH` pixels.
+            greyscale, or its longer side would be enlarged to more than `MAX_LENGTH` pixels.
 
     Source: torchvision.transforms, on PIL images.
     """
@@ -90,7 +90,7 @@ class Preprocess:
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         short, long = sorted((width, height))
         new_long = int(self.resize * long / short)
-        if new_long > MAX_LENGTH:
+        if short < self.resize and new_long > MAX_LENGTH:
             raise ImageError(
                 f"{width} x {height} pixels, resized to a shorter side of {self.resize}, would be {new_long} pixels long, "
                 f"which is more than {MAX_LENGTH}; crop the image"
