@@ -133,7 +133,8 @@ def predict_command(
     on = _device(device)
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one for the whole process, makes room for the user's
     warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    for decoder in ("PIL", "tifffile"):
+        logging.getLogger(decoder).setLevel(logging.CRITICAL)
     failed: list[Path] = []
     with (
         writing(STDOUT if output is None else output) as file,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hifuse_fast.app.output import Row
 from hifuse_fast.data.decode import MAX_PIXELS, read_image
 from hifuse_fast.data.images import Preprocess
-from hifuse_fast.data.samples import FULL_BITS, ImageError, check_bits
+from hifuse_fast.data.samples import FULL_BITS, ImageError, check_bits, say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -90,7 +90,7 @@ def _load(path: Path, preprocess: Preprocess, max_pixels: int, bits: int, exif_o
     except ImageError as error:
         return ImageError(error.reason)  # without the frames that hold what was decoded so far
     except Exception as error:  # such as MemoryError: the results of the other images are not lost for one
-        return ImageError(f"cannot be prepared: {type(error).__name__} {error}".rstrip())
+        return ImageError(f"cannot be prepared: {say(error)}")
 
 
 def _read_ahead(

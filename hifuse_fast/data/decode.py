@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from hifuse_fast.data import tiff
-from hifuse_fast.data.samples import FULL_BITS, ImageError, Samples, check_bits, check_size
+from hifuse_fast.data.samples import FULL_BITS, ImageError, Samples, check_bits, check_size, say
 
 #: The Pillow formats that are ever decoded, each with the suffixes by which its files are found in a folder.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -97,7 +97,7 @@ def read_image(
     except Image.DecompressionBombError as error:
         raise ImageError(f"{error}; PIL.Image.MAX_IMAGE_PIXELS sets that limit", path) from None
     except Exception as error:  # a decoder raises whatever a damaged file leads it to
-        raise ImageError(f"cannot be decoded: {str(error) or type(error).__name__}", path) from error
+        raise ImageError(f"cannot be decoded: {say(error)}", path) from error
 
 
 def convert(image: Image.Image, bits: int = FULL_BITS, exif_orientation: bool = False) -> Decoded:

@@ -43,6 +43,14 @@ class Samples:
         return Image.fromarray((values >> (self.bits - 8)).astype(np.uint8)).convert("RGB")
 
 
+def say(error: Exception) -> str:
+    """An error's message, after its type where the message alone says little, as that of a KeyError."""
+    name, message = type(error).__name__, str(error)
+    if message and isinstance(error, (OSError, ValueError, SyntaxError)):
+        return message
+    return f"{name}: {message}" if message else name
+
+
 def check_bits(bits: int) -> None:
     """ValueError unless `bits` are 8 to 16."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not 8 <= bits <= FULL_BITS:

@@ -15,6 +15,7 @@ _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANES, _SAMPLE_FORMAT = 258, 262, 274, 284,
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _COLOUR = 0, 1, 2  # values of _PHOTOMETRIC
 _UNSIGNED = 1  # a value of _SAMPLE_FORMAT
 _KINDS = {2: "signed", 3: "floating-point", 4: "untyped", 5: "complex", 6: "complex"}  # the others
+_MOST_SAMPLES = 6  # as in Pillow: a damaged file may claim any number
 _BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -75,7 +76,8 @@ def read_page(file: BinaryIO, bits: int, max_pixels: int) -> Page:
                 f"its {page.bitspersample}-bit {kind or 'integer'} samples have no known black and white; "
                 "convert them to unsigned integers of 8 or 16 bits"
             )
-        if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _COLOUR) or page.bitspersample < 8 or page.imagedepth != 1:
+        known = page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _COLOUR) and page.samplesperpixel <= _MOST_SAMPLES
+        if not known or page.bitspersample < 8 or page.imagedepth != 1:
             name = getattr(page.photometric, "name", page.photometric)
             raise ImageError(f"TIFF of {page.samplesperpixel} samples of {page.bitspersample} bits, {name}, is not supported")
         try:

@@ -161,5 +161,35 @@ def test_other_kinds_are_named(tmp_path):
         load_image(tmp_path / "x.tif")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+def test_damaged_bytes_raise_image_errors_only(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "x.tif"
+    damaged = 0
+    for stored, options in (
+        (GREY, {"photometric": "miniswhite", "byteorder": ">"}),
+        (np.moveaxis(COLOUR, 2, 0), {"photometric": "rgb", "planarconfig": "separate", "compression": "deflate"}),
+    ):
+        tifffile.imwrite(path, stored, **options)
+        good = path.read_bytes()
+        for _ in range(60):
+            bad = bytearray(good)
+            for position in rng.integers(0, 260, 3):
+                bad[position] = rng.integers(256)
+            path.write_bytes(bad)
+            try:
+                assert load_image(path, max_pixels=10**6).mode == "RGB"
+            except ImageError:
+                damaged += 1
+    assert damaged > 30  # the damage is real
+
+
+def test_many_samples_are_refused_before_memory_is_asked_for(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", GREY, photometric="minisblack")
+    (tmp_path / "x.tif").write_bytes(tag_changed((tmp_path / "x.tif").read_bytes(), 277, 60000))
+    with pytest.raises(ImageError, match="TIFF of 60000 samples of 16 bits, MINISBLACK, is not supported"):
+        load_image(tmp_path / "x.tif")
+
+
 def test_what_begins_as_a_tiff():
     assert [tiff.is_tiff(io.BytesIO(content)) for content in (b"II*\0", b"MM\0*..", b"II", b"")] == [True, True, False, False]
