@@ -113,7 +113,7 @@ def convert(image: Image.Image, bits: int = FULL_BITS, exif_orientation: bool = 
         raise ImageError("Pillow does not read this kind of TIFF right; load_image does, or says why it cannot")
     if not _is_wide(image) and image.mode in ("I", "F"):
         raise ImageError("32-bit greyscale has no known range; convert it to 8 or 16 bits")
-    told = _told_bits(image)  # from here to the pixels: what is not known any more when they are there
+    told = _told_bits(image)  # this, and what follows until the pixels are decoded, is not known any more afterwards
     reduced = _is_reduced(image) and told is None
     if reduced and bits != FULL_BITS:
         raise ImageError(f"Pillow keeps 8 bits of this kind of 16-bit image, so its data cannot be taken for {bits} bits")
@@ -123,7 +123,7 @@ def convert(image: Image.Image, bits: int = FULL_BITS, exif_orientation: bool = 
         inverted = isinstance(image, TiffImageFile) and tiff.is_inverted(image)
         samples = Samples(np.asarray(image).astype(np.uint16), told or bits, inverted, told is not None)
         return _decoded(samples, turn)
-    rgb = image.convert(_STRAIGHT.get(image.mode, image.mode)).convert("RGB")
+    rgb = (image.convert(_STRAIGHT[image.mode]) if image.mode in _STRAIGHT else image).convert("RGB")
     keeps_high_byte = reduced and image.format != "PPM"  # which is rounded
     largest = 256 * int(np.asarray(rgb).max()) + 255 if keeps_high_byte else None
     return Decoded(_turned(rgb, turn), largest)

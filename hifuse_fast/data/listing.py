@@ -58,7 +58,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Found:
     others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
     for path in map(Path, paths):
-        if not os.path.lexists(path):
+        if _is_missing(path):
             raise FileNotFoundError(f"{path}: no such file or folder")
         below = sorted(_files_below(path, visited)) if os.path.isdir(path) else [path]
         for file in below:
@@ -68,6 +68,16 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Found:
             else:
                 others[suffix] += 1
     return Found(list(images.values()), others)
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # such as a folder without permission: the attempt to read the file names the reason
+        return False
+    return False
 
 
 def _files_below(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:

@@ -159,9 +159,7 @@ def test_any_failure_of_one_image_is_its_row(tmp_path, monkeypatch, error, place
         preprocess = failing(PREPROCESS)
     rows = list(predict(paths, MeanColour(), preprocess, ["r", "g", "b"]))
     assert [row.label for row in rows] == ["r", None, "g"]
-    assert (
-        rows[1].error == f"cannot be prepared: {type(error).__name__} {error}".rstrip()
-    )  # a name without a message is said too
+    assert rows[1].error == f"cannot be prepared: {type(error).__name__}{f': {error}' if str(error) else ''}"
 
 
 def test_options_of_decoding_reach_the_reader_and_facts_the_rows(tmp_path):

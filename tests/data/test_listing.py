@@ -85,3 +85,9 @@ def test_a_named_file_that_cannot_be_read_is_listed(tmp_path):
     os.symlink("loop.png", tmp_path / "loop.png")
     named = [tmp_path / "broken.png", tmp_path / "loop.png"]
     assert list_images(named) == named == list_images([tmp_path])
+    beyond = tmp_path / f"{'x' * 300}.png"  # the system refuses to look
+    assert list_images([beyond]) == [beyond]
+    (tmp_path / "file").touch()
+    for missing in (tmp_path / "absent.png", tmp_path / "file" / "x.png"):
+        with pytest.raises(FileNotFoundError, match=f"{missing.name}: no such file or folder"):
+            list_images([missing])
