@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import sys
 import warnings
@@ -21,6 +22,7 @@ from PIL import Image
 import hifuse_fast
 from hifuse_fast.app import predict
 from hifuse_fast.app.console import BAD_RESULTS, Commands, note, progress
+from hifuse_fast.app.notes import ImageNotes
 from hifuse_fast.app.output import Row, write_csv, write_json
 from hifuse_fast.backends.select import BACKENDS
 from hifuse_fast.checkpoints import create_model_from_checkpoint, describe_checkpoint
@@ -82,6 +84,9 @@ def info(as_json: bool) -> None:
 @click.option("--std", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1].")
 @click.option("--max-pixels", type=click.IntRange(1), default=images.MAX_PIXELS, show_default=True,
               help="Larger images are not decoded.")  # fmt: skip
+@click.option("--bits", type=click.IntRange(8, 16), default=16, show_default=True,
+              help="Bits of the data in 16-bit images: 12 where white is 4095.")  # fmt: skip
+@click.option("--exif-orientation", is_flag=True, help="Turn images as their orientation says.  [default: pixels as stored]")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode images.")
 @click.pass_context
 def predict_command(
@@ -105,22 +110,29 @@ def predict_command(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     max_pixels: int,
+    bits: int,
+    exif_orientation: bool,
     workers: int,
 ) -> None:
-    """Classify images: files, and folders with everything below them.
+    """Classify images: files, and folders with everything below them but for names that begin with a dot.
 
     An image that cannot be read is named on stderr and has its error in the results; the others are not lost, and the exit code
     is 1. Where the command is stopped or fails, OUTPUT stays as it was, and the rows that are done are kept beside it, for
-    result.csv in result.partial.csv.
+    result.csv in result.partial.csv. The run ends with how many files of the folders were not read, by suffix, and which have
+    more than one page.
     """
-    files = _list(paths)
+    found_files = _find(paths)
+    files = found_files.images
+    notes = ImageNotes(note, bits)
     preprocess = images.Preprocess(image_size, resize or round(image_size * 256 / 224), mean, std)
     as_json = _file_format(output, file_format) == "json"
     if as_json and (csv_safe or csv_bom):
         raise ValueError("--csv-safe and --csv-bom are for CSV, but the output is JSON")
     on = _device(device)
-    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, one for the whole process, follows the user's
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one for the whole process, makes room for the user's
     warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
+    for decoder in ("PIL", "tifffile"):
+        logging.getLogger(decoder).setLevel(logging.CRITICAL)
     failed: list[Path] = []
     with (
         writing(output, keep_partial=True) as file,
@@ -136,15 +148,17 @@ def predict_command(
         del network  # its memory is as much again
         rows = predict.predict(
             files, serving, preprocess, names, batch_size=batch_size, device=on, dtype=predict.DTYPES[dtype], workers=workers,
-            max_pixels=max_pixels, on_progress=on_progress,
+            max_pixels=max_pixels, bits=bits, exif_orientation=exif_orientation, on_progress=on_progress,
         )  # fmt: skip
-        rows = _name_failures(rows, failed)
+        rows = notes.watch(_name_failures(rows, failed))
         if as_json:
             header = {
                 "hifuse_fast": hifuse_fast.__version__,
                 "torch": torch.__version__,
                 "checkpoint": str(checkpoint),
                 "model": {**found, "channel_gate": channel_gate},
+                "bits": bits,
+                "exif_orientation": exif_orientation,
                 "preprocess": dataclasses.asdict(preprocess),
                 "device": str(on),
                 "dtype": dtype,
@@ -153,6 +167,9 @@ def predict_command(
             write_json(file, rows, names, header)
         else:
             write_csv(file, rows, names, safe=csv_safe, bom=csv_bom)
+    notes.close()
+    if others := found_files.summary_of_others():
+        note(f"{others}.")
     if failed:
         note(f"{len(failed)} of {len(files)} images could not be used; the results of the others are complete.")
         ctx.exit(BAD_RESULTS)
@@ -209,11 +226,13 @@ def bench(
     ctx.exit(code)
 
 
-def _list(paths: tuple[Path, ...]) -> list[Path]:
-    files = images.list_images(paths)
-    if not files:
-        raise ValueError(f"no images in {', '.join(map(str, paths))}: looked for {' '.join(sorted(images.SUFFIXES))}")
-    return files
+def _find(paths: tuple[Path, ...]) -> images.Found:
+    found = images.find_images(paths)
+    if not found.images:
+        others = found.summary_of_others()
+        also = "" if others is None else f"; {others}"
+        raise ValueError(f"no images in {', '.join(map(str, paths))}: looked for {' '.join(sorted(images.SUFFIXES))}{also}")
+    return found
 
 
 def _file_format(output: Path, file_format: str | None) -> str:

@@ -181,5 +181,5 @@ def test_importing_the_package_is_light() -> None:
     """No optional or application package is loaded by `import hifuse_fast`, nor what makes torch take a second more."""
     code = "import sys, hifuse_fast; print(*sorted(sys.modules))"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-    heavy = {"click", "rich", "PIL", "matplotlib", "skimage", "torchvision", "timm", "triton", "torch._dynamo"}
+    heavy = {"click", "rich", "PIL", "tifffile", "matplotlib", "skimage", "torchvision", "timm", "triton", "torch._dynamo"}
     assert not heavy & loaded

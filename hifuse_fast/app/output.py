@@ -24,6 +24,8 @@ class Row:
     probability: float | None = None
     probabilities: tuple[float, ...] = ()
     error: str | None = None
+    pages: int = 1  #: images in the file, of which the first was taken; not written
+    largest: int | None = None  #: see `hifuse_fast.data.decode.Decoded`; not written
 
 
 def write_csv(file: TextIO, rows: Iterable[Row], classes: Sequence[str], *, safe: bool = False, bom: bool = False) -> None:

@@ -93,11 +93,16 @@ def test_a_folder_as_it_is_found_in_the_world(tmp_path, checkpoint, classes):
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     lines = done.stderr.splitlines()
-    assert [Path(line.split(": ")[0]).name for line in lines[:-1]] == ["bomb.png", "corrupt.jpg", "text.png"]
+    assert [Path(line.split(": ")[0]).name for line in lines[:-2]] == ["bomb.png", "corrupt.jpg", "text.png"]
+    assert lines[-2] == "1 file was not read: 1 .txt."
     assert lines[-1] == "3 of 6 images could not be used; the results of the others are complete."
     rows = {row["path"]: row for row in read_csv(out)}
     assert list(rows) == sorted(rows)
-    for name, reason in (("bomb.png", "3600000000 pixels"), ("corrupt.jpg", "truncated"), ("text.png", "not an image")):
+    for name, reason in (
+        ("bomb.png", "60000 x 60000 pixels are more than"),
+        ("corrupt.jpg", "truncated"),
+        ("text.png", "not an image"),
+    ):
         row = rows.pop(str(folder / name))
         assert reason in row["error"]
         assert row["class"] == row["probability"] == row["p(malignant)"] == ""
@@ -231,6 +236,12 @@ def test_csv_on_stdout_and_the_official_checkpoint_form(run, tmp_path, checkpoin
         ("--csv-safe --format json", "--csv-safe and --csv-bom are for CSV"),
         ("--csv-bom -o {}/out.json", "--csv-safe and --csv-bom are for CSV"),
         ("--std 0 1 1", "std must be positive"),
+        (
+            "--mean 123.675 116.28 103.53",
+            "mean must be on the scale [0, 1], got (123.675, 116.28, 103.53); values on the scale",
+        ),
+        ("--std 58.395 57.12 57.375", "std must be on the scale [0, 1], got (58.395, 57.12, 57.375); values on the scale"),
+        ("--bits 7", "Invalid value for '--bits'"),
         ("--batch-size 0", "Invalid value for '--batch-size'"),
         ("--backend fastest", "Invalid value for '--backend'"),
         ("{}/no.png", "no.png: no such file or folder"),
@@ -254,6 +265,9 @@ def test_folder_without_images(run, tmp_path, checkpoint):
     result = run("predict", tmp_path, "--checkpoint", checkpoint)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: no images in {tmp_path}: looked for .bmp ")
+    (tmp_path / "scan.dcm").touch()
+    result = run("predict", tmp_path, "--checkpoint", checkpoint)
+    assert result.stderr.endswith(" .webp; 1 file was not read: 1 .dcm\n")
 
 
 def test_backend_that_cannot_serve_is_named(run, picture, checkpoint, monkeypatch, tmp_path):
@@ -372,6 +386,58 @@ def test_pixel_limit(run, tmp_path, picture, checkpoint):
     result = run("predict", picture, "--checkpoint", checkpoint, "--max-pixels", 4095, *SMALL)
     assert result.exit_code == 1
     assert f"{picture}: 64 x 64 pixels are more than the limit of 4095" in result.stderr
+    assert run("predict", picture, "--checkpoint", checkpoint, "--max-pixels", 4096, *SMALL).exit_code == 0
+
+
+def test_pixel_limit_can_be_lifted_over_pillows_own(run, picture, checkpoint, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert run("predict", picture, "--checkpoint", checkpoint, *SMALL).exit_code == 0
+    result = run("predict", picture, "--checkpoint", checkpoint, "--max-pixels", 10, *SMALL)
+    assert f"{picture}: 64 x 64 pixels are more than the limit of 10" in result.stderr  # the limit that was given
+
+
+def test_what_was_not_read_is_said_at_the_end(run, tmp_path, checkpoint):
+    pages = [Image.new("L", (64, 64), shade) for shade in (0, 90)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    Image.fromarray(np.full((64, 64), 3000, dtype=np.uint16)).save(tmp_path / "dim.png")
+    for name in ("1.dcm", "2.dcm", "IM0001", ".Trash-1000/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    result = run("predict", tmp_path, "--checkpoint", checkpoint, *SMALL)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        f"{tmp_path / 'dim.png'}: its 16-bit values are at most 3000, so it is nearly of one shade. If its data have 12 bits, "
+        "give --bits 12. (This is said once a run.)",
+        f"Only the first page was read of 1 file: {tmp_path / 'pages.tif'} (first of 2 pages).",
+        "3 files were not read: 2 .dcm, 1 without a suffix.",
+    ]
+    result = run("predict", tmp_path / "dim.png", "--checkpoint", checkpoint, "--bits", 12, *SMALL)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_decoding_options_change_the_pixels_and_are_on_record(run, tmp_path, checkpoint):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.random.default_rng(0).integers(0, 4096, (64, 80), dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.tif", exif=exif)
+    out = tmp_path / "out.json"
+    options = ["--bits", 12, "--exif-orientation"]
+    assert run("predict", tmp_path / "x.tif", "--checkpoint", checkpoint, "-o", out, *options, *SMALL).exit_code == 0
+    written = json.loads(out.read_text())
+    assert (written["bits"], written["exif_orientation"]) == (12, True)
+    shown = np.rot90((values >> 4).astype(np.uint8), 3)
+    Image.fromarray(shown).save(tmp_path / "shown.png")
+    expected = by_hand(checkpoint, tmp_path / "shown.png")
+    torch.testing.assert_close(torch.tensor(written["images"][0]["probabilities"]), expected, rtol=0, atol=1e-6)
+
+
+def test_a_named_file_that_cannot_be_read_has_a_row(run, picture, checkpoint):
+    os.symlink("nowhere.png", broken := picture.parent / "broken.png")
+    result = run("predict", broken, picture, "--checkpoint", checkpoint, *SMALL)
+    assert result.exit_code == 1
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert [row["error"] for row in rows] == ["cannot be opened: No such file or directory", ""]
+    assert result.stderr.endswith("1 of 2 images could not be used; the results of the others are complete.\n")
 
 
 def test_resize_follows_the_image_size(run, tmp_path, picture, checkpoint):

@@ -99,7 +99,7 @@ def rows_of_slow_files(monkeypatch, seconds, loaded):
     def load(path, **_):
         loaded.append(path)
         time.sleep(seconds)
-        return torch.zeros(3, 8, 8)
+        return module._Loaded(torch.zeros(3, 8, 8))
 
     monkeypatch.setattr(module, "_load", load)
     paths = [Path(str(index)) for index in range(100)]
@@ -132,6 +132,51 @@ def test_a_defect_is_not_taken_for_a_bad_image(tmp_path, monkeypatch):
         list(predict([tmp_path], MeanColour(), PREPROCESS, ["r", "g", "b"]))
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("you tried to allocate 700 bytes"), RecursionError("deep")])
+@pytest.mark.parametrize("place", ["read_image", "preprocess"])
+def test_any_failure_of_one_image_is_its_row(tmp_path, monkeypatch, error, place):
+    paths = save_colours(tmp_path, [RED, BLUE, GREEN])
+
+    def failing(function):
+        def call(first, *arguments, **options):
+            result = function(first, *arguments, **options)
+            if first == paths[1] or (isinstance(first, Image.Image) and first.getpixel((0, 0)) == BLUE):
+                raise error
+            return result
+
+        return call
+
+    preprocess = PREPROCESS
+    if place == "read_image":
+        monkeypatch.setattr(module, "read_image", failing(module.read_image))
+    else:
+        preprocess = failing(PREPROCESS)
+    rows = list(predict(paths, MeanColour(), preprocess, ["r", "g", "b"]))
+    assert [row.label for row in rows] == ["r", None, "g"]
+    assert rows[1].error == f"cannot be prepared: {type(error).__name__}{f': {error}' if str(error) else ''}"
+
+
+def test_options_of_decoding_reach_the_reader_and_facts_the_rows(tmp_path):
+    values = np.full((8, 8), 4095, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.tif", save_all=True, append_images=[Image.fromarray(values)] * 2)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    half = np.zeros((8, 8, 3), dtype=np.uint8)
+    half[:2] = RED
+    Image.fromarray(half).save(tmp_path / "y.png", exif=exif)
+    seen = []
+
+    def preprocess(image):
+        seen.append(image.getpixel((0, 0)))
+        return PREPROCESS(image)
+
+    paths = [tmp_path / "x.tif", tmp_path / "y.png"]
+    options = {"bits": 12, "exif_orientation": True, "workers": 1}
+    rows = list(predict(paths, MeanColour(), preprocess, ["r", "g", "b"], **options))
+    assert seen == [(255, 255, 255), (0, 0, 0)]
+    assert [(row.pages, row.largest) for row in rows] == [(3, 4095), (1, None)]
+
+
 def test_pixel_limit_reaches_the_reader(tmp_path):
     (row,) = predict(save_colours(tmp_path, [RED]), MeanColour(), PREPROCESS, ["r", "g", "b"], max_pixels=71)
     assert row.error == "9 x 8 pixels are more than the limit of 71"
@@ -143,6 +188,7 @@ def test_pixel_limit_reaches_the_reader(tmp_path):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
         ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
+        ({"bits": 7}, "bits must be an integer from 8 to 16, got 7"),
         ({"dtype": torch.float64}, "dtype must be one of float32, bfloat16, float16"),
         ({"classes": []}, "classes must not be empty"),
         ({"model": MeanColour().train()}, "model must be in eval mode"),
