@@ -30,6 +30,7 @@ from hifuse_fast.layers import Conv2d, LayerNorm, frozen_statistics, pad_to_mult
 STAGES = 4
 STRIDE = 32  # of the last stage; images are padded to a multiple of it
 REDUCTIONS = (4, 8, 16, 32)  # image size over map size, stage by stage
+_HEADS = ("conv_head.", "head.")
 MAX_SIZE = 2**31 - 1  # of anything counted; a file can say more
 RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate", "conv_drop_path_rate", "hff_drop_path_rate")
 
@@ -157,7 +158,8 @@ class HiFuseOptions:
         for kind, names in (("missing", set(known) - set(values)), ("unknown", set(values) - set(known))):
             if names:
                 raise ValueError(f"{kind} option {', '.join(sorted(map(repr, names))[:4])}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**options)
 
 
 class HiFuse(nn.Module):
@@ -193,7 +195,12 @@ class HiFuse(nn.Module):
         super().__init__()
         o = self.options = HiFuseOptions(num_classes, **options)
         dims, in_dims, in_chans, dim = o.dims, (None, *o.dims[:-1]), o.in_chans, o.dims[-1]
-        attention = {"qkv_bias": o.qkv_bias, "drop": o.drop_rate, "attn_drop": o.attn_drop_rate, "window_size": o.window_size}
+        attention: dict[str, Any] = {
+            "qkv_bias": o.qkv_bias,
+            "drop": o.drop_rate,
+            "attn_drop": o.attn_drop_rate,
+            "window_size": o.window_size,
+        }
         global_rates = _rising_rates(o.drop_path_rate, o.depths)
         local_rates = _rising_rates(o.conv_drop_path_rate, o.conv_depths)
 
@@ -223,6 +230,8 @@ class HiFuse(nn.Module):
             self.add_module(f"fu{i + 1}", HFFBlock(dims[i], in_dims[i], o.channel_gate, o.mixer, o.hff_drop_path_rate))
 
         self.grad_checkpointing = False
+        #: The official names and shapes of the weights: what tells whether a module was changed since.
+        self.weight_shapes = {name: tensor.shape for name, tensor in self.state_dict().items()}
 
     @property
     def num_classes(self) -> int:
@@ -336,6 +345,9 @@ class HiFuse(nn.Module):
             head = _classifier(self.num_features, num_classes).to(like.device, like.dtype)
             _init_weights(head)
             setattr(self, name, head)
+        kept = {name: shape for name, shape in self.weight_shapes.items() if not name.startswith(_HEADS)}
+        heads = {name: tensor.shape for name, tensor in self.state_dict().items() if name.startswith(_HEADS)}
+        self.weight_shapes = kept | heads
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """In training, keep the maps between blocks only and compute the rest again in the backward pass."""
@@ -351,7 +363,7 @@ class HiFuseFeatures(HiFuse):
     """
 
     def __init__(self, num_classes: int = 0, *, out_indices: Sequence[int] = (0, 1, 2, 3), **options: Any) -> None:
-        indices = _check_out_indices(out_indices)
+        indices = check_out_indices(out_indices)
         super().__init__(num_classes, **options)
         self.feature_info = FeatureInfo([{"num_chs": self.dims[i], "reduction": REDUCTIONS[i], "index": i} for i in indices])
 
@@ -442,7 +454,8 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _check_out_indices(out_indices: Any) -> list[int]:
+def check_out_indices(out_indices: Any) -> list[int]:
+    """Stages as numbers from 0, in their order."""
     if not isinstance(out_indices, Sequence) or isinstance(out_indices, str) or not out_indices:
         raise ValueError(f"out_indices must be a sequence of stages 0 to {STAGES - 1}, got {out_indices!r}")
     indices = [check_count(f"out_indices[{i}]", index, least=-STAGES) for i, index in enumerate(out_indices)]
