@@ -11,7 +11,7 @@ import errno
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import hifuse_fast
 from hifuse_fast.app import predict
+from hifuse_fast.app.network import load_network
 from hifuse_fast.app.output import Row, write_csv, write_json
 from hifuse_fast.backends.select import BACKENDS
-from hifuse_fast.checkpoints import create_model_from_checkpoint, describe_checkpoint
 from hifuse_fast.data import images
 from hifuse_fast.data.classes import load_classes
 from hifuse_fast.files import STDOUT, writing
-from hifuse_fast.inference.serve import can_freeze, freeze
 
 _BAD_IMAGES, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 _PATH = click.Path(path_type=Path)
@@ -73,16 +72,19 @@ def info(as_json: bool) -> None:
 
 @main.command("predict")
 @click.argument("paths", nargs=-1, required=True, type=_PATH)
-@click.option("--checkpoint", required=True, type=_PATH, help="Weights: .pth of the official code, or .safetensors.")
+@click.option("--checkpoint", required=True, type=_PATH, help="Weights: a torch file, safetensors, or a frozen network.")
 @click.option("--classes", type=_PATH, help="Names: the official class_indices.json, or text with a name per line.")
 @click.option("--output", "-o", type=_PATH, help="File to write, .csv or .json.  [default: CSV on stdout]")
 @click.option("--format", "file_format", type=click.Choice(["csv", "json"]), help="[default: by the suffix of --output]")
 @click.option("--model", type=click.Choice(hifuse_fast.list_models()), help="[default: what the checkpoint holds]")
-@click.option("--channel-gate", type=click.Choice(["sigmoid", "double_sigmoid"]), default="sigmoid", show_default=True,
-              help="double_sigmoid for official checkpoints from before 2024-01-16.")  # fmt: skip
+@click.option("--channel-gate", type=click.Choice(["sigmoid", "double_sigmoid"]),
+              help="double_sigmoid for official checkpoints from before 2024-01-16.  [default: as the file says]")  # fmt: skip
+@click.option("--ema", is_flag=True, help="Take the moving average of the weights, where the checkpoint holds both.")
+@click.option("--greyscale", is_flag=True,
+              help="For a network of one channel: convert images, and take the first of --mean and --std.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--dtype", type=_DTYPE, default="float32", show_default=True)
+@click.option("--dtype", type=_DTYPE, help="[default: float32; of a frozen network's file, its own]")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side of the centre crop.")
 @click.option("--resize", type=click.IntRange(1), help="Shorter side before the crop.  [default: 256 / 224 of --image-size]")
@@ -101,10 +103,12 @@ def predict_command(
     output: Path | None,
     file_format: str | None,
     model: str | None,
-    channel_gate: str,
+    channel_gate: str | None,
+    ema: bool,
+    greyscale: bool,
     batch_size: int,
     device: str,
-    dtype: str,
+    dtype: str | None,
     backend: str,
     image_size: int,
     resize: int | None,
@@ -121,6 +125,7 @@ def predict_command(
     files = _list(paths)
     preprocess = images.Preprocess(image_size, resize or round(image_size * 256 / 224), mean, std)
     as_json = _file_format(output, file_format) == "json"
+    _check_output(output, [*files, checkpoint, *([] if classes is None else [classes])])
     on = _device(device)
     Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, one for the whole process, follows the user's
     warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
@@ -130,16 +135,13 @@ def predict_command(
         hifuse_fast.use_backend(backend),
         _progress(len(files), output) as on_progress,
     ):
-        frozen = can_freeze(on, predict.DTYPES[dtype], backend)
-        loaded = torch.float32 if frozen else predict.DTYPES[dtype]  # what is folded is folded before it is rounded
-        network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=loaded)
-        found = _check_model(model, network, checkpoint)
-        names = load_classes(classes, network.num_classes)
-        serving = freeze(network, predict.DTYPES[dtype], _note) if frozen else network
-        del network  # its memory is as much again
+        network = load_network(
+            checkpoint, on, dtype, backend, size=model, channel_gate=channel_gate, ema=ema, greyscale=greyscale, note=_note
+        )
+        names = load_classes(classes, network.options.num_classes)
         rows = predict.predict(
-            files, serving, preprocess, names, batch_size=batch_size, device=on, dtype=predict.DTYPES[dtype], workers=workers,
-            max_pixels=max_pixels, on_progress=on_progress,
+            files, network.model, network.prepare(preprocess), names, batch_size=batch_size, device=on,
+            dtype=network.input_dtype, workers=workers, max_pixels=max_pixels, on_progress=on_progress,
         )  # fmt: skip
         rows = _name_failures(rows, failed)
         if as_json:
@@ -147,10 +149,10 @@ def predict_command(
                 "hifuse_fast": hifuse_fast.__version__,
                 "torch": torch.__version__,
                 "checkpoint": str(checkpoint),
-                "model": {**found, "channel_gate": channel_gate},
+                "model": network.described(),
                 "preprocess": dataclasses.asdict(preprocess),
                 "device": str(on),
-                "dtype": dtype,
+                "dtype": network.dtype,
                 "backend": backend,
             }
             write_json(file, rows, names, header)
@@ -161,15 +163,11 @@ def predict_command(
         ctx.exit(_BAD_IMAGES)
 
 
-def _check_model(name: str | None, network: hifuse_fast.HiFuse, checkpoint: Path) -> dict[str, Any]:
-    """The options of the network; ValueError where it is not the one that the user named."""
-    found = describe_checkpoint(network.state_dict())
-    if name is not None:
-        named = describe_checkpoint(hifuse_fast.create_model(name, device="meta").state_dict())
-        for option in ("dims", "depths", "conv_depths"):
-            if found[option] != named[option]:
-                raise ValueError(f"checkpoint {checkpoint} is no {name}: its {option} are {found[option]}, not {named[option]}")
-    return found
+def _check_output(output: Path | None, inputs: Sequence[Path]) -> None:
+    """ValueError where the results would replace what they are made of."""
+    for path in inputs:
+        if output is not None and output.exists() and path.exists() and output.samefile(path):
+            raise ValueError(f"output {output} is one of the inputs, {path}: name another file")
 
 
 @main.command()

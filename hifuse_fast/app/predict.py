@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hifuse_fast.app.output import Row
-from hifuse_fast.data.images import MAX_PIXELS, ImageError, Preprocess, load_image
+from hifuse_fast.data.images import MAX_PIXELS, ImageError, load_image
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,7 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def predict(
     images: Sequence[Path],
     model: nn.Module,
-    preprocess: Preprocess,
+    preprocess: Callable[..., Tensor],
     classes: Sequence[str],
     *,
     batch_size: int = 8,
@@ -39,8 +39,8 @@ def predict(
 
     Args:
         images: files, as `list_images` finds them.
-        model: [B, 3, H, W] -> [B, len(classes)] logits; in eval mode, on `device` and in `dtype`.
-        preprocess: image -> [3, H, W].
+        model: [B, C, H, W] -> [B, len(classes)] logits; in eval mode, on `device` and in `dtype`.
+        preprocess: image -> [C, H, W], as `Preprocess` does.
         classes: names, as `load_classes` reads them.
         batch_size: images per call of the network, at least 1.
         device, dtype: where the network is, and the dtype of its input: float32, bfloat16 or float16.
@@ -67,7 +67,7 @@ def predict(
     return _rows(images, inputs, infer, classes=classes, batch_size=batch_size, on_progress=on_progress)
 
 
-def _load(path: Path, preprocess: Preprocess, max_pixels: int) -> Tensor | ImageError:
+def _load(path: Path, preprocess: Callable[..., Tensor], max_pixels: int) -> Tensor | ImageError:
     try:
         return preprocess(load_image(path, max_pixels))
     except ImageError as error:

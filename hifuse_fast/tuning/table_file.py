@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hifuse_fast.backends import choices, tables
+from hifuse_fast.files import writing
 
 _SECTION = re.compile(r"^\[(.+)\]\s*$")
 
@@ -58,11 +57,8 @@ def set_entry(text: str, kernel: str, key: str, config: Mapping[str, float], ori
 def _write(table: Path, text: str) -> None:
     tomllib.loads(text)  # a damaged table is worse than none
     table.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=table.parent, prefix=table.name, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with writing(table) as file:
         file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(table)
 
 
 def described() -> tuple[list[str], list[list[str]]]:
