@@ -115,8 +115,9 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
         raise CheckpointError(f"checkpoint {path} cannot be read: it is {error}") from None
     try:
         if kind != SAFETENSORS:
-            with torch.serialization.safe_globals([(_Beside, name) for name in _BESIDE]):
-                return torch.load(path, map_location="cpu", weights_only=True), {}
+            beside = torch.serialization.safe_globals([(_Beside, name) for name in _BESIDE])
+            with path.open("rb") as file, beside:  # of a path torch.load would judge by the suffix
+                return torch.load(file, map_location="cpu", weights_only=True), {}
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
         if metadata.get("format") != FROZEN:
