@@ -112,4 +112,4 @@ def _check_fits(path: Path, options: HiFuseOptions, size: str | None, greyscale:
         raise ValueError(f"greyscale is for networks of one channel; that of {path} takes {options.in_chans}")
     if options.in_chans != (1 if greyscale else 3):
         advice = "; --greyscale converts them" if options.in_chans == 1 else ""
-        raise ValueError(f"the network of {path} takes {options.in_chans} channels, and images have 3{advice}")
+        raise ValueError(f"the network of {path} takes images of in_chans = {options.in_chans}, and they have 3{advice}")

@@ -327,7 +327,7 @@ def test_networks_of_other_channels_say_so_before_images_are_read(run, picture, 
     monkeypatch.setattr("hifuse_fast.app.predict.load_image", lambda *_: pytest.fail("an image was read"))
     result = run("predict", picture, "--checkpoint", grey, *SMALL)
     assert result.exit_code == 2
-    assert "takes 1 channels, and images have 3; --greyscale converts them" in result.stderr
+    assert "takes images of in_chans = 1, and they have 3; --greyscale converts them" in result.stderr
     for added in ([], ["--greyscale"]):
         result = run("predict", picture, "--checkpoint", many, *added, *SMALL)
         assert (result.exit_code, "5" in result.stderr) == (2, True)
