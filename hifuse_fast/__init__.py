@@ -13,7 +13,7 @@ from hifuse_fast.checkpoints import (
     save_checkpoint,
 )
 from hifuse_fast.inference import OptimizedHiFuse, load_optimized, optimize_for_inference
-from hifuse_fast.model import HiFuse, HiFuseFeatures, StageMaps, create_model, list_models
+from hifuse_fast.model import HiFuse, HiFuseFeatures, HiFuseOptions, StageMaps, create_model, list_models
 
 __all__ = [
     "BackendError",
@@ -22,6 +22,7 @@ __all__ = [
     "HFFBlock",
     "HiFuse",
     "HiFuseFeatures",
+    "HiFuseOptions",
     "Info",
     "InvertedMLP",
     "LocalBlock",

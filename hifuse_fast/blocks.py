@@ -69,8 +69,9 @@ class WindowAttention(nn.Module):
         self.attn_drop = check_rate("attn_drop", attn_drop)
 
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
-        # The op needs no index; official checkpoints hold one.
-        self.register_buffer("relative_position_index", relative_position_index(window_size))
+        # The op needs no index; official checkpoints hold one. On meta its arithmetic would import torch._dynamo, for seconds.
+        index = relative_position_index(window_size, torch.device("cpu")).to(self.relative_position_bias_table.device)
+        self.register_buffer("relative_position_index", index)
         self.qkv = nn.Linear(dim, 3 * dim, bias=check_flag("qkv_bias", qkv_bias))
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(check_rate("proj_drop", proj_drop))

@@ -21,19 +21,22 @@ def check_integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
-def check_count(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int of at least `least`; TypeError or ValueError naming the argument otherwise."""
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """`value` as an int of at least `least` and at most `most`; TypeError or ValueError naming the argument otherwise."""
     count = check_integer(name, value)
     if count < least:
         raise ValueError(f"{name} must be at least {least}, got {count}")
+    if most is not None and count > most:
+        shown = count if count < 10**20 else f"a number of {count.bit_length()} bits"
+        raise ValueError(f"{name} must be at most {most}, got {shown}")
     return count
 
 
-def check_counts(name: str, values: Any, length: int, least: int = 1) -> tuple[int, ...]:
-    """`values` as a tuple of `length` ints of at least `least`."""
+def check_counts(name: str, values: Any, length: int, least: int = 1, most: int | None = None) -> tuple[int, ...]:
+    """`values` as a tuple of `length` ints of at least `least` and at most `most`."""
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != length:
         raise ValueError(f"{name} must be {length} integers, got {values!r}")
-    return tuple(check_count(f"{name}[{i}]", value, least) for i, value in enumerate(values))
+    return tuple(check_count(f"{name}[{i}]", value, least, most) for i, value in enumerate(values))
 
 
 def check_rate(name: str, value: Any) -> float:

@@ -11,9 +11,8 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -22,14 +21,13 @@ from PIL import Image
 import hifuse_fast
 from hifuse_fast.app import predict
 from hifuse_fast.app.console import BAD_RESULTS, Commands, note, progress
+from hifuse_fast.app.network import load_network
 from hifuse_fast.app.notes import ImageNotes
 from hifuse_fast.app.output import Row, write_csv, write_json
 from hifuse_fast.backends.select import BACKENDS
-from hifuse_fast.checkpoints import create_model_from_checkpoint, describe_checkpoint
 from hifuse_fast.data import images
 from hifuse_fast.data.classes import load_classes
 from hifuse_fast.files import STDOUT, is_stream, writing
-from hifuse_fast.inference.serve import can_freeze, freeze
 
 _PATH = click.Path(path_type=Path)
 _RGB = (float, float, float)
@@ -62,7 +60,7 @@ def info(as_json: bool) -> None:
 
 @main.command("predict")
 @click.argument("paths", nargs=-1, required=True, type=_PATH)
-@click.option("--checkpoint", required=True, type=_PATH, help="Weights: .pth of the official code, or .safetensors.")
+@click.option("--checkpoint", required=True, type=_PATH, help="Weights: a torch file, safetensors, or a frozen network.")
 @click.option("--classes", type=_PATH, help="Names: the official class_indices.json, or text: a name or 'INDEX NAME' per line.")
 @click.option("--output", "-o", type=_PATH, default=Path(STDOUT), show_default=True, help="File to write, .csv or .json, or -.")
 @click.option("--format", "file_format", type=click.Choice(["csv", "json"]),
@@ -72,11 +70,14 @@ def info(as_json: bool) -> None:
 @click.option("--csv-bom", is_flag=True, help="Begin the CSV with a byte order mark, without which Excel misreads UTF-8. "
               "To read it back in Python, say encoding='utf-8-sig'.")  # fmt: skip
 @click.option("--model", type=click.Choice(hifuse_fast.list_models()), help="[default: what the checkpoint holds]")
-@click.option("--channel-gate", type=click.Choice(["sigmoid", "double_sigmoid"]), default="sigmoid", show_default=True,
-              help="double_sigmoid for official checkpoints from before 2024-01-16.")  # fmt: skip
+@click.option("--channel-gate", type=click.Choice(["sigmoid", "double_sigmoid"]),
+              help="double_sigmoid for official checkpoints from before 2024-01-16.  [default: as the file says]")  # fmt: skip
+@click.option("--ema", is_flag=True, help="Take the moving average of the weights, where the checkpoint holds both.")
+@click.option("--greyscale", is_flag=True,
+              help="For a network of one channel: convert images, and take the first of --mean and --std.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--dtype", type=_DTYPE, default="float32", show_default=True)
+@click.option("--dtype", type=_DTYPE, help="[default: float32; of a frozen network's file, its own]")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side of the centre crop.")
 @click.option("--resize", type=click.IntRange(1), help="Shorter side before the crop.  [default: 256 / 224 of --image-size]")
@@ -100,10 +101,12 @@ def predict_command(
     csv_safe: bool,
     csv_bom: bool,
     model: str | None,
-    channel_gate: str,
+    channel_gate: str | None,
+    ema: bool,
+    greyscale: bool,
     batch_size: int,
     device: str,
-    dtype: str,
+    dtype: str | None,
     backend: str,
     image_size: int,
     resize: int | None,
@@ -128,6 +131,7 @@ def predict_command(
     as_json = _file_format(output, file_format) == "json"
     if as_json and (csv_safe or csv_bom):
         raise ValueError("--csv-safe and --csv-bom are for CSV, but the output is JSON")
+    _check_output(output, [*files, checkpoint, *([] if classes is None else [classes])])
     on = _device(device)
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one for the whole process, makes room for the user's
     warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
@@ -139,16 +143,14 @@ def predict_command(
         hifuse_fast.use_backend(backend),
         progress(len(files), shown=not (is_stream(output) and sys.stdout.isatty())) as on_progress,
     ):
-        frozen = can_freeze(on, predict.DTYPES[dtype], backend)
-        loaded = torch.float32 if frozen else predict.DTYPES[dtype]  # what is folded is folded before it is rounded
-        network = create_model_from_checkpoint(checkpoint, channel_gate, on, dtype=loaded)
-        found = _check_model(model, network, checkpoint)
-        names = load_classes(classes, network.num_classes)
-        serving = freeze(network, predict.DTYPES[dtype], note) if frozen else network
-        del network  # its memory is as much again
+        network = load_network(
+            checkpoint, on, dtype, backend, size=model, channel_gate=channel_gate, ema=ema, greyscale=greyscale, note=note
+        )
+        names = load_classes(classes, network.options.num_classes)
         rows = predict.predict(
-            files, serving, preprocess, names, batch_size=batch_size, device=on, dtype=predict.DTYPES[dtype], workers=workers,
-            max_pixels=max_pixels, bits=bits, exif_orientation=exif_orientation, on_progress=on_progress,
+            files, network.model, network.prepare(preprocess), names, batch_size=batch_size, device=on,
+            dtype=network.input_dtype, workers=workers, max_pixels=max_pixels, bits=bits, exif_orientation=exif_orientation,
+            on_progress=on_progress,
         )  # fmt: skip
         rows = notes.watch(_name_failures(rows, failed))
         if as_json:
@@ -156,12 +158,12 @@ def predict_command(
                 "hifuse_fast": hifuse_fast.__version__,
                 "torch": torch.__version__,
                 "checkpoint": str(checkpoint),
-                "model": {**found, "channel_gate": channel_gate},
+                "model": network.described(),
                 "bits": bits,
                 "exif_orientation": exif_orientation,
                 "preprocess": dataclasses.asdict(preprocess),
                 "device": str(on),
-                "dtype": dtype,
+                "dtype": network.dtype,
                 "backend": backend,
             }
             write_json(file, rows, names, header)
@@ -175,15 +177,11 @@ def predict_command(
         ctx.exit(BAD_RESULTS)
 
 
-def _check_model(name: str | None, network: hifuse_fast.HiFuse, checkpoint: Path) -> dict[str, Any]:
-    """The options of the network; ValueError where it is not the one that the user named."""
-    found = describe_checkpoint(network.state_dict())
-    if name is not None:
-        named = describe_checkpoint(hifuse_fast.create_model(name, device="meta").state_dict())
-        for option in ("dims", "depths", "conv_depths"):
-            if found[option] != named[option]:
-                raise ValueError(f"checkpoint {checkpoint} is no {name}: its {option} are {found[option]}, not {named[option]}")
-    return found
+def _check_output(output: Path | None, inputs: Sequence[Path]) -> None:
+    """ValueError where the results would replace what they are made of."""
+    for path in inputs:
+        if output is not None and output.exists() and path.exists() and output.samefile(path):
+            raise ValueError(f"output {output} is one of the inputs, {path}: name another file")
 
 
 @main.command()

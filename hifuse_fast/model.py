@@ -7,9 +7,9 @@ official one in plain PyTorch, under "auto" the same modules run the fused ops.
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from hifuse_fast.layers import Conv2d, LayerNorm, frozen_statistics, pad_to_mult
 STAGES = 4
 STRIDE = 32  # of the last stage; images are padded to a multiple of it
 REDUCTIONS = (4, 8, 16, 32)  # image size over map size, stage by stage
+_HEADS = ("conv_head.", "head.")
+MAX_SIZE = 2**31 - 1  # of anything counted; a file can say more
+RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate", "conv_drop_path_rate", "hff_drop_path_rate")
 
 
 class StageMaps(NamedTuple):
@@ -74,16 +77,11 @@ class PatchEmbed(nn.Module):
         return out
 
 
-class HiFuse(nn.Module):
-    r"""The three-branch network: a local branch of convolutions, a global one of shifted windows, and their fusion.
+@dataclass(frozen=True)
+class HiFuseOptions:
+    """What a network is, but for its weights: the arguments of `HiFuse`, checked.
 
-    .. math::
-        l_i &= \mathrm{LocalBlocks}_i(\mathrm{down}(l_{i-1})), \quad g_i = \mathrm{GlobalBlocks}_i(\mathrm{merge}(g_{i-1})), \\
-        f_i &= \mathrm{HFF}_i(l_i, g_i, f_{i-1}), \quad y = W \, \mathrm{LN}(\mathrm{mean}_{hw} f_4) + b
-
-    for stages i = 1..4 at 1/4, 1/8, 1/16, 1/32 of the image. The state_dict has the official keys, shapes and order; a few of
-    its tensors nothing uses (the model's `norm` and `head`, and those named in `GlobalBlock` and `HFFBlock`), so
-    DistributedDataParallel needs `find_unused_parameters=True`. With the same seed, the initial weights are the official ones.
+    Sequences become tuples and integers plain ones, so that equal networks have equal options.
 
     Args:
         num_classes: length of the logits; 0 for no classifier: the forward returns the pooled, normalised features [B, C4].
@@ -103,6 +101,83 @@ class HiFuse(nn.Module):
 
     Raises:
         TypeError, ValueError: an option that does not fit, named in the message.
+    """
+
+    num_classes: int = 1000
+    in_chans: int = 3
+    dims: Sequence[int] = (96, 192, 384, 768)
+    depths: Sequence[int] = (2, 2, 2, 2)
+    conv_depths: Sequence[int] = None  # type: ignore[assignment]  # never None once made
+    num_heads: Sequence[int] = (3, 6, 12, 24)
+    window_size: int = 7
+    qkv_bias: bool = True
+    channel_gate: str = "sigmoid"
+    mixer: str = "dense"
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    conv_drop_path_rate: float = 0.0
+    hff_drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        depths = check_counts("depths", self.depths, STAGES, most=MAX_SIZE)
+        checked = {
+            "num_classes": check_count("num_classes", self.num_classes, least=0, most=MAX_SIZE),
+            "in_chans": check_count("in_chans", self.in_chans, most=MAX_SIZE),
+            "dims": check_counts("dims", self.dims, STAGES, most=MAX_SIZE),
+            "depths": depths,
+            "conv_depths": depths
+            if self.conv_depths is None
+            else check_counts("conv_depths", self.conv_depths, STAGES, most=MAX_SIZE),
+            "num_heads": check_counts("num_heads", self.num_heads, STAGES),
+            "window_size": check_window_size(self.window_size),
+            **{name: check_rate(name, getattr(self, name)) for name in RATES},
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        for i in range(STAGES):
+            check_heads(f"num_heads[{i}]", self.num_heads[i], self.dims[i])
+        check_flag("qkv_bias", self.qkv_bias)
+        check_choice("channel_gate", self.channel_gate, CHANNEL_GATES)
+        check_choice("mixer", self.mixer, MIXERS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options by name, as JSON has them: tuples are lists."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """The options that `to_dict` gave.
+
+        Raises:
+            TypeError, ValueError: `values` is no mapping, lacks an option, has one more, or one that does not fit.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"options must be a mapping, got {type(values).__name__}")
+        known = [field.name for field in fields(cls)]
+        for kind, names in (("missing", set(known) - set(values)), ("unknown", set(values) - set(known))):
+            if names:
+                raise ValueError(f"{kind} option {', '.join(sorted(map(repr, names))[:4])}")
+        options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**options)
+
+
+class HiFuse(nn.Module):
+    r"""The three-branch network: a local branch of convolutions, a global one of shifted windows, and their fusion.
+
+    .. math::
+        l_i &= \mathrm{LocalBlocks}_i(\mathrm{down}(l_{i-1})), \quad g_i = \mathrm{GlobalBlocks}_i(\mathrm{merge}(g_{i-1})), \\
+        f_i &= \mathrm{HFF}_i(l_i, g_i, f_{i-1}), \quad y = W \, \mathrm{LN}(\mathrm{mean}_{hw} f_4) + b
+
+    for stages i = 1..4 at 1/4, 1/8, 1/16, 1/32 of the image. The state_dict has the official keys, shapes and order; a few of
+    its tensors nothing uses (the model's `norm` and `head`, and those named in `GlobalBlock` and `HFFBlock`), so
+    DistributedDataParallel needs `find_unused_parameters=True`. With the same seed, the initial weights are the official ones.
+
+    Args:
+        num_classes, options: the fields of `HiFuseOptions`, which the network keeps as `options`.
+
+    Raises:
+        TypeError, ValueError: an option that does not fit, named in the message.
 
     Source: Huo et al., Biomedical Signal Processing and Control 87 (2024) 105534, arXiv 2209.10218, and its official code.
     """
@@ -116,48 +191,18 @@ class HiFuse(nn.Module):
     fu3: HFFBlock
     fu4: HFFBlock
 
-    def __init__(
-        self,
-        num_classes: int = 1000,
-        *,
-        in_chans: int = 3,
-        dims: Sequence[int] = (96, 192, 384, 768),
-        depths: Sequence[int] = (2, 2, 2, 2),
-        conv_depths: Sequence[int] | None = None,
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
-        qkv_bias: bool = True,
-        channel_gate: str = "sigmoid",
-        mixer: str = "dense",
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        conv_drop_path_rate: float = 0.0,
-        hff_drop_path_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, num_classes: int = 1000, **options: Any) -> None:
         super().__init__()
-        self.num_classes = check_count("num_classes", num_classes, least=0)
-        self.in_chans = check_count("in_chans", in_chans)
-        self.dims = dims = check_counts("dims", dims, STAGES)
-        depths = check_counts("depths", depths, STAGES)
-        conv_depths = depths if conv_depths is None else check_counts("conv_depths", conv_depths, STAGES)
-        num_heads = check_counts("num_heads", num_heads, STAGES)
-        for i in range(STAGES):
-            check_heads(f"num_heads[{i}]", num_heads[i], dims[i])
-        check_window_size(window_size)
-        check_choice("channel_gate", channel_gate, CHANNEL_GATES)
-        check_choice("mixer", mixer, MIXERS)
-        check_flag("qkv_bias", qkv_bias)
-        attention = {
-            "qkv_bias": qkv_bias,
-            "drop": check_rate("drop_rate", drop_rate),
-            "attn_drop": check_rate("attn_drop_rate", attn_drop_rate),
+        o = self.options = HiFuseOptions(num_classes, **options)
+        dims, in_dims, in_chans, dim = o.dims, (None, *o.dims[:-1]), o.in_chans, o.dims[-1]
+        attention: dict[str, Any] = {
+            "qkv_bias": o.qkv_bias,
+            "drop": o.drop_rate,
+            "attn_drop": o.attn_drop_rate,
+            "window_size": o.window_size,
         }
-        global_rates = _rising_rates("drop_path_rate", drop_path_rate, depths)
-        local_rates = _rising_rates("conv_drop_path_rate", conv_drop_path_rate, conv_depths)
-        hff_rate = check_rate("hff_drop_path_rate", hff_drop_path_rate)
-        dim = self.num_features = dims[-1]
-        in_dims = (None, *dims[:-1])
+        global_rates = _rising_rates(o.drop_path_rate, o.depths)
+        local_rates = _rising_rates(o.conv_drop_path_rate, o.conv_depths)
 
         # The order of construction is the official one: it is the order of the state_dict and of the random draws.
         self.downsample_layers = nn.ModuleList(
@@ -173,20 +218,40 @@ class HiFuse(nn.Module):
         self.conv_norm = nn.LayerNorm(dim, eps=1e-6)
         self.conv_head = _classifier(dim, num_classes)
         self.patch_embed = PatchEmbed(in_chans, dims[0])
-        self.pos_drop = nn.Dropout(drop_rate)
+        self.pos_drop = nn.Dropout(o.drop_rate)
         for i in range(STAGES):
-            stage = GlobalStage(
-                in_dims[i], dims[i], num_heads=num_heads[i], window_size=window_size, drop_path=global_rates[i], **attention
-            )  # fmt: skip
+            stage = GlobalStage(in_dims[i], dims[i], num_heads=o.num_heads[i], drop_path=global_rates[i], **attention)
             self.add_module(f"layers{i + 1}", stage)
         self.norm = nn.LayerNorm(dim)
         self.head = _classifier(dim, num_classes)
         for module in self.modules():  # and not the fusion, which keeps PyTorch's defaults
             _init_weights(module)
         for i in range(STAGES):
-            self.add_module(f"fu{i + 1}", HFFBlock(dims[i], in_dims[i], channel_gate, mixer, hff_rate))
+            self.add_module(f"fu{i + 1}", HFFBlock(dims[i], in_dims[i], o.channel_gate, o.mixer, o.hff_drop_path_rate))
 
         self.grad_checkpointing = False
+        #: The official names and shapes of the weights: what tells whether a module was changed since.
+        self.weight_shapes = {name: tensor.shape for name, tensor in self.state_dict().items()}
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits, 0 where there is no classifier."""
+        return self.options.num_classes
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.options.in_chans
+
+    @property
+    def dims(self) -> Sequence[int]:
+        """Widths of the four stages."""
+        return self.options.dims
+
+    @property
+    def num_features(self) -> int:
+        """Width of the last stage."""
+        return self.options.dims[-1]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes] of images [B, in_chans, H, W]; with num_classes=0 the features [B, C4].
@@ -274,12 +339,15 @@ class HiFuse(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a new one of `num_classes` outputs (0 for none), initialised as at construction."""
-        self.num_classes = check_count("num_classes", num_classes, least=0)
+        self.options = replace(self.options, num_classes=num_classes)
         like = self.conv_norm.weight
         for name in ("conv_head", "head"):
             head = _classifier(self.num_features, num_classes).to(like.device, like.dtype)
             _init_weights(head)
             setattr(self, name, head)
+        kept = {name: shape for name, shape in self.weight_shapes.items() if not name.startswith(_HEADS)}
+        heads = {name: tensor.shape for name, tensor in self.state_dict().items() if name.startswith(_HEADS)}
+        self.weight_shapes = kept | heads
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """In training, keep the maps between blocks only and compute the rest again in the backward pass."""
@@ -295,7 +363,7 @@ class HiFuseFeatures(HiFuse):
     """
 
     def __init__(self, num_classes: int = 0, *, out_indices: Sequence[int] = (0, 1, 2, 3), **options: Any) -> None:
-        indices = _check_out_indices(out_indices)
+        indices = check_out_indices(out_indices)
         super().__init__(num_classes, **options)
         self.feature_info = FeatureInfo([{"num_chs": self.dims[i], "reduction": REDUCTIONS[i], "index": i} for i in indices])
 
@@ -354,7 +422,7 @@ def create_model(
     """
     check_choice("name", name, list_models())
     network: Callable[..., HiFuse] = HiFuseFeatures if check_flag("features_only", features_only) else HiFuse
-    known = [key for key in inspect.signature(HiFuse).parameters if key != "num_classes"] + features_only * ["out_indices"]
+    known = [field.name for field in fields(HiFuseOptions)[1:]] + features_only * ["out_indices"]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise TypeError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
@@ -367,10 +435,10 @@ def create_model(
     return model.to(dtype=dtype)
 
 
-def _rising_rates(name: str, rate: float, depths: Sequence[int]) -> list[list[float]]:
+def _rising_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Rates that rise linearly from 0 to `rate` over all blocks, stage by stage."""
     # On the CPU by name: also where the model is built on the meta device.
-    rates = iter(torch.linspace(0, check_rate(name, rate), sum(depths), device="cpu").tolist())
+    rates = iter(torch.linspace(0, rate, sum(depths), device="cpu").tolist())
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
@@ -386,7 +454,8 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _check_out_indices(out_indices: Any) -> list[int]:
+def check_out_indices(out_indices: Any) -> list[int]:
+    """Stages as numbers from 0, in their order."""
     if not isinstance(out_indices, Sequence) or isinstance(out_indices, str) or not out_indices:
         raise ValueError(f"out_indices must be a sequence of stages 0 to {STAGES - 1}, got {out_indices!r}")
     indices = [check_count(f"out_indices[{i}]", index, least=-STAGES) for i, index in enumerate(out_indices)]

@@ -59,7 +59,7 @@ LAW = {
     "layers.py": OPS,
     "blocks.py": LAYERS,
     "model.py": BLOCKS,
-    "checkpoints.py": MODEL,
+    "checkpoints/*.py": CHECKPOINTS,
     "inference/*.py": INFERENCE,
     # The application, and tools over the ops, which nothing in the package imports.
     "bench/*.py": [*PUBLIC, "bench", "PUBLIC API"],

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from hifuse_fast.app.output import Row
 from hifuse_fast.data.decode import MAX_PIXELS, read_image
-from hifuse_fast.data.images import Preprocess
 from hifuse_fast.data.samples import FULL_BITS, ImageError, check_bits, say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +33,7 @@ class _Loaded:
 def predict(
     images: Sequence[Path],
     model: nn.Module,
-    preprocess: Preprocess,
+    preprocess: Callable[..., Tensor],
     classes: Sequence[str],
     *,
     batch_size: int = 8,
@@ -54,8 +53,8 @@ def predict(
 
     Args:
         images: files, as `list_images` finds them.
-        model: [B, 3, H, W] -> [B, len(classes)] logits; in eval mode, on `device` and in `dtype`.
-        preprocess: image -> [3, H, W].
+        model: [B, C, H, W] -> [B, len(classes)] logits; in eval mode, on `device` and in `dtype`.
+        preprocess: image -> [C, H, W], as `Preprocess` does.
         classes: names, as `load_classes` reads them.
         batch_size: images per call of the network, at least 1.
         device, dtype: where the network is, and the dtype of its input: float32, bfloat16 or float16.
@@ -83,7 +82,9 @@ def predict(
     return _rows(images, inputs, infer, classes=classes, batch_size=batch_size, on_progress=on_progress)
 
 
-def _load(path: Path, preprocess: Preprocess, max_pixels: int, bits: int, exif_orientation: bool) -> _Loaded | ImageError:
+def _load(
+    path: Path, preprocess: Callable[..., Tensor], max_pixels: int, bits: int, exif_orientation: bool
+) -> _Loaded | ImageError:
     try:
         decoded = read_image(path, max_pixels, bits=bits, exif_orientation=exif_orientation)
         return _Loaded(preprocess(decoded.image), decoded.pages, decoded.largest)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.bench.table import describe, number
+from hifuse_fast.files import replacing
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; the reference is grey.
 _COLORS = ("#8c8c8c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
@@ -49,7 +50,8 @@ def network(rows: Sequence[Row], path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in files:
-        figure.savefig(file, dpi=160)
+        with replacing(file) as unfinished:
+            figure.savefig(unfinished, dpi=160, format=file.suffix.removeprefix("."))
     return files
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hifuse_fast.bench.timing import Timing
+from hifuse_fast.files import writing
 
 MISSING = "missing: "  #: how the note of a row begins whose engine cannot run here, for the reason that follows
 
@@ -155,19 +154,12 @@ def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write the table at once or not at all: into a file beside it, then renamed over it. Makes the folder."""
+    """Write the table at once or not at all, see `hifuse_fast.files`. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows([_format(getattr(row, column)) for column in COLUMNS] for row in rows)
-        Path(name).chmod(0o644)  # mkstemp's files are private
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with writing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([_format(getattr(row, column)) for column in COLUMNS] for row in rows)
 
 
 def update(path: Path, new: Iterable[Row]) -> list[Row]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from torch import Tensor, nn
 from hifuse_fast import ops
 from hifuse_fast.backends.native.packing import own
 from hifuse_fast.backends.select import BACKENDS, BackendError, current_backend, prepared_class
-from hifuse_fast.blocks import CHANNEL_GATES
-from hifuse_fast.checkpoints import CheckpointError, describe_checkpoint, strip_prefixes
-from hifuse_fast.checks import check_choice, check_dtype, check_flag
+from hifuse_fast.checkpoints import CheckpointError, describe_checkpoint
+from hifuse_fast.checkpoints.kinds import SAFETENSORS, kind_of
+from hifuse_fast.checkpoints.read import strip_prefixes
+from hifuse_fast.checkpoints.recognise import check_weights
+from hifuse_fast.checkpoints.save import find_network
+from hifuse_fast.checkpoints.tensors import is_finite
+from hifuse_fast.checks import check_choice, check_dtype
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.network import (
     ALGORITHMS,
@@ -29,8 +34,9 @@ from hifuse_fast.inference.network import (
     Configuration,
     OptimizedHiFuse,
 )
-from hifuse_fast.model import HiFuse, HiFuseFeatures
-from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.inference.shapes import plain_shapes
+from hifuse_fast.model import STRIDE, HiFuse, HiFuseFeatures, HiFuseOptions
+from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
 WINOGRAD = tuple(ALGORITHMS)
 _SHOWN = 4  # names in a message
@@ -78,7 +84,7 @@ def optimize_for_inference(
             finite, or that is not HiFuse (the message names tensors that are missing or of another shape).
         BackendError: the backend asked for by name cannot serve.
     """
-    weights, options = _check_model(model)
+    weights, options, network = _check_model(model)
     check_dtype("dtype", dtype, tuple(DTYPES.values()))
     resolved = current_backend() if check_choice("backend", backend, BACKENDS) == "auto" else backend
     if dtype == torch.float64 and resolved != "reference":
@@ -88,16 +94,13 @@ def optimize_for_inference(
         )
     if memory_format not in MEMORY_FORMATS.values():
         raise TypeError(f"memory_format must be torch.channels_last or torch.contiguous_format, got {memory_format!r}")
-    own = next((module for module in model.modules() if isinstance(module, HiFuse)), None)
-    gate = channel_gate or (own.fu1.channel_gate if own is not None else "sigmoid")
     configuration = Configuration(
-        **options,
-        channel_gate=check_choice("channel_gate", gate, CHANNEL_GATES),
+        **replace(options, channel_gate=options.channel_gate if channel_gate is None else channel_gate).to_dict(),
         winograd=check_choice("winograd", winograd, WINOGRAD),
         dtype=_key(DTYPES, dtype),
         memory_format=_key(MEMORY_FORMATS, memory_format),
-        out_indices=tuple(each["index"] for each in own.feature_info.info) if isinstance(own, HiFuseFeatures) else None,
-        cuda_graphs=check_flag("cuda_graphs", cuda_graphs),
+        out_indices=tuple(each["index"] for each in network.feature_info.info) if isinstance(network, HiFuseFeatures) else None,
+        cuda_graphs=cuda_graphs,
     )
     return OptimizedHiFuse(configuration, Packer(weights, dtype, backend))
 
@@ -116,30 +119,26 @@ def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "c
         BackendError: a backend that the file was packed for cannot serve here, or not on `device`.
     """
     path, device = Path(path), _check_device(device)
-    if not path.is_file():
-        raise FileNotFoundError(f"optimised network {path}: no such file")
     metadata, tensors = _read(path)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"optimised network {path}: not written by OptimizedHiFuse.save; for a checkpoint use create_model_from_checkpoint"
-        )
     if metadata.get("version") != VERSION:
         found = metadata.get("version")
         raise CheckpointError(f"optimised network {path}: version must be {VERSION}, got {found}: optimise the model again")
     try:
-        configuration = _configuration(metadata["configuration"])
-        maker = Unpacker(tensors, json.loads(metadata["ops"]), DTYPES[configuration.dtype], device)
+        configuration = Configuration.from_dict(json.loads(metadata["configuration"]))
+        maker = Unpacker(tensors, json.loads(metadata["ops"]), configuration, device)
         network = OptimizedHiFuse(configuration, maker)
+        if len(maker.made) != len(maker.ops):
+            raise CheckpointError(f"it has ops that its configuration has not: {_few(set(maker.ops) - set(maker.made))}")
+        if any(op.backend == "native" for op in maker.made.values()):
+            _try(network, maker.made)
     except BackendError as error:
         again = f"optimise the model again on this machine, for {device.type}"
         raise BackendError(f"optimised network {path}: {error}; {again}") from None
     except CheckpointError as error:
         raise CheckpointError(f"optimised network {path}: {error}") from None
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"optimised network {path}: its configuration does not fit ({error!r})") from None
-    if len(maker.made) != len(maker.ops):
-        others = _few(set(maker.ops) - set(maker.made))
-        raise CheckpointError(f"optimised network {path}: it has ops that its configuration has not: {others}")
+    except (AttributeError, IndexError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"optimised network {path}: its configuration does not fit ({reason})") from None
     return network
 
 
@@ -159,7 +158,7 @@ class Packer:
         # The mixer folds nothing, and most weights are its: the model's own were checked, which fit but into float16.
         if folding is not fold.mixer or self._dtype == torch.float16:
             for key, tensor in made.packed().items():
-                if not _is_finite(tensor):
+                if not is_finite(tensor):
                     raise ValueError(f"model has weights that are not finite once folded and in {self._dtype}: {key} of {name}")
         self.made[name] = made
         return made
@@ -169,32 +168,38 @@ class Unpacker:
     """Makes ops of packed tensors by name, on a device."""
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], ops: dict[str, dict[str, Any]], dtype: torch.dtype, device: torch.device
+        self,
+        tensors: Mapping[str, Tensor],
+        ops: dict[str, dict[str, Any]],
+        configuration: Configuration,
+        device: torch.device,
     ) -> None:
         self.made: dict[str, PreparedOp] = {}
         self.ops = ops
-        self._tensors, self._dtype, self._device = tensors, dtype, device
+        self._tensors, self._configuration, self._device = tensors, configuration, device
         expected = {f"{name}.{key}" for name, each in ops.items() for key in each["tensors"]}
         for kind, names in (("missing", expected - set(tensors)), ("unexpected", set(tensors) - expected)):
             if names:
                 raise CheckpointError(f"{len(names)} tensors are {kind}: {_few(names)}")
 
-    def __call__(self, op: str, folding: Folding, module: str = "", **_: Any) -> PreparedOp:
+    def __call__(self, op: str, folding: Folding, module: str = "", **options: Any) -> PreparedOp:
         name = _name(folding, module)
         if name not in self.ops:
             raise CheckpointError(f"the op {name} is missing")
-        backend, options = self.ops[name]["backend"], self.ops[name]["options"]
-        call = {"device": self._device, "dtype": self._dtype, **options, "backend": backend}
+        entry, dtype = self.ops[name], DTYPES[self._configuration.dtype]
+        backend, options = entry["backend"], _complete(name, op, entry["options"], options)
+        call = {"device": self._device, "dtype": dtype, **options, "backend": backend}
         cls = prepared_class(f"prepare_{op}", **call)
-        made: PreparedOp = cls(
-            {key: self._tensors[f"{name}.{key}"].to(self._device) for key in self.ops[name]["tensors"]}, **options
-        )
+        tensors = {key: self._tensors[f"{name}.{key}"] for key in entry["tensors"]}
+        shapes = plain_shapes(self._configuration, folding.__name__, module)
+        _check_tensors(name, tensors, None if backend == "native" else cls.layout(shapes, dtype, **options))
+        made: PreparedOp = cls({key: tensor.to(self._device) for key, tensor in tensors.items()}, **options)
         self.made[name] = made
         return made
 
 
-def _check_model(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of a model by their official names, and the options of its network."""
+def _check_model(model: Any) -> tuple[dict[str, Tensor], HiFuseOptions, HiFuse | None]:
+    """The weights of a model by their official names, the options of its network, and it, where it is one of ours."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, OptimizedHiFuse):
@@ -203,15 +208,17 @@ def _check_model(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if training is not None:
         where = f"its {training} is" if training else "it is"
         raise ValueError(f"model must be in eval mode, {where} in training mode: call model.eval() first")
-    weights = strip_prefixes(model.state_dict())
+    weights, network = strip_prefixes(model.state_dict()), find_network(model)
     try:
-        options = describe_checkpoint(weights)
+        if network is None:
+            options = HiFuseOptions(**{k: v for k, v in describe_checkpoint(weights).items() if k != "name"})
+        else:
+            options = network.options
+            check_weights(weights, network)
     except CheckpointError as error:
         raise ValueError(f"model must be HiFuse with the official state_dict: {error}") from None
     _check_weights(weights)
-    for name in ("name", "qkv_bias", "mixer"):  # the tensors tell
-        del options[name]
-    return weights, options
+    return weights, options, network
 
 
 def _check_weights(weights: Mapping[str, Tensor]) -> None:
@@ -219,16 +226,8 @@ def _check_weights(weights: Mapping[str, Tensor]) -> None:
     if len(devices) != 1 or "meta" in devices:
         raise ValueError(f"model must have its weights on one device, and not on meta, got {', '.join(sorted(devices))}")
     for name, tensor in weights.items():
-        if name.endswith(("num_batches_tracked", "relative_position_index")):
-            continue
-        if not tensor.is_floating_point():
-            raise TypeError(f"model must have floating-point weights, got {tensor.dtype} for {name}")
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             raise ValueError(f"model has weights that are not finite: {name}")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return all(math.isfinite(end.item()) for end in tensor.aminmax())  # NaN where a value is; 15 times as fast as isfinite
 
 
 def _check_device(device: Any) -> torch.device:
@@ -245,17 +244,80 @@ def _check_device(device: Any) -> torch.device:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a frozen network's file."""
+    try:
+        kind = kind_of(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"optimised network {path}: no such file") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"optimised network {path} cannot be read: it is {error}") from None
+    other = "not written by OptimizedHiFuse.save; for a checkpoint use create_model_from_checkpoint"
+    if kind != SAFETENSORS:
+        raise CheckpointError(f"optimised network {path}: {other}")
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
-            return opened.metadata() or {}, {name: own(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() or {}
+            if metadata.get("format") == FORMAT:
+                return metadata, {name: own(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+        reason = f": {other}"
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = f" cannot be read: it is damaged ({first})"
+    raise CheckpointError(f"optimised network {path}{reason}")
+
+
+def _check_tensors(name: str, tensors: Mapping[str, Tensor], layout: Layout | None) -> None:
+    """Raise CheckpointError unless the packed tensors of the op `name` are finite, and of a layout where that is known."""
+    for key, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise CheckpointError(f"{name}.{key} has values that are not finite")
+    if layout is None:
+        return
+    if set(layout) != set(tensors):
+        raise CheckpointError(f"{name} must have the tensors {', '.join(layout)}, got {', '.join(tensors)}")
+    for key, (shape, dtype) in layout.items():
+        tensor = tensors[key]
+        if (tuple(tensor.shape), tensor.dtype) != (tuple(shape), dtype):
+            got = f"{tensor.dtype} {list(tensor.shape)}"
+            raise CheckpointError(f"{name}.{key} must be {dtype} {list(shape)}, got {got}")
+
+
+def _complete(name: str, op: str, said: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an op as the network asks for them; CheckpointError where a file says others.
+
+    The algorithm is the file's: a network asks for "auto", and the op was packed for one.
+    """
+    parameters = inspect.signature(getattr(ops, f"prepare_{op}")).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    expected = {key: value for key, value in (defaults | dict(asked)).items() if key not in ("dtype", "backend")}
+    if "scale" in expected and expected["scale"] is None:
+        expected["scale"] = float(expected["head_dim"] ** -0.5)
+    found = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+    if "algorithm" in expected:
+        expected["algorithm"] = found.get("algorithm")
+    for key in [*expected, *found]:
+        if key not in expected or key not in found or expected[key] != found[key]:
+            wanted = f"{expected[key]!r}" if key in expected else "absent"
+            raise CheckpointError(f"the option {key} of {name} must be {wanted}, got {found.get(key, 'none')!r}")
+    return expected
+
+
+def _try(network: OptimizedHiFuse, made: Mapping[str, PreparedOp]) -> None:
+    """Raise CheckpointError where the compiled library, which alone knows its layouts, refuses a tensor: by one small image."""
+    running = [""]
+    hooks = [op.register_forward_pre_hook(lambda *_, name=name: running.__setitem__(0, name)) for name, op in made.items()]
+    try:
+        result = network(torch.zeros(1).expand(1, network.configuration.in_chans, STRIDE, STRIDE))
+    except Exception as error:  # whatever tensors that do not fit lead to
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    raise CheckpointError(f"optimised network {path} cannot be read: it is damaged or no safetensors file ({reason})")
-
-
-def _configuration(text: str) -> Configuration:
-    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(text).items()}
-    return Configuration(**fields)
+        raise CheckpointError(f"the tensors of {running[0]} do not fit its configuration ({reason})") from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    width = network.configuration.num_classes or network.configuration.dims[-1]
+    if isinstance(result, Tensor) and result.shape != (1, width):
+        raise CheckpointError(f"num_classes must be {result.shape[1]}, as its tensors say, got {width}")
+    network.forget_maps()
 
 
 def _name(folding: Folding, module: str) -> str:

@@ -16,38 +16,41 @@ import torch
 from torch import Tensor, nn
 
 from hifuse_fast.backends.native.tape import recorded
-from hifuse_fast.checkpoints import write_safetensors
+from hifuse_fast.checkpoints.kinds import FROZEN
+from hifuse_fast.checkpoints.save import write_safetensors
+from hifuse_fast.checks import check_choice, check_flag
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import MapPool, Maps, Passage
 from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.layers import pad_to_multiple
-from hifuse_fast.model import STAGES, STRIDE
+from hifuse_fast.model import STAGES, STRIDE, HiFuseOptions, check_out_indices
 from hifuse_fast.ops.prepared.base import PreparedOp
 
-FORMAT, VERSION = "hifuse_fast.optimized", "3"
+FORMAT, VERSION = FROZEN, "4"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # `winograd` of the network -> `algorithm` of its ops.
 ALGORITHMS = {"auto": "auto", "off": "direct"}
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """What a frozen network is, but for its weights; in a file, JSON."""
+@dataclass(frozen=True, kw_only=True)
+class Configuration(HiFuseOptions):
+    """What a frozen network is, but for its weights: the options of its model, and how it was frozen. In a file, JSON."""
 
-    num_classes: int
-    in_chans: int
-    dims: tuple[int, ...]
-    depths: tuple[int, ...]
-    conv_depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    window_size: int
-    channel_gate: str
     winograd: str
     dtype: str
     memory_format: str
     out_indices: tuple[int, ...] | None  # of a network that returns maps
     cuda_graphs: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("winograd", self.winograd, tuple(ALGORITHMS))
+        check_choice("dtype", self.dtype, tuple(DTYPES))
+        check_choice("memory_format", self.memory_format, tuple(MEMORY_FORMATS))
+        check_flag("cuda_graphs", self.cuda_graphs)
+        if self.out_indices is not None:
+            object.__setattr__(self, "out_indices", tuple(check_out_indices(self.out_indices)))
 
 
 class Maker(Protocol):
@@ -95,6 +98,11 @@ class OptimizedHiFuse(nn.Module):
         self._pool = MapPool(self.dtype, self.device)
         self._graphs = Graphs(capture) if c.cuda_graphs and self.device.type == "cuda" else None
         self.eval()
+
+    @property
+    def options(self) -> HiFuseOptions:
+        """The options of the model that it was made of, as `HiFuse.options`."""
+        return self.configuration
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
@@ -147,6 +155,10 @@ class OptimizedHiFuse(nn.Module):
         logits: Tensor = self.head(fused_map.mean((1, 2), keepdim=True)).flatten(1)
         return logits
 
+    def forget_maps(self) -> None:
+        """Give back the memory that is kept for calls of the shapes so far."""
+        self._pool = MapPool(self.dtype, self.device)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network as it is, packed, as safetensors; `load_optimized` reads it without folding or packing.
 
@@ -161,7 +173,7 @@ class OptimizedHiFuse(nn.Module):
             packed = op.packed()
             tensors |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
             entries[name] = {"backend": op.backend, "options": op.options, "tensors": list(packed)}
-        metadata = {"configuration": json.dumps(asdict(self.configuration)), "ops": json.dumps(entries)}
+        metadata = {"configuration": json.dumps(self.configuration.to_dict()), "ops": json.dumps(entries)}
         write_safetensors(tensors, path, {"format": FORMAT, "version": VERSION, **metadata})
 
     def extra_repr(self) -> str:

@@ -29,6 +29,7 @@ from hifuse_fast.backends.triton import compile as ahead
 from hifuse_fast.backends.triton.compile import Compilation, Resources
 from hifuse_fast.backends.triton.launch import INTERPRETED, recording
 from hifuse_fast.bench.table import console as terminal
+from hifuse_fast.files import writing
 from hifuse_fast.tuning.calls import DTYPES, Call, choose
 from hifuse_fast.tuning.cases import reason_of
 from hifuse_fast.tuning.floors import predictions
@@ -151,7 +152,8 @@ def write(path: Path, entries: Sequence[Entry]) -> None:
     else:
         text.write("".join("| " + " | ".join(line) + " |\n" for line in [head, ["---"] * len(head), *body]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.getvalue(), encoding="utf-8")
+    with writing(path) as file:
+        file.write(text.getvalue())
 
 
 def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of packed tensors, by name
 ANY_SIZE = (None, None, None)  # of batch, height and width
 
 
@@ -39,6 +40,14 @@ class PreparedOp(nn.Module):
             name: tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
+
+    @staticmethod
+    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
+        """The shapes and dtypes of what `pack` makes of plain tensors of these shapes; not of a native class.
+
+        What a native class packs is known to the compiled library alone, which checks it at each call.
+        """
+        return {name: (shape, dtype) for name, shape in shapes.items()}
 
     def packed(self) -> dict[str, Tensor]:
         """The tensors that the op was made of."""

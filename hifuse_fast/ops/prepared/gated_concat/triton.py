@@ -18,7 +18,7 @@ from hifuse_fast.backends import tables
 from hifuse_fast.backends.triton.launch import blocks, launch
 from hifuse_fast.ops.functions.concat_norm import triton as concat_norm
 from hifuse_fast.ops.functions.max_mean import triton as max_mean
-from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
 why_not = concat_norm.why_not
 
@@ -129,6 +129,10 @@ class GatedConcat(PreparedOp):
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
         return PreparedOp.pack({**tensors, "filters": tensors["filters"].permute(1, 2, 0)}, torch.float32)
+
+    @staticmethod
+    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
+        return PreparedOp.layout({**shapes, "filters": (7, 7, 2)}, torch.float32)
 
     @torch.no_grad()
     def forward(self, local_map: Tensor, global_map: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:

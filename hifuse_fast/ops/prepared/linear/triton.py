@@ -12,7 +12,7 @@ from hifuse_fast.ops.functions.batch_norm import triton as batch_norm
 from hifuse_fast.ops.functions.concat_norm import triton as concat_norm
 from hifuse_fast.ops.functions.layer_norm import triton as layer_norm
 from hifuse_fast.ops.functions.linear import triton as linear
-from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
 why_not = linear.why_not
 
@@ -30,6 +30,11 @@ class Linear(PreparedOp):
         like, size = tensors["weight"], max(tensors["weight"].shape)
         constants = {"ones": like.new_ones(size, dtype=torch.float32), "zeros": like.new_zeros(size, dtype=torch.float32)}
         return PreparedOp.pack(tensors, dtype) | constants
+
+    @staticmethod
+    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
+        constants = ((max(shapes["weight"]),), torch.float32)
+        return PreparedOp.layout(shapes, dtype) | {"ones": constants, "zeros": constants}
 
     @torch.no_grad()
     def forward(self, *maps: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.ops.functions.depthwise_norm import triton as depthwise_norm
 from hifuse_fast.ops.functions.linear import triton as linear
-from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
 why_not = depthwise_norm.why_not
 
@@ -31,6 +31,12 @@ class LocalBlock(PreparedOp):
         like = tensors["filter_bias"].float()
         constants = {"ones": torch.ones_like(like), "zeros": torch.zeros_like(like)}
         return PreparedOp.pack({**tensors, **by_tap}, dtype) | constants
+
+    @staticmethod
+    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
+        constants = (shapes["filter_bias"], torch.float32)
+        by_tap = {"filters": (9, *shapes["filter_bias"])}
+        return PreparedOp.layout({**shapes, **by_tap}, dtype) | {"ones": constants, "zeros": constants}
 
     @torch.no_grad()
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.ops.functions.mixer import triton as mixer
-from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
 why_not = mixer.why_not
 
@@ -24,6 +24,11 @@ class Mixer(PreparedOp):
         weight = tensors["weight"]
         depthwise = weight.shape[1] < len(weight)
         return PreparedOp.pack({"weight": weight.permute((2, 3, 0, 1) if depthwise else (0, 2, 3, 1))}, dtype)
+
+    @staticmethod
+    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
+        channels, depth = shapes["weight"][:2]
+        return {"weight": ((3, 3, channels, 1) if depth < channels else (channels, 3, 3, depth), dtype)}
 
     @torch.no_grad()
     def forward(self, z: Tensor, out: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.ops.functions.layer_norm import triton as layer_norm
-from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
 why_not = layer_norm.why_not
 
@@ -27,6 +27,13 @@ class Stem(PreparedOp):
         flat = {"weight": tensors["weight"].flatten(2).flatten(0, 1), "bias": tensors["bias"].flatten()}
         affine = {name: tensors[name] for name in ("scale", "shift")}
         return PreparedOp.pack(flat, dtype) | PreparedOp.pack(affine, torch.float32)
+
+    @staticmethod
+    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
+        two, channels, in_chans = shapes["weight"][:3]
+        flat = {"weight": (two * channels, 16 * in_chans), "bias": (two * channels,)}
+        affine = {name: shapes[name] for name in ("scale", "shift")}
+        return PreparedOp.layout(flat, dtype) | PreparedOp.layout(affine, torch.float32)
 
     @torch.no_grad()
     def forward(self, images: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.ops.functions.window_attention.reference import window_attention
-from hifuse_fast.ops.prepared.base import PreparedOp, write
+from hifuse_fast.ops.prepared.base import Layout, PreparedOp, write
 
 
 class WindowAttention(PreparedOp):
@@ -20,6 +20,10 @@ class WindowAttention(PreparedOp):
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
         return PreparedOp.pack(tensors, torch.promote_types(dtype, torch.float32))
+
+    @staticmethod
+    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
+        return PreparedOp.layout(shapes, torch.promote_types(dtype, torch.float32))
 
     def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
         super().__init__(tensors, **options)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.ops.functions.window_attention import triton as window_attention
-from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
 why_not = window_attention.why_not
 
@@ -26,6 +26,11 @@ class WindowAttention(PreparedOp):
         for name, tensor in tensors.items():
             packed |= PreparedOp.pack({name: tensor}, dtypes[name])
         return packed
+
+    @staticmethod
+    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
+        dtypes = {"bias_table": torch.promote_types(dtype, torch.float32), "qkv_bias": dtype}
+        return {name: (shape, dtypes[name]) for name, shape in shapes.items()}
 
     def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
         super().__init__(tensors, **options)

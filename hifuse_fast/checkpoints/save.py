@@ -1,0 +1,87 @@
+"""A network -> a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from hifuse_fast.checkpoints.errors import CheckpointError
+from hifuse_fast.checkpoints.read import OPTIONS, strip_prefixes
+from hifuse_fast.checkpoints.recognise import check_weights, fit
+from hifuse_fast.checkpoints.tensors import why_no_weight
+from hifuse_fast.files import replacing
+from hifuse_fast.model import HiFuse
+from hifuse_fast.ops.prepared.base import PreparedOp
+
+
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the state_dict of `model` (also wrapped by DistributedDataParallel or compiled) as safetensors.
+
+    Of a HiFuse the metadata say its options, so that `create_model_from_checkpoint` makes the same network. Weights that share
+    memory are written once for each of their names. The file appears whole or not at all.
+
+    Raises:
+        TypeError: `model` is no module, or is frozen for inference.
+        ValueError: `path` does not end in .safetensors; a weight that could not be loaded again: quantised, complex, sparse, on
+            meta or not finite; a HiFuse whose weights are not those of its options.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(module, PreparedOp) for module in model.modules()):
+        raise TypeError(
+            f"model must have its official weights, got a frozen {type(model).__name__}: write it by its own save(path), or"
+            " save the network that it was made of"
+        )
+    _check_path(path)
+    state_dict, metadata = strip_prefixes(model.state_dict()), {"format": "pt"}
+    for name, tensor in state_dict.items():
+        reason = why_no_weight(tensor) if isinstance(tensor, Tensor) else f"is of type {type(tensor).__name__}, and no tensor"
+        if reason is not None:
+            raise ValueError(f"model cannot be saved: {name} {reason}")
+    network = find_network(model)
+    if network is not None:
+        try:
+            check_weights(state_dict, network)
+        except CheckpointError as error:
+            raise ValueError(f"model must have the weights of its options: {error}") from None
+        state_dict = fit(state_dict, network)
+        metadata[OPTIONS] = json.dumps(network.options.to_dict())
+    write_safetensors(state_dict, path, metadata)
+
+
+def find_network(model: nn.Module) -> HiFuse | None:
+    """The HiFuse that `model` is or wraps, as DistributedDataParallel and torch.compile do; None where it is something else."""
+    while not isinstance(model, HiFuse):
+        children = list(model.named_children())
+        if len(children) != 1 or children[0][0] not in ("module", "_orig_mod"):
+            return None
+        model = children[0][1]
+    return model
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
+    """Write tensors and metadata as safetensors. The file appears whole or not at all; see `save_checkpoint`."""
+    _check_path(path)
+    with replacing(path) as unfinished:
+        safetensors.torch.save_file(_apart(tensors), unfinished, metadata=metadata)
+
+
+def _check_path(path: str | os.PathLike[str]) -> None:
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors contiguous, no two in one memory, which safetensors does not write."""
+    apart, seen = {}, set()
+    for name, tensor in tensors.items():
+        contiguous = tensor.detach().contiguous()
+        memory = contiguous.untyped_storage().data_ptr()
+        apart[name] = contiguous.clone() if memory in seen else contiguous
+        seen.add(memory)
+    return apart
