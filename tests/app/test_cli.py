@@ -339,13 +339,13 @@ def test_networks_of_other_channels_say_so_before_images_are_read(run, picture, 
     grey, many, out = tmp_path / "grey.safetensors", tmp_path / "many.safetensors", tmp_path / "out.json"
     save_checkpoint(model := hifuse_fast.create_model("hifuse_tiny", **options, in_chans=1).eval(), grey)
     save_checkpoint(hifuse_fast.create_model("hifuse_tiny", **options, in_chans=5), many)
-    arguments = ["--mean", 0.25, 0.5, 0.75, "--std", 0.5, 1, 2, "-o", out, *SMALL]
+    arguments = ["--mean", 0.25, 0.5, 0.75, "--std", 0.5, 0.75, 1, "-o", out, *SMALL]
     assert run("predict", picture, "--checkpoint", grey, "--greyscale", *arguments).exit_code == 0
     pixels = Preprocess(64, 70, mean=(0.25,) * 3)(load_image(picture).convert("L"))[None, :1]
     with torch.inference_mode():
         torch.testing.assert_close(probabilities(out), model(pixels).softmax(-1)[0], rtol=0, atol=1e-6)
 
-    monkeypatch.setattr("hifuse_fast.app.predict.load_image", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("hifuse_fast.app.predict.read_image", lambda *_, **__: pytest.fail("an image was read"))
     result = run("predict", picture, "--checkpoint", grey, *SMALL)
     assert result.exit_code == 2
     assert "takes images of in_chans = 1, and they have 3; --greyscale converts them" in result.stderr
