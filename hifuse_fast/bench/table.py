@@ -16,7 +16,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 
 def console() -> Console:
-    """The terminal. Where the output goes to a file or a pipe, which have no width, it is wide."""
+    """The terminal; wide where the output goes to a file or a pipe, which have no width."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=_LOG_WIDTH)
 

@@ -156,7 +156,7 @@ def report(console: Console, found: Sequence[Row], title: str, output: Path | No
 
 
 def show(console: Console, found: Sequence[Row], title: str) -> None:
-    """Print the table of all rows, then for each peer the worst and the best case of our engine."""
+    """The table of all rows, then of our engine against each peer its worst and its best case."""
     own = {key(row): row.ms_p50 for row in found if row.engine in OWN}
 
     def ratio(row: Row) -> str:

@@ -164,7 +164,7 @@ def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
 
 
 def wide_console() -> Console:
-    """The terminal. Where the output goes to a file or a pipe, which have no width, it is wide."""
+    """The terminal; wide where the output goes to a file or a pipe, which have no width."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=160)
 

@@ -31,7 +31,7 @@ def read(table: Path) -> dict[str, dict[str, Any]]:
 
 
 def put(table: Path, kernel: str, key: str, config: Mapping[str, float], origin: str, *, start: Path | None = None) -> None:
-    """Set one entry, whole or not at all. A new table starts as `start`, or as the table that its architecture uses so far."""
+    """Set one entry, at once or not at all; a new table starts as `start`, or as the one its architecture uses so far."""
     source = table if table.exists() else start or path(tables.nearest(table.stem))
     text = source.read_text(encoding="utf-8").replace(source.stem, table.stem)
     _write(table, set_entry(text, kernel, key, config, origin))

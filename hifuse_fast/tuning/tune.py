@@ -243,7 +243,7 @@ def close(got: Tensor, wanted: Tensor) -> bool:
 
 
 def prepare(kernel: str, config: Config, case: Case, architecture: str) -> None:
-    """Compile, into Triton's cache, what measuring the candidate will launch. Call it in a process of its own."""
+    """Compile what measuring the candidate will launch, into Triton's cache; to be called in a process of its own."""
     with tables.override(kernel, config):
         for made in launched(case, architecture):
             made.compile()
