@@ -70,7 +70,7 @@ def assert_within_rule(actual: Tensor, pytorch: Tensor, exact: Tensor, what: str
 
 
 def assert_mixer_within_bounds(actual: Tensor, pytorch: Tensor, exact: Tensor, algorithm: str) -> None:
-    """Raise AssertionError unless the result of a `mixer` obeys the bound of its algorithm: `MIXER_BOUNDS`, or the rule.
+    """Raise AssertionError unless the result of a `mixer` of this algorithm obeys its bound: `MIXER_BOUNDS`, or the rule.
 
     In bfloat16 a Winograd result may be off by three times PyTorch's own error plus one rounding, where the rule says twice.
     """
