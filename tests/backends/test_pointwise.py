@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hifuse_fast.testing import TINY
@@ -32,9 +33,10 @@ def finished(z: Tensor) -> Tensor:
 def derivative(z: Tensor) -> Tensor:
     from hifuse_fast.backends.triton import pointwise
 
-    dz = torch.empty_like(z)
-    pointwise.gelu_backward(torch.ones_like(z)[:, None], z[:, None], dz[:, None], need_bias=False)
-    return dz
+    rows = F.pad(z, (0, -len(z) % 256)).view(-1, 256)
+    dz = torch.empty_like(rows)
+    pointwise.gelu_backward(torch.ones_like(rows), rows, dz, need_bias=False)
+    return dz.flatten()[: len(z)]
 
 
 def check(actual: Tensor, exact: Tensor, tail: Tensor) -> None:

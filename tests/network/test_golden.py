@@ -59,6 +59,10 @@ def test_the_state_dict_has_the_official_keys_shapes_and_order(size: str) -> Non
     assert list(actual.items()) == list(expected.items())
 
 
+# The larger ones are the same code, which float32 runs.
+@pytest.mark.parametrize(
+    "golden_model", ["tiny", *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[1:])], indirect=True
+)
 def test_eval_float64_of_every_size(golden_model: tuple[str, hifuse_fast.HiFuse]) -> None:
     size, model = golden_model
     expected = golden(f"{size}_eval_224")
