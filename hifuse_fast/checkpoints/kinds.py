@@ -45,6 +45,8 @@ def kind_of(path: Path) -> str:
         raise CheckpointError(f"a folder: name a file in it{_few_files(path)}")
     if not path.exists():
         raise FileNotFoundError(path)
+    if not path.is_file():  # and so never waits for a pipe
+        raise CheckpointError("a device or a pipe: name a file")
     shard = _SHARD.search(path.name)
     if shard:
         raise CheckpointError(f"one shard of {shard[2]}: {_MERGE}")
@@ -63,6 +65,8 @@ def kind_of(path: Path) -> str:
 
 def is_frozen(path: Path) -> bool:
     """Whether a file is a frozen network, which `OptimizedHiFuse.save` wrote; False where it is absent or damaged."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             if not _is_safetensors(file.read(_HEAD)):

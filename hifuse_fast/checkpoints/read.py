@@ -182,7 +182,7 @@ def _find_weights(path: Path, content: Any, ema: bool) -> Mapping[str, Tensor]:
         warnings.warn(
             f"{path} holds weights at {taken} and their moving average (EMA) at {averages[0]}: the weights were taken;"
             " ema=True, or --ema, takes the average",
-            stacklevel=5,
+            stacklevel=4,
         )
     return taken.weights
 

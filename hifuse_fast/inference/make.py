@@ -61,8 +61,8 @@ def optimize_for_inference(
     shares no memory with `model`, which stays as it is.
 
     Args:
-        model: a `HiFuse` or `HiFuseFeatures` of any options, or an instance of the official class, which is recognised by its
-            state_dict; in eval mode, on one device.
+        model: a `HiFuse` or `HiFuseFeatures`, also wrapped by DistributedDataParallel or compiled, or an instance of the official
+            class, whose options are deduced from its state_dict; in eval mode, on one device.
         dtype: float32, bfloat16 or float16, of maps and weights (sums are float32). float64 with backend="reference" alone.
             float16 is for GPUs: "native" does not serve it, and on a CPU "auto" takes PyTorch's own ops for nearly all.
             In float16 a value above 65504 in a map becomes infinite, and so the result: such a network wants bfloat16.
@@ -115,7 +115,8 @@ def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "c
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: `device` is neither the CPU nor a CUDA device that is here.
-        CheckpointError: it is truncated, no such file, of another version, or its tensors do not fit.
+        CheckpointError: it is damaged, something else, or of another version; an option is missing or does not fit; a tensor is
+            missing, of another size or dtype than its configuration says, or not finite.
         BackendError: a backend that the file was packed for cannot serve here, or not on `device`.
     """
     path, device = Path(path), _check_device(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import pickle
 import warnings
 import zipfile
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hifuse_fast import CheckpointError, load_checkpoint
+from hifuse_fast.checkpoints.kinds import is_frozen
 
 WEIGHTS = {"stem.weight": torch.arange(6.0).view(2, 3), "stem.bias": torch.ones(2)}
 AVERAGE = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
@@ -211,3 +213,10 @@ def test_quantised_weights(tmp_path: Path) -> None:
     quantised = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
     with pytest.raises(CheckpointError, match=r"stem\.weight is quantised \(torch.qint8\): dequantise it first"):
         loaded(tmp_path / "a.pth", {**WEIGHTS, "stem.weight": quantised})
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="it is a device or a pipe"):
+        load_checkpoint(tmp_path / "pipe")
+    assert not is_frozen(tmp_path / "pipe")
