@@ -32,7 +32,6 @@ from hifuse_fast.inference.network import (
 from hifuse_fast.model import HiFuse, HiFuseFeatures
 from hifuse_fast.ops.prepared.base import PreparedOp
 
-WINOGRAD = tuple(ALGORITHMS)
 _SHOWN = 4  # names in a message
 
 Folding = Callable[[fold.Weights, str], fold.Folded]
@@ -43,7 +42,7 @@ def optimize_for_inference(
     dtype: torch.dtype = torch.float32,
     *,
     backend: str = "auto",
-    winograd: str = "auto",
+    algorithm: str = "auto",
     channel_gate: str | None = None,
     memory_format: torch.memory_format = torch.channels_last,
     cuda_graphs: bool = True,
@@ -62,9 +61,9 @@ def optimize_for_inference(
             In float16 a value above 65504 in a map becomes infinite, and so the result: such a network wants bfloat16.
         backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" (on the CPU) or "triton"
             (on a GPU).
-        winograd: of the 3x3 convolution. "auto" is the fastest; "off" is the direct one, which rounds less, takes longer, and
-            needs no more memory than the weights of the model. The same holds of Strassen's product, which "auto" takes in
-            float32 for MLPs and deep linears. On Triton both are the direct one.
+        algorithm: of convolutions and products. "auto" is the fastest: on a CPU Winograd's for the 3x3 convolutions, and in
+            float32 Strassen's for MLPs and deep linears. "direct" rounds less, takes longer, and needs no more memory than the
+            weights of the model. On Triton both are the direct one.
         channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
             official instance.
         memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are
@@ -93,7 +92,7 @@ def optimize_for_inference(
     configuration = Configuration(
         **options,
         channel_gate=check_choice("channel_gate", gate, CHANNEL_GATES),
-        winograd=check_choice("winograd", winograd, WINOGRAD),
+        algorithm=check_choice("algorithm", algorithm, ALGORITHMS),
         dtype=_key(DTYPES, dtype),
         memory_format=_key(MEMORY_FORMATS, memory_format),
         out_indices=tuple(each["index"] for each in own.feature_info.info) if isinstance(own, HiFuseFeatures) else None,

@@ -81,7 +81,7 @@ def prepare_gated_concat(
         "shift": shift,
     }
     cls = prepared_class("prepare_gated_concat", backend, device=filters.device, dtype=dtype, width=len(expand), **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     return check_calls(op, partial(_check_call, like=filters.new_empty(0, dtype=dtype), channels=len(expand)))
 
 

@@ -53,7 +53,7 @@ def prepare_linear(
         activation: "none", "gelu" (the exact one, with erf) or "relu".
         pool: average the 2x2 patches of the result; pixels only, even H and W; H' = H / 2, W' = W / 2.
         algorithm: "auto", or "direct". In float32 on the CPU "auto" multiplies by Strassen's where K is at least 384 and a
-            multiple of 32, and N of 64: 7/8 of the multiply-adds, weights 7/4 as large, errors by `testing.STRASSEN_BOUND`.
+            multiple of 32, and N of 64: 7/8 of the multiply-adds, weights 7/4 as large, errors as `bounds.py` says.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
@@ -84,7 +84,7 @@ def prepare_linear(
     options["algorithm"] = check_choice("algorithm", algorithm, ALGORITHMS)
     normed_width = 1 if norm is None else weight.shape[1]
     cls = prepared_class("prepare_linear", backend, device=weight.device, dtype=dtype, width=normed_width, **options)
-    op: PreparedOp = cls(cls.pack({"weight": weight, "bias": bias}, dtype, **options), **options)
+    op: PreparedOp = cls.prepare({"weight": weight, "bias": bias}, dtype, **options)
     depth = weight.shape[1] // 4 if rows == "patches" else weight.shape[1]
     like = weight.new_empty(0, dtype=dtype)
     return check_calls(

@@ -54,7 +54,7 @@ def prepare_local_block(
     options = {"eps": check_eps("eps", eps)}
     tensors = {"filters": filters, "filter_bias": filter_bias, "weight": weight, "bias": bias}
     cls = prepared_class("prepare_local_block", backend, device=weight.device, dtype=dtype, channels=len(weight), **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
 
 

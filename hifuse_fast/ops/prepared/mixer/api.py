@@ -24,7 +24,7 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
 
     The algorithms are those of a dense convolution in kernels; the reference and a depthwise weight have one each. Winograd's
     F(2x2, 3x3) takes 4/9 of the multiplications of the direct one. F(4x4, 3x3) takes 1/4, or in bfloat16, whose digits complex
-    points keep, 1/3. Their rounding errors are larger, and `testing.MIXER_BOUNDS` says by how much.
+    points keep, 1/3. Their rounding errors are larger, and `bounds.py` says by how much.
 
     Args:
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
@@ -48,7 +48,7 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     check_dtype("dtype", dtype, DTYPES)
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
     cls = prepared_class("prepare_mixer", backend, device=weight.device, dtype=dtype, **options)
-    op: PreparedOp = cls(cls.pack({"weight": weight}, dtype, **options), **options)
+    op: PreparedOp = cls.prepare({"weight": weight}, dtype, **options)
     return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
 
 

@@ -32,7 +32,7 @@ def prepare_mlp(
     with the exact GELU. The result is called as `op(u, residual=None, out=None)`: [B, H, W, K] -> [B, H, W, N].
 
     In float32 on the CPU W_2 is multiplied by Strassen's algorithm where K is a multiple of 32: 7/8 of the multiply-adds,
-    packed weights 7/4 as large, and errors that `testing.STRASSEN_BOUND` says.
+    packed weights 7/4 as large, and errors that `bounds.py` of the prepared linear says.
 
     Args:
         expand: W_2, [H, K], the batch norm before it folded in.
@@ -60,7 +60,7 @@ def prepare_mlp(
     tensors = {"expand": expand, "expand_bias": expand_bias, "project": project, "project_bias": project_bias}
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
     cls = prepared_class("prepare_mlp", backend, device=expand.device, dtype=dtype, **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     like = expand.new_empty(0, dtype=dtype)
     return check_calls(op, partial(_check_call, like=like, depth=expand.shape[1], columns=len(project)))
 

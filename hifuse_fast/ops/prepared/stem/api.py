@@ -54,7 +54,7 @@ def prepare_stem(
     options = {"eps": (check_eps("eps[0]", eps[0]), check_eps("eps[1]", eps[1]))}
     tensors = {"weight": weight, "bias": bias, "scale": scale, "shift": shift}
     cls = prepared_class("prepare_stem", backend, device=weight.device, dtype=dtype, width=weight.shape[1], **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     like = weight.new_empty(0, dtype=dtype)
     return check_calls(op, partial(_check_call, like=like, channels=weight.shape[1], in_chans=weight.shape[2]))
 

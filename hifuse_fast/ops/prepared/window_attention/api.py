@@ -71,7 +71,7 @@ def prepare_window_attention(
         "scale": check_scale(scale, head_dim),
     }
     cls = prepared_class("prepare_window_attention", backend, device=bias_table.device, dtype=dtype, **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     like = bias_table.new_empty(0, dtype=dtype)
     return check_calls(op, partial(_check_call, like=like, channels=num_heads * head_dim))
 
