@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 TINY = torch.finfo(torch.float32).tiny
 
+
 @dataclass(frozen=True)
 class Bound:
     """What an error may be: `errors` times the error of PyTorch in the same dtype, plus `largest` times the largest value.

@@ -144,7 +144,8 @@ class OptimizedHiFuse(nn.Module):
         images, maps = self._prepare(images.detach()), FreshMaps(self.dtype, self.device)
         kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
-            last, kept = self._through(*self.stem(images, out=self._first(images, maps)), maps)
+            local_map, global_map = self.stem(images, out=self._first(images, maps))
+            last, kept = self._through(local_map, global_map, maps)
             return kept if self.head is None else self._logits(last)
 
     def _first(self, images: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ program finds them too. The layout of packed weights is known to the library alo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +22,7 @@ OUT = ("window_attention", "linear", "local_block", "stem", "gated_concat", "mix
 def register(lib: ModuleType) -> None:
     """Register the fake of every op of `lib`."""
     packing = _Packing(lib)
-    fakes = {
+    fakes: dict[str, Callable[..., Any]] = {
         **{f"{op}_out": _nothing for op in OUT},
         "window_attention": _window_attention,
         "window_attention_backward": _window_attention_backward,
@@ -58,17 +59,16 @@ class _Packing:
         self._lib = lib
 
     def linear(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, algorithm: int) -> tuple[Tensor, ...]:
-        return self._matrix(weight, *weight.shape, dtype, algorithm), _floats(bias)
+        return self._matrix(weight, dtype, algorithm), _floats(bias)
 
     def local_block(
         self, filters: Tensor, filter_bias: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
-        matrix = self._matrix(weight, *weight.shape, dtype, ALGORITHMS["direct"])
+        matrix = self._matrix(weight, dtype, ALGORITHMS["direct"])
         return _floats(filters.flatten(1).T), _floats(filter_bias), matrix, _floats(bias)
 
     def stem(self, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        _, channels, in_chans, _, _ = weight.shape
-        matrix = self._matrix(weight, 2 * channels, 16 * in_chans, dtype, ALGORITHMS["direct"])
+        matrix = self._matrix(weight.flatten(2).flatten(0, 1), dtype, ALGORITHMS["direct"])
         return matrix, _floats(bias), _floats(scale), _floats(shift)
 
     def gated_concat(
@@ -85,12 +85,13 @@ class _Packing:
     def mlp(
         self, expand: Tensor, expand_bias: Tensor, project: Tensor, project_bias: Tensor, dtype: torch.dtype, algorithm: int
     ) -> tuple[Tensor, ...]:
-        first = self._matrix(expand, *expand.shape, dtype, algorithm)
-        second = self._matrix(project, *project.shape, dtype, ALGORITHMS["direct"])
+        first = self._matrix(expand, dtype, algorithm)
+        second = self._matrix(project, dtype, ALGORITHMS["direct"])
         return first, _floats(expand_bias), second, _floats(project_bias)
 
-    def _matrix(self, like: Tensor, columns: int, depth: int, dtype: torch.dtype, algorithm: int) -> Tensor:
-        return like.new_empty(self._lib.packed_matrix_size(int(columns), int(depth), algorithm), dtype=dtype)
+    def _matrix(self, weight: Tensor, dtype: torch.dtype, algorithm: int) -> Tensor:
+        columns, depth = weight.shape
+        return weight.new_empty(self._lib.packed_matrix_size(int(columns), int(depth), algorithm), dtype=dtype)
 
 
 def _floats(tensor: Tensor) -> Tensor:

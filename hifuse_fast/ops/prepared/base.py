@@ -17,7 +17,7 @@ ANY_SIZE = (None, None, None)  # of batch, height and width
 
 
 class PreparedOp(nn.Module):
-    """An op over packed tensors: `Class.prepare(tensors, dtype, **options)` of plain ones, `Class(tensors, **options)` of packed.
+    """An op over packed tensors: `Class(tensors, **options)`, or of plain ones `Class.prepare(tensors, dtype, **options)`.
 
     The tensors are buffers that no state_dict shows. A class lies in `ops/prepared/<op>/<backend>.py`; the references pack by
     `pack` as it is here, the kernels by their own.
@@ -39,7 +39,7 @@ class PreparedOp(nn.Module):
     @classmethod
     @torch.no_grad()
     def prepare(cls, tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> PreparedOp:
-        """The op over plain tensors, packed for maps of `dtype`. Its options record what was chosen where they left a choice."""
+        """The op over plain tensors, packed for maps of `dtype`; its options record the algorithm that was chosen."""
         options = cls.resolve(tensors, dtype, **options)
         return cls(cls.pack(tensors, dtype, **options), **options)
 

@@ -1,4 +1,4 @@
-"""The packed layout of the compiled library, against a second description of it: panels, factors, taps, blocks; and the fakes."""
+"""The packed layout of the compiled library against a second description of it; the schema and the fake of every op."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIRECT, STRASSEN = ALGORITHMS["direct"], ALGORITHMS["strassen"]
 
 
 def panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, K] in panels of 32 columns, [N / 32][K][32]; bfloat16 with neighbours of the depth in pairs, [N / 32][K / 2][32][2]."""
+    """[N, K] in panels of 32 columns, [N / 32][K][32]; bfloat16 pairs neighbours of the depth, [N / 32][K / 2][32][2]."""
     columns, depth = weight.shape
     step = 1 if dtype == torch.float32 else 2
     whole = F.pad(weight.to(dtype), (0, -depth % 32, 0, -columns % 32))
@@ -86,7 +86,9 @@ def test_winograd_has_transformed_filters(dtype: torch.dtype) -> None:
     transformed = torch.einsum("ia,nkab,jb->ijnk", g, weight.float().double(), g).flatten(0, 1)
     each = torch.stack([panels(matrix.float(), dtype).unflatten(0, (2, -1)) for matrix in transformed], 1)
     packed = op.pack_mixer(weight, dtype, ALGORITHMS["winograd2"])
-    torch.testing.assert_close(packed.float(), each.flatten().float(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        packed.float(), each.flatten().float(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-7
+    )
 
 
 def test_the_stem_and_the_gates() -> None:

@@ -27,4 +27,6 @@ class WindowAttention(PreparedOp):
 
     @torch.no_grad()
     def forward(self, qkv: Tensor, out: Tensor | None = None) -> Tensor:
-        return write(window_attention(qkv, self.bias_table, qkv_bias=self._buffers.get("qkv_bias"), dropout_p=0.0, **self._named), out)
+        return write(
+            window_attention(qkv, self.bias_table, qkv_bias=self._buffers.get("qkv_bias"), dropout_p=0.0, **self._named), out
+        )
