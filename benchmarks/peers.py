@@ -119,7 +119,7 @@ ENGINES: dict[str, Engine] = {
     "openvino throughput": Engine(partial(openvino, hint="THROUGHPUT"), "openvino"),
     "zentorch": Engine(zentorch, "zentorch"),
     "hifuse_fast": Engine(fast),
-    "hifuse_fast lean": Engine(partial(fast, winograd="off")),
+    "hifuse_fast lean": Engine(partial(fast, algorithm="direct")),
 }
 
 

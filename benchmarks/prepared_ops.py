@@ -32,7 +32,9 @@ from hifuse_fast.bench import machine, options, table, turns
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.bench.turns import DTYPES
 from hifuse_fast.ops.prepared.base import PreparedOp
-from hifuse_fast.testing import assert_mixer_within_bounds, assert_strassen_within_bounds, relative_error
+from hifuse_fast.ops.prepared.linear import bounds as linear_bounds
+from hifuse_fast.ops.prepared.mixer import bounds as mixer_bounds
+from hifuse_fast.testing import RULE, Bound, errors, relative_error
 from hifuse_fast.tuning.calls import STAGES
 
 SUITE = "prepared_ops"
@@ -163,25 +165,21 @@ def candidates(case: Case, engines: Iterable[str]) -> dict[str, turns.Candidate]
     found = {}
     for name in engines:
         op = case.op.prepare(inputs.weights, dtype, name)
-        by_strassen = getattr(op, "by_strassen", None)
-        strassen = by_strassen is not None and by_strassen(inputs.weights, dtype, **op.options)
         call = partial(inputs.run, op, None if name == "reference" else torch.full_like(eager, float("nan")))
-        found[name] = turns.Candidate(call, *check(op, strassen, call(), eager, exact))
+        found[name] = turns.Candidate(call, *check(bound_of(case.op.kind, op, dtype), call(), eager, exact))
     return found
 
 
-def check(op: PreparedOp, strassen: bool, actual: Tensor, eager: Tensor, exact: Tensor) -> tuple[bool, float]:
-    """Whether the output obeys the rule, or the bound of the op's algorithm, and its relative error."""
-    tile = getattr(op, "tile", None)  # of a native mixer: outputs of a Winograd tile along an axis
-    ok = True
-    try:
-        if strassen:
-            assert_strassen_within_bounds(actual, eager, exact)
-        else:
-            assert_mixer_within_bounds(actual, eager, exact, f"winograd{tile}" if tile in (2, 4) else "direct")
-    except AssertionError:
-        ok = False
-    return ok, relative_error(actual, exact)
+def bound_of(kind: str, op: PreparedOp, dtype: torch.dtype) -> Bound:
+    """The bound of the algorithm that the op runs."""
+    if kind == "mixer":
+        return mixer_bounds.bound(op.options["algorithm"], dtype)
+    return linear_bounds.bound(op.options["algorithm"]) if "algorithm" in op.options else RULE
+
+
+def check(bound: Bound, actual: Tensor, eager: Tensor, exact: Tensor) -> tuple[bool, float]:
+    """Whether the output obeys the bound, and its relative error."""
+    return errors(actual, eager, exact, bound).ok, relative_error(actual, exact)
 
 
 def measure(case: Case, *, limits: turns.Limits, budget_s: float) -> list[Row]:

@@ -24,15 +24,20 @@ from torch import Tensor, nn
 
 TINY = torch.finfo(torch.float32).tiny
 
-# Float32 errors of the mixer's Winograd algorithms, of the largest value. They exceed the rule for a reason: inputs and sums of
-# a tile are combined with numbers that cancel in the end, so that an error of rounding comes out larger than it went in, the
-# more the larger the tile. In exchange, F(4x4) multiplies a quarter as often as the direct convolution, F(2x2) four ninths.
-MIXER_BOUNDS = {"winograd2": 3e-6, "winograd4": 1.5e-5}
 
-# Float32 errors of Strassen's product, in errors of PyTorch's: two or three as a rule (l2, and its largest), where the rule
-# says two. A result is what is left of up to four products of sums of quarters, which are twice as large as what they stand
-# for. In exchange an eighth of the products need not be made.
-STRASSEN_BOUND = 5
+@dataclass(frozen=True)
+class Bound:
+    """What an error may be: `errors` times the error of PyTorch in the same dtype, plus `largest` times the largest value.
+
+    None for `largest` is one rounding, plus tiny. An algorithm that errs more than the tolerance rule allows has a bound of its
+    own, with the reason, in `bounds.py` of its op.
+    """
+
+    errors: float = 2
+    largest: float | None = None
+
+
+RULE = Bound()
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class Errors:
         return self.kernel <= self.allowed  # False for NaN
 
 
-def errors(actual: Tensor, pytorch: Tensor, exact: Tensor) -> Errors:
-    """The errors of `actual` and of `pytorch` (both in the kernel's dtype) against `exact` (float64), under the rule."""
+def errors(actual: Tensor, pytorch: Tensor, exact: Tensor, bound: Bound = RULE) -> Errors:
+    """The errors of `actual` and of `pytorch` (both in the kernel's dtype) against `exact` (float64), under a bound."""
     if actual.shape != exact.shape or actual.dtype != pytorch.dtype:
         raise AssertionError(f"got {actual.dtype} {list(actual.shape)}, expected {pytorch.dtype} {list(exact.shape)}")
     if exact.numel() == 0:
@@ -59,38 +64,26 @@ def errors(actual: Tensor, pytorch: Tensor, exact: Tensor) -> Errors:
     kernel = (actual.double() - exact).abs().max().item()
     eager = (pytorch.double() - exact).abs().max().item()
     largest = exact.abs().max().item()
-    return Errors(kernel, eager, 2 * eager + torch.finfo(actual.dtype).eps * largest + TINY, largest)
+    rounding = torch.finfo(actual.dtype).eps * largest + TINY if bound.largest is None else bound.largest * largest
+    return Errors(kernel, eager, bound.errors * eager + rounding, largest)
 
 
-def assert_within_rule(actual: Tensor, pytorch: Tensor, exact: Tensor, what: str = "output", besides: float = 0.0) -> None:
-    """Raise AssertionError unless `actual` obeys the tolerance rule (see above), with an absolute error `besides`."""
-    e = errors(actual, pytorch, exact)
+def assert_within_rule(
+    actual: Tensor, pytorch: Tensor, exact: Tensor, what: str = "output", besides: float = 0.0, bound: Bound = RULE
+) -> None:
+    """Raise AssertionError unless `actual` obeys the tolerance rule (see above), or another bound.
+
+    Args:
+        actual: of the kernel.
+        pytorch: of plain PyTorch in the kernel's dtype.
+        exact: of plain PyTorch in float64.
+        what: the name of the result, for the message.
+        besides: an absolute error that is allowed too.
+        bound: the bound of the op's algorithm.
+    """
+    e = errors(actual, pytorch, exact, bound)
     own = f"PyTorch's own {e.pytorch:.3e}, largest {e.largest:.3e}"
     assert e.kernel <= e.allowed + besides, f"{what}: error {e.kernel:.3e}, allowed {e.allowed + besides:.3e} ({own})"
-
-
-def assert_mixer_within_bounds(actual: Tensor, pytorch: Tensor, exact: Tensor, algorithm: str) -> None:
-    """Raise AssertionError unless the result of a `mixer` of this algorithm obeys its bound: `MIXER_BOUNDS`, or the rule.
-
-    In bfloat16 a Winograd result may be off by three times PyTorch's own error plus one rounding, where the rule says twice.
-    """
-    if algorithm == "direct":
-        return assert_within_rule(actual, pytorch, exact)
-    if actual.dtype == torch.bfloat16:
-        e = errors(actual, pytorch, exact)
-        allowed = e.allowed + e.pytorch
-        assert e.kernel <= allowed, f"{algorithm}: error {e.kernel:.3e}, allowed {allowed:.3e}, PyTorch's own {e.pytorch:.3e}"
-        return None
-    error, bound = relative_error(actual, exact), MIXER_BOUNDS[algorithm]
-    assert error <= bound, f"{algorithm}: error {error:.3e} of the largest value, allowed {bound:.1e}"
-    return None
-
-
-def assert_strassen_within_bounds(actual: Tensor, pytorch: Tensor, exact: Tensor) -> None:
-    """Raise AssertionError unless a result of Strassen's product obeys its bound, `STRASSEN_BOUND`, plus one rounding."""
-    e = errors(actual, pytorch, exact)
-    allowed = e.allowed + (STRASSEN_BOUND - 2) * e.pytorch
-    assert e.kernel <= allowed, f"Strassen: error {e.kernel:.3e}, allowed {allowed:.3e}, PyTorch's own {e.pytorch:.3e}"
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:

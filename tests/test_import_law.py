@@ -46,6 +46,7 @@ LAW = {
     "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.triton*"],
     "ops/prepared/base.py": ["checks"],
     "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.functions.*.api"],
+    "ops/prepared/*/bounds.py": ["testing"],  # for tests alone
     "ops/prepared/*/reference.py": ["ops.functions.*.reference", "ops.prepared.base"],
     "ops/prepared/*/native.py": ["backends.native", "ops.functions.*.native", "ops.prepared.base"],
     "ops/prepared/*/triton.py": [
@@ -129,7 +130,7 @@ def test_the_law_covers_every_file() -> None:
 
 @pytest.mark.parametrize("kind", ["functions", "prepared"])
 def test_every_op_has_its_files_and_no_others(kind: str) -> None:
-    files = {"__init__", "api", "reference", *BACKENDS[2:], "triton_kernels", "triton_maps"}
+    files = {"__init__", "api", "reference", *BACKENDS[2:], "triton_kernels", "triton_maps", "bounds"}
     for folder in (PACKAGE / "ops" / kind).iterdir():
         if folder.is_dir() and folder.name != "__pycache__":
             assert {path.stem for path in folder.glob("*.py")} <= files

@@ -1,19 +1,38 @@
-// The Python module: build information and the choice of instruction set. Importing it registers the ops of this library.
+// The Python module: build information, the choice of instruction set, the sizes of packed weights. Importing it registers the
+// ops of this library.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <map>
 #include <string>
 
+#include "bindings/packing.h"
 #include "build_info.h"  // written by CMake
 #include "cpu/isa.h"
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build information and the choice of instruction set; importing it registers the ops of hifuse_fast.";
+  m.doc() =
+      "Build information, the choice of instruction set, sizes of packed weights; importing it registers the ops of "
+      "hifuse_fast.";
   m.def("build_info", [] { return std::map<std::string, std::string>{HIFUSE_BUILD_INFO}; });
   m.def("compiled_isas", &hifuse::isa::compiled, "Instruction sets in this library, slowest first.");
   m.def("usable_isas", &hifuse::isa::usable, "Those of them that this CPU and operating system run.");
   m.def("isa", &hifuse::isa::current, "The instruction set in use.");
   m.def("select_isa", &hifuse::isa::select, pybind11::arg("name"),
         "Use another usable instruction set from now on, in tests and benchmarks; ValueError for one that is not usable.");
+  // For the fakes of the ops that pack, which know no layout.
+  m.def(
+      "packed_matrix_size",
+      [](int64_t columns, int64_t depth, int64_t algorithm) {
+        return hifuse::packed_matrix_size(columns, depth, static_cast<hifuse::Algorithm>(algorithm));
+      },
+      pybind11::arg("columns"), pybind11::arg("depth"), pybind11::arg("algorithm"), "Elements of a packed matrix.");
+  m.def(
+      "packed_filters_size",
+      [](int64_t channels, bool bfloat16, int64_t algorithm) {
+        const auto dtype = bfloat16 ? hifuse::DType::bfloat16 : hifuse::DType::float32;
+        return hifuse::packed_filters_size(channels, dtype, static_cast<hifuse::Algorithm>(algorithm));
+      },
+      pybind11::arg("channels"), pybind11::arg("bfloat16"), pybind11::arg("algorithm"),
+      "Elements of the packed filters of a dense 3x3 convolution.");
 }

@@ -1,12 +1,12 @@
-// What a kernel is given, and the table of kernels of one instruction set. Knows no torch and no Python.
+// What the kernels of a CPU are lent and how they pack weights, and the table of kernels of one instruction set.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 
-namespace hifuse {
+#include "arguments.h"
 
-enum class DType { float32, bfloat16, float16, float64 };
+namespace hifuse {
 
 // Runs body(context, begin, end) over pieces of [0, count) on the caller's threads; `grain` is the smallest worthwhile piece.
 struct Parallel {
@@ -39,61 +39,26 @@ struct Parallel {
   }
 };
 
-// A map [batch, height, width, channels] with channels contiguous; strides in elements.
-template <class Pointer>
-struct Map {
-  Pointer data;
-  int64_t batch_stride;
-  int64_t row_stride;
-  int64_t column_stride;
-};
+// ---- How weights are packed ------------------------------------------------------------------------------------------------
 
-struct WindowAttentionShape {
-  DType dtype;  // of the maps; tables and biases are float32, or float64 with float64 maps
-  int64_t batch;
-  int64_t height;
-  int64_t width;
-  int64_t num_heads;
-  int64_t head_dim;
-  int64_t window_size;
-  int64_t shift_size;
-  double scale;
-};
-
-struct WindowAttentionForward {
-  WindowAttentionShape shape;
-  Map<const void*> qkv;    // [B, H, W, 3C]
-  const void* bias_table;  // [(2M-1)^2, heads]
-  const void* qkv_bias;    // [3C] or null
-  Map<void*> out;          // [B, H, W, C]
-};
-
-struct WindowAttentionBackward {
-  WindowAttentionShape shape;
-  Map<const void*> grad;  // [B, H, W, C]
-  Map<const void*> qkv;
-  const void* bias_table;
-  const void* qkv_bias;
-  Map<void*> grad_qkv;    // [B, H, W, 3C]
-  void* grad_bias_table;  // [(2M-1)^2, heads]
-  void* grad_qkv_bias;    // [3C]: what the padded tokens contribute
-};
-
-// ---- The prepared ops: maps are contiguous, float32 or bfloat16; biases, scales and filters float32; weights packed --------
-
-enum class Rows { pixels, patches, depthwise };
-enum class Norm { none, row, pixel };
-enum class Activation { none, gelu, relu };
-
-constexpr int64_t kHidden = 192;  // hidden units of the MLP that exist at a time
+constexpr int64_t kHidden = 192;  // hidden units of the MLP that exist at a time: its second weight is packed in such blocks
 
 struct PackLinear {
   DType dtype;
   const void* weight;  // [columns, depth]
   int64_t columns;
   int64_t depth;
+  int64_t column_stride;  // from column to column
+  int64_t depth_stride;
   int64_t block;  // depth is packed in blocks of so many, one after the other
   void* packed;
+};
+
+struct PackStrassen {
+  const float* weight;  // [columns, depth]
+  int64_t columns;
+  int64_t depth;  // even
+  float* packed;  // the factors of each pair of panels, see strassen.h
 };
 
 // Products of a Winograd tile along an axis. With 4 outputs in bfloat16 its points are complex (winograd_complex.h).
@@ -110,100 +75,11 @@ struct PackWinograd {
   void* packed;
 };
 
-struct Linear {
-  DType dtype;
-  int64_t batch;
-  int64_t height;  // of the map that the rows are the pixels of: that of `out`, or with `pool` twice its size
-  int64_t width;
-  Rows rows;
-  const void* maps[3];
-  int64_t channels[3];   // of each map; 0 where there is none
-  const float* filters;  // with Rows::depthwise: [9, C]
-  const float* filter_bias;
-  Norm norm;
-  float eps;
-  bool strassen;  // `weight` is packed for Strassen's product: float32, the depth a multiple of 32, columns of 64
-  const void* weight;
-  const float* bias;
-  int64_t columns;
-  Activation activation;
-  bool pool;
-  const void* residual;  // like out, or null
-  void* out;
-};
-
-struct Stem {
-  DType dtype;
-  int64_t batch;
-  int64_t height;  // of the maps
-  int64_t width;
-  const void* images;  // [B, in_chans, 4H, 4W], any strides
-  int64_t strides[4];
-  int64_t in_chans;
-  int64_t channels;
-  const void* weight;  // [2C, in_chans * 16]
-  const float* bias;   // each [2, C]
-  const float* scale;
-  const float* shift;
-  float eps[2];
-  void* out[2];
-};
-
-struct GatedConcat {
-  DType dtype;
-  int64_t batch;
-  int64_t height;
-  int64_t width;
-  int64_t channels;
-  int64_t squeezed;
-  const void* local_map;
-  const void* global_map;
-  const void* x;
-  const float* filters;  // [2, 7, 7]
-  float filter_bias;
-  const float* squeeze;  // [squeezed, C]
-  const float* expand;   // [squeezed, C]: transposed
-  const float* scale;    // [3C]
-  const float* shift;
-  bool double_sigmoid;
-  float eps;
-  void* out;  // [B, H, W, 3C]
-};
-
-struct Mixer {
-  DType dtype;
-  int64_t batch;
-  int64_t height;
-  int64_t width;
-  int64_t channels;
-  const void* z;
-  int64_t tile;        // of Winograd, 2 or 4; 1: direct; 0: depthwise
-  bool transform;      // with 4 in float32: the filters are packed as they are, a matrix [C, 9C], and transformed at the call
-  const void* weight;  // packed; depthwise: float32 [9, C]
-  void* out;
-};
-
-struct Mlp {
-  DType dtype;
-  int64_t batch;
-  int64_t rows;  // of an image
-  int64_t depth;
-  int64_t hidden;
-  int64_t columns;
-  const void* u;
-  bool strassen;  // `expand` has the factors of Strassen's product: float32, depth a multiple of 32
-  const void* expand;
-  const float* expand_bias;
-  const void* project;  // packed in blocks of kHidden
-  const float* project_bias;
-  const void* residual;
-  void* out;
-};
-
 struct KernelTable {
   void (*window_attention_forward)(const WindowAttentionForward&, const Parallel&);
   void (*window_attention_backward)(const WindowAttentionBackward&, const Parallel&);
   void (*pack_linear)(const PackLinear&, const Parallel&);
+  void (*pack_strassen)(const PackStrassen&, const Parallel&);
   void (*pack_winograd)(const PackWinograd&, const Parallel&);
   void (*linear)(const Linear&, const Parallel&);
   void (*stem)(const Stem&, const Parallel&);

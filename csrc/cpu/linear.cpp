@@ -192,7 +192,7 @@ template <class S>
 using DirectLinear = LinearKernel<S>;
 
 void linear(const Linear& args, const Parallel& parallel) {
-  if (args.strassen) return LinearKernel<float, true>(args).run(parallel);
+  if (args.algorithm == Algorithm::strassen) return LinearKernel<float, true>(args).run(parallel);
   run_prepared<DirectLinear>(args.dtype, args, parallel);
 }
 

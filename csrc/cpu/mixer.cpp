@@ -278,13 +278,12 @@ using WinogradKernel4 = WinogradKernel<FiltersAhead<S, Scheme4<S>>>;
 }  // namespace
 
 void mixer(const Mixer& args, const Parallel& parallel) {
-  switch (args.tile) {
-    case 4:
-      if (args.transform) return WinogradKernel<FiltersAtCall>(args).run(parallel);
-      return run_prepared<WinogradKernel4>(args.dtype, args, parallel);
-    case 2: return run_prepared<WinogradKernel2>(args.dtype, args, parallel);
-    case 1: return mix_directly(args, parallel);
-    default: return mix_depthwise(args, parallel);
+  switch (args.algorithm) {
+    case Algorithm::winograd4_at_call: return WinogradKernel<FiltersAtCall>(args).run(parallel);
+    case Algorithm::winograd4: return run_prepared<WinogradKernel4>(args.dtype, args, parallel);
+    case Algorithm::winograd2: return run_prepared<WinogradKernel2>(args.dtype, args, parallel);
+    case Algorithm::depthwise: return mix_depthwise(args, parallel);
+    default: return mix_directly(args, parallel);
   }
 }
 

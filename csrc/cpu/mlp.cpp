@@ -210,7 +210,7 @@ using DirectMlp = MlpKernel<S, Expansion<S>>;
 }  // namespace
 
 void mlp(const Mlp& args, const Parallel& parallel) {
-  if (args.strassen) return MlpKernel<float, StrassenExpansion>(args).run(parallel);
+  if (args.algorithm == Algorithm::strassen) return MlpKernel<float, StrassenExpansion>(args).run(parallel);
   run_prepared<DirectMlp>(args.dtype, args, parallel);
 }
 

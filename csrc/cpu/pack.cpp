@@ -1,5 +1,6 @@
 // Weights into the layout of panel.h, once.
 #include "cpu/prepared.h"
+#include "cpu/strassen.h"
 #include "cpu/winograd_filters.h"
 
 namespace hifuse {
@@ -33,13 +34,44 @@ class Linearly {
     for (int64_t chunk = 0; chunk < padded; chunk += kChunk)
       for (int64_t column = 0; column < kPanel; ++column) {
         const int64_t n = panel * kPanel + column;
-        const S* const from = static_cast<const S*>(args_.weight) + n * args_.depth + start;
+        const S* const from = static_cast<const S*>(args_.weight) + n * args_.column_stride + start * args_.depth_stride;
         for (int64_t k = chunk; k < chunk + kChunk; ++k)
-          to[place<S>(k, column)] = n < args_.columns && k < depth ? from[k] : S{};
+          to[place<S>(k, column)] = n < args_.columns && k < depth ? from[k * args_.depth_stride] : S{};
       }
   }
 
   const PackLinear& args_;
+};
+
+// The factors of Strassen's product of a pair of panels, of quarters [b11 b12; b21 b22] of 32 columns and half the depth.
+class StrassenFactors {
+ public:
+  explicit StrassenFactors(const PackStrassen& args) : args_(args), half_(args.depth / 2) {}
+
+  void run(const Parallel& parallel) const {
+    parallel.each(divide_up(args_.columns, 2 * kPanel), [this](int64_t pair) { pack(pair); });
+  }
+
+ private:
+  void pack(int64_t pair) const {
+    const int64_t padded = divide_up(half_, kChunk) * kChunk, size = padded * kPanel;
+    float* const to = args_.packed + pair * kFactors * size;
+    for (int64_t k = 0; k < padded; ++k)
+      for (int64_t column = 0; column < kPanel; ++column) {
+        const int64_t left = 2 * pair * kPanel + column, right = left + kPanel;
+        const float b11 = at(left, k, 0), b21 = at(left, k, 1), b12 = at(right, k, 0), b22 = at(right, k, 1);
+        const float factors[kFactors] = {b11 + b22, b21 - b11, b22, b21 + b22, b12 - b22, b11, b11 + b12};
+        for (int i = 0; i < kFactors; ++i) to[i * size + place<float>(k, column)] = factors[i];
+      }
+  }
+
+  // Element `k` of a half of the depth of column `n`; 0 behind the last ones.
+  float at(int64_t n, int64_t k, int64_t half) const {
+    return n < args_.columns && k < half_ ? args_.weight[n * args_.depth + half * half_ + k] : 0.0f;
+  }
+
+  const PackStrassen& args_;
+  int64_t half_;
 };
 
 // U = G g G^T of every filter g, [panel][position][depth][32], rounded once.
@@ -95,6 +127,8 @@ using Filters4 = WinogradFilters<S, Scheme4<S>>;
 }  // namespace
 
 void pack_linear(const PackLinear& args, const Parallel& parallel) { run_prepared<Linearly>(args.dtype, args, parallel); }
+
+void pack_strassen(const PackStrassen& args, const Parallel& parallel) { StrassenFactors(args).run(parallel); }
 
 void pack_winograd(const PackWinograd& args, const Parallel& parallel) {
   if (args.tile == 2) return run_prepared<Filters2>(args.dtype, args, parallel);

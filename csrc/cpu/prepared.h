@@ -1,4 +1,4 @@
-// The entry points of the prepared ops; see kernels.h for what they are given.
+// The entry points of the prepared ops; see arguments.h and kernels.h for what they are given.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -8,6 +8,7 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 
 void pack_linear(const PackLinear&, const Parallel&);
+void pack_strassen(const PackStrassen&, const Parallel&);
 void pack_winograd(const PackWinograd&, const Parallel&);
 void linear(const Linear&, const Parallel&);
 void stem(const Stem&, const Parallel&);

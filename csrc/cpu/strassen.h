@@ -11,8 +11,7 @@
 namespace hifuse {
 inline namespace HIFUSE_ISA {
 
-// The factors in the order in which they are multiplied, those of b as they are packed (hifuse_fast/ops/packing.py), and where
-// a product goes:
+// The factors in the order in which they are multiplied, those of b as they are packed (pack.cpp), and where a product goes:
 //
 //   0  a11 + a22   b11 + b22   c11, c22
 //   1  a22         b21 - b11   c11, c21

@@ -11,6 +11,7 @@ const KernelTable table = {
     .window_attention_forward = &window_attention_forward,
     .window_attention_backward = &window_attention_backward,
     .pack_linear = &pack_linear,
+    .pack_strassen = &pack_strassen,
     .pack_winograd = &pack_winograd,
     .linear = &linear,
     .stem = &stem,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from hifuse_fast.backends.native.tape import Tape
 
@@ -49,6 +50,21 @@ class Maps:
         """Take back maps that nobody reads any more."""
         for each in maps:
             self._free[each.numel()].append(each)
+
+
+class FreshMaps(Maps):
+    """Maps that are new each time: for a call that is traced, in which memory has no place and sizes may be unknown."""
+
+    def take(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self._dtype, device=self._device)
+
+    def give(self, *maps: Tensor) -> None:
+        pass
+
+
+def is_traced(images: Tensor) -> bool:
+    """Whether a call with these images is to be understood rather than run: by torch.compile, torch.export, a dispatch mode."""
+    return torch.compiler.is_compiling() or type(images) not in (Tensor, nn.Parameter) or is_in_torch_dispatch_mode()
 
 
 class MapPool:

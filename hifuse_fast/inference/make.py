@@ -38,7 +38,6 @@ from hifuse_fast.inference.shapes import plain_shapes
 from hifuse_fast.model import STRIDE, HiFuse, HiFuseFeatures, HiFuseOptions
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
-WINOGRAD = tuple(ALGORITHMS)
 _SHOWN = 4  # names in a message
 
 Folding = Callable[[fold.Weights, str], fold.Folded]
@@ -49,7 +48,7 @@ def optimize_for_inference(
     dtype: torch.dtype = torch.float32,
     *,
     backend: str = "auto",
-    winograd: str = "auto",
+    algorithm: str = "auto",
     channel_gate: str | None = None,
     memory_format: torch.memory_format = torch.channels_last,
     cuda_graphs: bool = True,
@@ -61,16 +60,16 @@ def optimize_for_inference(
     shares no memory with `model`, which stays as it is.
 
     Args:
-        model: a `HiFuse` or `HiFuseFeatures`, also wrapped by DistributedDataParallel or compiled, or an instance of the official
-            class, whose options are deduced from its state_dict; in eval mode, on one device.
+        model: a `HiFuse` or `HiFuseFeatures`, also wrapped by DistributedDataParallel or compiled; or an instance of the
+            official class, whose options are deduced from its state_dict. In eval mode, on one device.
         dtype: float32, bfloat16 or float16, of maps and weights (sums are float32). float64 with backend="reference" alone.
             float16 is for GPUs: "native" does not serve it, and on a CPU "auto" takes PyTorch's own ops for nearly all.
             In float16 a value above 65504 in a map becomes infinite, and so the result: such a network wants bfloat16.
         backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" (on the CPU) or "triton"
             (on a GPU).
-        winograd: of the 3x3 convolution. "auto" is the fastest; "off" is the direct one, which rounds less, takes longer, and
-            needs no more memory than the weights of the model. The same holds of Strassen's product, which "auto" takes in
-            float32 for MLPs and deep linears. On Triton both are the direct one.
+        algorithm: of convolutions and products. "auto" is the fastest: on a CPU Winograd's for the 3x3 convolutions, and in
+            float32 Strassen's for MLPs and deep linears. "direct" rounds less, takes longer, and needs no more memory than the
+            weights of the model. On Triton both are the direct one.
         channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
             official instance.
         memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are
@@ -96,7 +95,7 @@ def optimize_for_inference(
         raise TypeError(f"memory_format must be torch.channels_last or torch.contiguous_format, got {memory_format!r}")
     configuration = Configuration(
         **replace(options, channel_gate=options.channel_gate if channel_gate is None else channel_gate).to_dict(),
-        winograd=check_choice("winograd", winograd, WINOGRAD),
+        algorithm=check_choice("algorithm", algorithm, ALGORITHMS),
         dtype=_key(DTYPES, dtype),
         memory_format=_key(MEMORY_FORMATS, memory_format),
         out_indices=tuple(each["index"] for each in network.feature_info.info) if isinstance(network, HiFuseFeatures) else None,

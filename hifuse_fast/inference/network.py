@@ -6,6 +6,7 @@ from. One folds and packs the weights of a model, another takes packed tensors o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from hifuse_fast.checkpoints.kinds import FROZEN
 from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_choice, check_flag
 from hifuse_fast.inference import fold
-from hifuse_fast.inference.buffers import MapPool, Maps, Passage
+from hifuse_fast.inference.buffers import FreshMaps, MapPool, Maps, Passage, is_traced
 from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.layers import pad_to_multiple
 from hifuse_fast.model import STAGES, STRIDE, HiFuseOptions, check_out_indices
@@ -28,8 +29,7 @@ from hifuse_fast.ops.prepared.base import PreparedOp
 
 FORMAT, VERSION = FROZEN, "4"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-# `winograd` of the network -> `algorithm` of its ops.
-ALGORITHMS = {"auto": "auto", "off": "direct"}
+ALGORITHMS = ("auto", "direct")
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
 
 
@@ -37,7 +37,7 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": tor
 class Configuration(HiFuseOptions):
     """What a frozen network is, but for its weights: the options of its model, and how it was frozen. In a file, JSON."""
 
-    winograd: str
+    algorithm: str  # that was asked for; the options of an op say which it has
     dtype: str
     memory_format: str
     out_indices: tuple[int, ...] | None  # of a network that returns maps
@@ -45,7 +45,7 @@ class Configuration(HiFuseOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("winograd", self.winograd, tuple(ALGORITHMS))
+        check_choice("algorithm", self.algorithm, ALGORITHMS)
         check_choice("dtype", self.dtype, tuple(DTYPES))
         check_choice("memory_format", self.memory_format, tuple(MEMORY_FORMATS))
         check_flag("cuda_graphs", self.cuda_graphs)
@@ -104,7 +104,6 @@ class OptimizedHiFuse(nn.Module):
         """The options of the model that it was made of, as `HiFuse.options`."""
         return self.configuration
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Logits, features or maps of images; see the class.
 
@@ -112,16 +111,24 @@ class OptimizedHiFuse(nn.Module):
             TypeError, ValueError: images that do not fit, said in the message.
         """
         self._check_images(images)
+        return self._traced(images) if is_traced(images) else self._called(images)
+
+    @torch.no_grad()
+    def _called(self, images: Tensor) -> Tensor | list[Tensor]:
         if self._graphs is None or torch.cuda.is_current_stream_capturing():  # into a graph of the caller
             return self._eager(images)
         result: Tensor | list[Tensor] = self._graphs(self._eager, images)
         return result
 
     def _eager(self, images: Tensor) -> Tensor | list[Tensor]:
-        images = pad_to_multiple(images.to(self.dtype).permute(0, 2, 3, 1), STRIDE).permute(0, 3, 1, 2)
+        images = self._prepare(images)
         batch, _, height, width = images.shape
         with torch.autocast(self.device.type, enabled=False), self._pool.lend(batch, height, width) as maps:
             return self._run(images, maps)
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """The images in the network's dtype, padded to whole strides."""
+        return pad_to_multiple(images.to(self.dtype).permute(0, 2, 3, 1), STRIDE).permute(0, 3, 1, 2)
 
     def _run(self, images: Tensor, maps: Maps) -> Tensor | list[Tensor]:
         """The result, in no memory that goes back to `maps`."""
@@ -129,14 +136,30 @@ class OptimizedHiFuse(nn.Module):
             self.stem(images, out=maps.passage.first)
             maps.passage.tape.replay()
             return self._logits(maps.passage.last)
-        shape = (images.shape[0], images.shape[2] // 4, images.shape[3] // 4, self.configuration.dims[0])
-        local_map, global_map = first = maps.take(*shape), maps.take(*shape)
+        first = self._first(images, maps)
         self.stem(images, out=first)
         with recorded() as tape:
-            last, kept = self._through(local_map, global_map, maps)
+            last, kept = self._through(*first, maps)
         if self._replayed:
             maps.passage = Passage(tape, first, last)
         return kept if self.head is None else self._logits(last)
+
+    def _traced(self, images: Tensor) -> Tensor | list[Tensor]:
+        """The same for a call that is traced: on fresh maps, and nothing is kept for the next call.
+
+        What would switch gradients or autocast off where they are off is left out: each is a subgraph in an exported program.
+        """
+        images, maps = self._prepare(images.detach()), FreshMaps(self.dtype, self.device)
+        kind = self.device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
+            local_map, global_map = self.stem(images, out=self._first(images, maps))
+            last, kept = self._through(local_map, global_map, maps)
+            return kept if self.head is None else self._logits(last)
+
+    def _first(self, images: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:
+        """The maps that the stem writes to."""
+        shape = (images.shape[0], images.shape[2] // 4, images.shape[3] // 4, self.configuration.dims[0])
+        return maps.take(*shape), maps.take(*shape)
 
     def _through(self, local_map: Tensor, global_map: Tensor, maps: Maps) -> tuple[Tensor, list[Tensor]]:
         """The last fused map, which is valid as long as `maps` are not lent again, and copies of those that are returned."""
@@ -201,7 +224,7 @@ class Stage(nn.Module):
         self.downsample: PreparedOp | None = None
         self.merge: PreparedOp | None = None
         if i:
-            patches = {"op": "linear", "rows": "patches", "algorithm": ALGORITHMS[c.winograd]}
+            patches = {"op": "linear", "rows": "patches", "algorithm": c.algorithm}
             self.downsample = make(
                 folding=fold.downsample, module=f"downsample_layers.{i}", norm="pixel", eps=fold.EPS, **patches
             )
@@ -215,7 +238,7 @@ class Stage(nn.Module):
             GlobalBlock(
                 make,
                 f"layers{i + 1}.blocks.{j}",
-                ALGORITHMS[c.winograd],
+                c.algorithm,
                 num_heads=c.num_heads[i],
                 head_dim=c.dims[i] // c.num_heads[i],
                 window_size=c.window_size,
@@ -267,7 +290,7 @@ class Fusion(nn.Module):
 
     def __init__(self, c: Configuration, make: Maker, module: str, first: bool) -> None:
         super().__init__()
-        algorithm = {"algorithm": ALGORITHMS[c.winograd]}
+        algorithm = {"algorithm": c.algorithm}
         self.local_linear = make("linear", fold.conv_norm, f"{module}.W_l", **algorithm)
         self.global_linear = make("linear", fold.conv_norm, f"{module}.W_g", **algorithm)
         self.up: PreparedOp | None = None

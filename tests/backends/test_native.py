@@ -98,6 +98,20 @@ def test_prepared_ops_on_lesser_instruction_sets(capability: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@needs_native
+def test_every_op_has_a_fake_once_the_package_is_imported() -> None:
+    """So that an exported program can be loaded, and taken apart, by a process that made none."""
+    code = """
+import torch, hifuse_fast
+from torch._library.simple_registry import singleton
+ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hifuse_fast::")]
+print(len(ops), *[name for name in ops if singleton.find(name).fake_impl.kernel is None])
+"""
+    count, *without = python(code).split()
+    assert int(count) > 10
+    assert not without
+
+
 WITHOUT = {
     "the compiled library": 'sys.modules["hifuse_fast._C"] = None',
     "triton": 'sys.modules["triton"] = None',

@@ -89,12 +89,13 @@ def test_float16_on_a_cpu_is_left_to_pytorch(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
-def test_winograd_off(model: Any, backend: str) -> None:
+def test_direct_algorithms(model: Any, backend: str) -> None:
     auto = optimize_for_inference(make(torch.float32, num_heads=(1, 1, 2, 4)), backend=backend)
-    off = optimize_for_inference(make(torch.float32, num_heads=(1, 1, 2, 4)), backend=backend, winograd="off")
+    direct = optimize_for_inference(make(torch.float32, num_heads=(1, 1, 2, 4)), backend=backend, algorithm="direct")
     x = image(dtype=torch.float32)
-    torch.testing.assert_close(auto(x), off(x), rtol=1e-4, atol=1e-4)
-    assert off.stages[0].fusion.mixer.options["algorithm"] == "direct"
+    torch.testing.assert_close(auto(x), direct(x), rtol=1e-4, atol=1e-4)
+    assert {op.options.get("algorithm", "direct") for op in direct._made.values()} == {"direct"}
+    assert (auto.configuration.algorithm, direct.configuration.algorithm) == ("auto", "direct")
 
 
 def test_channel_gate_overrides(model: Any) -> None:
@@ -336,7 +337,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (make, {"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
     (make, {"backend": "triton"}, BackendError, "'triton' cannot serve (window_attention: head_dim must|stem: it serves)"),
     (make, {"cuda_graphs": 1}, TypeError, "cuda_graphs must be True or False, got 1"),
-    (make, {"winograd": True}, ValueError, "winograd must be one of auto, off, got True"),
+    (make, {"algorithm": True}, ValueError, "algorithm must be one of auto, direct, got True"),
     (make, {"channel_gate": "none"}, ValueError, "channel_gate must be one of sigmoid, double_sigmoid, got 'none'"),
     (make, {"memory_format": torch.channels_last_3d}, TypeError, "memory_format must be torch.channels_last or "),
     (make, {"memory_format": "channels_last"}, TypeError, "memory_format must be torch.channels_last or "),

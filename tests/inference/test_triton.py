@@ -1,4 +1,4 @@
-"""The frozen network on Triton, on a GPU or in the interpreter: against the model in float64, `winograd=`, its file."""
+"""The frozen network on Triton, on a GPU or in the interpreter: against the model in float64, `algorithm=`, its file."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_the_mlp_in_one_kernel(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", TRITON)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("winograd", ALGORITHMS)
-def test_either_wish_for_winograd_is_served_by_the_direct_convolution(winograd: str, dtype: torch.dtype, backend: str) -> None:
-    frozen = optimize_for_inference(narrow().to(DEVICE), dtype, backend=backend, winograd=winograd)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_either_wish_is_served_by_the_direct_convolution(algorithm: str, dtype: torch.dtype, backend: str) -> None:
+    frozen = optimize_for_inference(narrow().to(DEVICE), dtype, backend=backend, algorithm=algorithm)
     mixers = [stage.fusion.mixer for stage in frozen.stages]
-    assert {(op.backend, op.options["algorithm"]) for op in mixers} == {(backend, "direct" if winograd == "off" else "auto")}
-    assert frozen.configuration.winograd == winograd
+    assert {(op.backend, op.options["algorithm"]) for op in mixers} == {(backend, "direct")}
+    assert frozen.configuration.algorithm == algorithm
 
 
 @pytest.mark.parametrize("backend", TRITON)

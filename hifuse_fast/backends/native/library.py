@@ -1,6 +1,7 @@
 """Loads the compiled library `hifuse_fast._C`, or remembers why it could not.
 
-Importing `_C` registers the dispatcher ops `torch.ops.hifuse_fast.*` and gives access to the build and CPU information.
+Importing `_C` registers the dispatcher ops `torch.ops.hifuse_fast.*` and gives access to the build and CPU information; their
+fakes are registered here too.
 Nothing here raises at import: a package without the library is a complete pure-PyTorch package.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+
+from hifuse_fast.backends.native import fakes
 
 # setup.py writes this file when it installs without the library, so that the reason survives pip's hidden output.
 _SKIPPED = Path(__file__).parents[2] / "_native_skipped.txt"
@@ -28,3 +31,5 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 #: The pybind11 module, or None; and why it is None.
 lib, why_missing = _load()
+if lib is not None:
+    fakes.register(lib)

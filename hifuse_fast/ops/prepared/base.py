@@ -18,23 +18,40 @@ ANY_SIZE = (None, None, None)  # of batch, height and width
 
 
 class PreparedOp(nn.Module):
-    """An op over packed tensors: `Class(Class.pack(tensors, dtype, **options), **options)`.
+    """An op over packed tensors: `Class(tensors, **options)`, or of plain ones `Class.prepare(tensors, dtype, **options)`.
 
-    The tensors are buffers that no state_dict shows. A class lies in `ops/<op>/<backend>.py`; the references pack by `pack`
-    as it is here, the kernels by their own.
+    The tensors are buffers that no state_dict shows. A class lies in `ops/prepared/<op>/<backend>.py`; the references pack by
+    `pack` as it is here, the kernels by their own.
     """
+
+    def __init_subclass__(cls) -> None:
+        # Annotated tensors are read from the buffers at once: nn.Module looks elsewhere first, at a microsecond each.
+        for name, kind in cls.__annotations__.items():
+            if kind == "Tensor":
+                setattr(cls, name, _buffer(name))
 
     def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
         super().__init__()
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
-        self.__dict__.update(tensors)  # found at once: a buffer is looked for elsewhere first, at a microsecond each
         self.options = options
         self.eval()
 
+    @classmethod
+    @torch.no_grad()
+    def prepare(cls, tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> PreparedOp:
+        """The op over plain tensors, packed for maps of `dtype`; its options record the algorithm that was chosen."""
+        options = cls.resolve(tensors, dtype, **options)
+        return cls(cls.pack(tensors, dtype, **options), **options)
+
+    @staticmethod
+    def resolve(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Any]:
+        """`options`, with the algorithm that the op will run in place of the one that was asked for."""
+        return {**options, "algorithm": "direct"} if "algorithm" in options else options
+
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
-        """The packed tensors of plain ones: new memory, also where nothing changes."""
+        """The packed tensors of plain ones, for options that are resolved: new memory, also where nothing changes."""
         # Cast in one step: to the layout first would copy a weight twice.
         return {
             name: tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
@@ -70,6 +87,16 @@ class PreparedOp(nn.Module):
                 )
         super()._apply(fn, recurse)
         return self
+
+
+def _buffer(name: str) -> property:
+    def get(op: nn.Module) -> Tensor:
+        try:
+            return op._buffers[name]  # type: ignore[return-value]
+        except KeyError:
+            raise AttributeError(f"{type(op).__name__} has no {name} yet") from None
+
+    return property(get)
 
 
 def check_calls(op: PreparedOp, check: Callable[..., None]) -> PreparedOp:

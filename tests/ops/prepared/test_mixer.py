@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_mixer
-from hifuse_fast.testing import assert_mixer_within_bounds, assert_within_rule
+from hifuse_fast.ops.prepared.mixer.bounds import bound
+from hifuse_fast.testing import assert_within_rule
 from tests.support.kernels import kernels, uniform
 from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, matrix, place
 
@@ -49,11 +50,11 @@ def test_reference_is_the_definition(shape: tuple[int, ...], depthwise: bool) ->
 @pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_parity(shape: tuple[int, ...], dtype: torch.dtype, algorithm: str, kernel: str) -> None:
-    rule = partial(assert_mixer_within_bounds, algorithm=algorithm)
+    rule = partial(assert_within_rule, bound=bound(algorithm, dtype))
     if kernel == "triton" and algorithm != "direct":
         pytest.skip("its convolution is the direct one")
     if kernel == "triton" and dtype == torch.float32:  # the vendor's: channels last, oneDNN is a third as exact
-        rule = partial(assert_mixer_within_bounds, algorithm="winograd2")
+        rule = partial(assert_within_rule, bound=bound("winograd2", dtype))
     check_parity(
         prepare_mixer,
         {"weight": weight(shape[3], False)},
@@ -81,7 +82,7 @@ def at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", [*SHAPES, *FOUR_TILES, (9, 13, 11, 40)], ids=str)  # the last one: several blocks of tiles
 @pytest.mark.parametrize("kernel", kernels("prepare_mixer", "native"))
 def test_parity_with_filters_transformed_at_the_call(shape: tuple[int, ...], kernel: str) -> None:
-    rule = partial(assert_mixer_within_bounds, algorithm="winograd4")
+    rule = partial(assert_within_rule, bound=bound("winograd4_at_call", torch.float32))
     check_parity(prepare_mixer, {"weight": weight(shape[3], False)}, [uniform("z", *shape)], torch.float32, kernel, rule=rule)
 
 
@@ -89,7 +90,8 @@ def test_parity_with_filters_transformed_at_the_call(shape: tuple[int, ...], ker
 @pytest.mark.parametrize("kernel", kernels("prepare_mixer", "native"))
 def test_filters_transformed_at_the_call(kernel: str) -> None:
     op = prepared(kernel, 96)
-    assert op.weight.numel() == 9 * 96 * 96  # not 36: this is the path
+    assert op.options["algorithm"] == "winograd4_at_call"
+    assert op.weight.numel() == 9 * 96 * 96  # not 36
     assert op(torch.empty(0, 3, 5, 96)).shape == (0, 3, 5, 96)
     check_determinism(op, place(kernel, uniform("z", 5, 19, 23, 96), torch.float32))
     check_determinism(op, place(kernel, uniform("z", 1, 7, 7, 96), torch.float32))
@@ -106,7 +108,7 @@ def test_depthwise_parity(shape: tuple[int, ...], dtype: torch.dtype, kernel: st
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_auto_keeps_the_largest_bound(dtype: torch.dtype, kernel: str) -> None:
-    rule = partial(assert_mixer_within_bounds, algorithm="winograd4")
+    rule = partial(assert_within_rule, bound=bound("winograd4", dtype))
     check_parity(prepare_mixer, {"weight": weight(48, False)}, [uniform("z", 1, 9, 11, 48)], dtype, kernel, rule=rule)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 from hifuse_fast import BackendError
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import mlp, prepare_mlp
-from hifuse_fast.testing import assert_strassen_within_bounds, assert_within_rule
+from hifuse_fast.ops.prepared.linear.bounds import STRASSEN
+from hifuse_fast.testing import assert_within_rule
 from tests.support.kernels import kernels, uniform
 from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, matrix, place
 
@@ -68,7 +70,7 @@ def test_parity(shape: tuple[int, ...], dtype: torch.dtype, with_residual: bool,
     residual = uniform("residual", *shape[:3], shape[5]) if with_residual else None
     strassen = shape[3] % 32 == 0 and dtype == torch.float32 and kernel == "native"
     for algorithm, rule in (
-        ("auto", assert_strassen_within_bounds if strassen else assert_within_rule),
+        ("auto", partial(assert_within_rule, bound=STRASSEN) if strassen else assert_within_rule),
         ("direct", assert_within_rule),
     ):
         check_parity(

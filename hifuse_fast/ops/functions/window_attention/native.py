@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.native import library
-
 HEAD_DIMS = range(8, 129)
 
 
@@ -45,21 +43,3 @@ def _in_arithmetic(qkv: Tensor, tensor: Tensor | None) -> Tensor | None:
         return None
     dtype = torch.float64 if qkv.dtype == torch.float64 else torch.float32
     return (tensor if tensor.dtype == dtype else tensor.to(dtype)).contiguous()
-
-
-def _register_fakes() -> None:
-    """Shapes without data, for torch.compile, torch.export and the meta device."""
-
-    @torch.library.register_fake("hifuse_fast::window_attention")
-    def _(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, *options: Any, **named: Any) -> Tensor:
-        return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
-
-    @torch.library.register_fake("hifuse_fast::window_attention_backward")
-    def _(
-        grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, *options: Any, **named: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape), bias_table.new_empty(qkv.shape[3:])
-
-
-if library.lib is not None:
-    _register_fakes()

@@ -83,7 +83,7 @@ def prepare_gated_concat(
     key = (*expand.shape, "double_sigmoid" if double_sigmoid else "")
     call = {"key": key, "device": filters.device, "dtype": dtype, "width": len(expand)}
     cls = prepared_class("prepare_gated_concat", backend, **call, **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     return check_calls(op, partial(_check_call, like=filters.new_empty(0, dtype=dtype), channels=len(expand)))
 
 

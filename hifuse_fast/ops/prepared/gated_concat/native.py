@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.native.packing import pack_floats, why_not_native
+from hifuse_fast.backends.native.packing import why_not_native
 from hifuse_fast.backends.native.tape import call
 from hifuse_fast.ops.prepared.base import PreparedOp
 
@@ -27,14 +27,15 @@ class GatedConcat(PreparedOp):
 
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
-        packed = {name: pack_floats(tensor) for name, tensor in tensors.items()}
-        return packed | {"expand": pack_floats(tensors["expand"].T)}  # like squeeze, a row for each squeezed channel
+        names = ("filters", "filter_bias", "squeeze", "expand", "scale", "shift")
+        packed = torch.ops.hifuse_fast.pack_gated_concat(*(tensors[name] for name in names))
+        return dict(zip(names, packed, strict=True))
 
     def forward(self, local_map: Tensor, global_map: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         out = x.new_empty((*x.shape[:3], 3 * x.shape[3])) if out is None else out
-        written: Tensor = call(
-            torch.ops.hifuse_fast.gated_concat.default,
+        call(
+            torch.ops.hifuse_fast.gated_concat_out.default,
             local_map, global_map, x, self.filters, self.filter_bias, self.squeeze, self.expand, self.scale, self.shift, out,
             self.options["double_sigmoid"], self.options["eps"],
         )  # fmt: skip
-        return written
+        return out

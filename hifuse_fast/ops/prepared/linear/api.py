@@ -55,7 +55,7 @@ def prepare_linear(
         pool: average the 2x2 patches of the result; pixels only, even H and W; H' = H / 2, W' = W / 2.
         algorithm: "auto" or "direct". In float32 on the CPU, "auto" takes Strassen's product where K is at least 384 and a
             multiple of 32, and N is a multiple of 64. That has 7/8 of the multiply-adds, weights 7/4 as large, and errors
-            within a bound of its own.
+            within a bound of its own, in `bounds.py`.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native" or "triton".
 
@@ -87,7 +87,7 @@ def prepare_linear(
     after = ("" if activation == "none" else activation, "pool" if pool else "")
     key = (weight.shape[1], len(weight), rows, NORM_WORDS[norm], *after)
     cls = prepared_class("prepare_linear", backend, key=key, device=weight.device, dtype=dtype, width=normed_width, **options)
-    op: PreparedOp = cls(cls.pack({"weight": weight, "bias": bias}, dtype, **options), **options)
+    op: PreparedOp = cls.prepare({"weight": weight, "bias": bias}, dtype, **options)
     depth = weight.shape[1] // 4 if rows == "patches" else weight.shape[1]
     like = weight.new_empty(0, dtype=dtype)
     return check_calls(

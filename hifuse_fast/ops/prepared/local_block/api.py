@@ -55,7 +55,7 @@ def prepare_local_block(
     tensors = {"filters": filters, "filter_bias": filter_bias, "weight": weight, "bias": bias}
     call = {"key": (len(weight),), "device": weight.device, "dtype": dtype, "channels": len(weight)}
     cls = prepared_class("prepare_local_block", backend, **call, **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
 
 

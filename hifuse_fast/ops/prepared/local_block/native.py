@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.native.packing import pack_floats, pack_matrix, why_not_native
+from hifuse_fast.backends.native.packing import why_not_native
 from hifuse_fast.backends.native.tape import call
 from hifuse_fast.ops.prepared.base import PreparedOp
 
@@ -25,15 +25,12 @@ class LocalBlock(PreparedOp):
 
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
-        return {
-            "filters": pack_floats(tensors["filters"].flatten(1).T),  # tap by tap
-            "filter_bias": pack_floats(tensors["filter_bias"]),
-            "weight": pack_matrix(tensors["weight"], dtype),
-            "bias": pack_floats(tensors["bias"]),
-        }
+        names = ("filters", "filter_bias", "weight", "bias")
+        packed = torch.ops.hifuse_fast.pack_local_block(*(tensors[name] for name in names), dtype)
+        return dict(zip(names, packed, strict=True))
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         out = torch.empty_like(x) if out is None else out
-        op, eps = torch.ops.hifuse_fast.local_block.default, self.options["eps"]
-        written: Tensor = call(op, x, self.filters, self.filter_bias, self.weight, self.bias, out, eps)
-        return written
+        op, eps = torch.ops.hifuse_fast.local_block_out.default, self.options["eps"]
+        call(op, x, self.filters, self.filter_bias, self.weight, self.bias, out, eps)
+        return out

@@ -24,7 +24,8 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
 
     Only kernels of a dense convolution have several algorithms; the reference has one, and so has a depthwise weight.
     Winograd's F(2x2, 3x3) takes 4/9 of the multiplications of the direct algorithm. F(4x4, 3x3) takes 1/4 of them in float32,
-    and 1/3 in bfloat16, where complex points keep the digits. Their rounding errors are larger, within a bound of their own.
+    and 1/3 in bfloat16, where complex points keep the digits. Their rounding errors are larger, within the bounds in
+    `bounds.py`.
 
     Args:
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
@@ -49,7 +50,7 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
     key = (len(weight), "depthwise" if depthwise else "dense")
     cls = prepared_class("prepare_mixer", backend, key=key, device=weight.device, dtype=dtype, **options)
-    op: PreparedOp = cls(cls.pack({"weight": weight}, dtype, **options), **options)
+    op: PreparedOp = cls.prepare({"weight": weight}, dtype, **options)
     return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
 
 

@@ -32,7 +32,7 @@ def prepare_mlp(
     with the exact GELU. The op is called as `op(u, residual=None, out=None)`: [B, H, W, K] -> [B, H, W, N].
 
     In float32 on the CPU, W_2 is multiplied by Strassen's algorithm where K is a multiple of 32. That has 7/8 of the
-    multiply-adds, packed weights 7/4 as large, and errors within a bound of its own.
+    multiply-adds, packed weights 7/4 as large, and errors within the bound in `bounds.py` of the prepared linear.
 
     Args:
         expand: W_2, [H, K], with the batch norm before it folded in.
@@ -61,7 +61,7 @@ def prepare_mlp(
     options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
     key = (expand.shape[1], len(expand), len(project))
     cls = prepared_class("prepare_mlp", backend, key=key, device=expand.device, dtype=dtype, **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     like = expand.new_empty(0, dtype=dtype)
     return check_calls(op, partial(_check_call, like=like, depth=expand.shape[1], columns=len(project)))
 

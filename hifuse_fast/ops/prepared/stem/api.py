@@ -56,7 +56,7 @@ def prepare_stem(
     _, channels, in_chans, *_ = weight.shape
     key = (in_chans, channels)
     cls = prepared_class("prepare_stem", backend, key=key, device=weight.device, dtype=dtype, width=channels, **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     like = weight.new_empty(0, dtype=dtype)
     return check_calls(op, partial(_check_call, like=like, channels=channels, in_chans=in_chans))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.native.packing import pack_floats, pack_matrix, why_not_native
+from hifuse_fast.backends.native.packing import why_not_native
 from hifuse_fast.backends.native.tape import call
 from hifuse_fast.ops.prepared.base import PreparedOp
 
@@ -25,14 +25,15 @@ class Stem(PreparedOp):
 
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
-        weight = pack_matrix(tensors["weight"].flatten(2).flatten(0, 1), dtype)
-        return {"weight": weight, **{name: pack_floats(tensors[name]) for name in ("bias", "scale", "shift")}}
+        names = ("weight", "bias", "scale", "shift")
+        packed = torch.ops.hifuse_fast.pack_stem(*(tensors[name] for name in names), dtype)
+        return dict(zip(names, packed, strict=True))
 
     def forward(self, images: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         if out is None:
             batch, _, height, width = images.shape
             shape = (batch, height // 4, width // 4, self.bias.shape[1])
             out = images.new_empty(shape), images.new_empty(shape)
-        op, eps = torch.ops.hifuse_fast.stem.default, self.options["eps"]
-        written: tuple[Tensor, Tensor] = call(op, images, self.weight, self.bias, self.scale, self.shift, *out, *eps)
-        return written
+        op, eps = torch.ops.hifuse_fast.stem_out.default, self.options["eps"]
+        call(op, images, self.weight, self.bias, self.scale, self.shift, *out, *eps)
+        return out

@@ -72,7 +72,7 @@ def prepare_window_attention(
     }
     key = (window_size, num_heads, head_dim, "shifted" if shift_size else "")
     cls = prepared_class("prepare_window_attention", backend, key=key, device=bias_table.device, dtype=dtype, **options)
-    op: PreparedOp = cls(cls.pack(tensors, dtype, **options), **options)
+    op: PreparedOp = cls.prepare(tensors, dtype, **options)
     like = bias_table.new_empty(0, dtype=dtype)
     return check_calls(op, partial(_check_call, like=like, channels=num_heads * head_dim))
 

@@ -26,11 +26,10 @@ class WindowAttention(PreparedOp):
 
     def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
         super().__init__(tensors, **options)
-        self._bias = tensors.get("qkv_bias")
         self._geometry = tuple(options[name] for name in ("num_heads", "window_size", "shift_size", "scale"))
 
     def forward(self, qkv: Tensor, out: Tensor | None = None) -> Tensor:
         out = qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3)) if out is None else out
         op = torch.ops.hifuse_fast.window_attention_out.default
-        written: Tensor = call(op, qkv, self.bias_table, self._bias, out, *self._geometry)
-        return written
+        call(op, qkv, self.bias_table, self._buffers.get("qkv_bias"), out, *self._geometry)
+        return out

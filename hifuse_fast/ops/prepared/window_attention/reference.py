@@ -27,9 +27,10 @@ class WindowAttention(PreparedOp):
 
     def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
         super().__init__(tensors, **options)
-        self._bias = tensors.get("qkv_bias")
         self._named = {name: options[name] for name in ("num_heads", "window_size", "shift_size", "scale")}
 
     @torch.no_grad()
     def forward(self, qkv: Tensor, out: Tensor | None = None) -> Tensor:
-        return write(window_attention(qkv, self.bias_table, qkv_bias=self._bias, dropout_p=0.0, **self._named), out)
+        return write(
+            window_attention(qkv, self.bias_table, qkv_bias=self._buffers.get("qkv_bias"), dropout_p=0.0, **self._named), out
+        )

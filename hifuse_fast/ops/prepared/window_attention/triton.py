@@ -34,10 +34,9 @@ class WindowAttention(PreparedOp):
 
     def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
         super().__init__(tensors, **options)
-        self._bias = tensors.get("qkv_bias")
         self._named = {name: options[name] for name in ("num_heads", "window_size", "shift_size", "scale")}
 
     @torch.no_grad()
     def forward(self, qkv: Tensor, out: Tensor | None = None) -> Tensor:
         out = qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3)) if out is None else out
-        return window_attention.write(qkv, self.bias_table, self._bias, out, **self._named)
+        return window_attention.write(qkv, self.bias_table, self._buffers.get("qkv_bias"), out, **self._named)

@@ -49,8 +49,8 @@ WindowAttentionShape check_window_attention(const Tensor& qkv, const Tensor& bia
           window_size,   shift_size,  scale};
 }
 
-Tensor window_attention_out(const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& qkv_bias, Tensor out,
-                            int64_t num_heads, int64_t window_size, int64_t shift_size, double scale) {
+void window_attention_out(const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& qkv_bias, Tensor out,
+                          int64_t num_heads, int64_t window_size, int64_t shift_size, double scale) {
   const auto shape = check_window_attention(qkv, bias_table, qkv_bias, num_heads, window_size, shift_size, scale);
   STD_TORCH_CHECK(out.dim() == 4 && out.size(0) == shape.batch && out.size(1) == shape.height && out.size(2) == shape.width &&
                       3 * out.size(3) == qkv.size(3) && out.stride(3) == 1 && out.is_cpu() &&
@@ -59,14 +59,14 @@ Tensor window_attention_out(const Tensor& qkv, const Tensor& bias_table, const s
   const Tensor maps = with_contiguous_channels(qkv);
   isa::kernels().window_attention_forward(
       {shape, input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias), output_map(out)}, kTorchThreads);
-  return out;
 }
 
 Tensor window_attention(const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& qkv_bias, int64_t num_heads,
                         int64_t window_size, int64_t shift_size, double scale) {
   STD_TORCH_CHECK(qkv.dim() == 4, "window_attention: qkv must be [B, H, W, 3C]");
   const Tensor out = torch::stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2), qkv.size(3) / 3});
-  return window_attention_out(qkv, bias_table, qkv_bias, out, num_heads, window_size, shift_size, scale);
+  window_attention_out(qkv, bias_table, qkv_bias, out, num_heads, window_size, shift_size, scale);
+  return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad, const Tensor& qkv, const Tensor& bias_table,
@@ -91,18 +91,6 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
 
 }  // namespace
 }  // namespace hifuse
-
-STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
-  m.def(
-      "window_attention(Tensor qkv, Tensor bias_table, Tensor? qkv_bias, int num_heads, int window_size, int shift_size, "
-      "float scale) -> Tensor");
-  m.def(
-      "window_attention_out(Tensor qkv, Tensor bias_table, Tensor? qkv_bias, Tensor(a!) out, int num_heads, int window_size, "
-      "int shift_size, float scale) -> Tensor(a!)");
-  m.def(
-      "window_attention_backward(Tensor grad, Tensor qkv, Tensor bias_table, Tensor? qkv_bias, int num_heads, int window_size, "
-      "int shift_size, float scale) -> (Tensor, Tensor, Tensor)");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
   m.impl("window_attention", TORCH_BOX(&hifuse::window_attention));

@@ -1,0 +1,50 @@
+// The mixer.
+#include "bindings/checks.h"
+#include "bindings/packing.h"
+
+namespace hifuse {
+namespace {
+
+Algorithm mixer_algorithm(int64_t number, DType dtype) {
+  const Algorithm algorithm = algorithm_of(
+      "mixer", number,
+      {Algorithm::direct, Algorithm::depthwise, Algorithm::winograd2, Algorithm::winograd4, Algorithm::winograd4_at_call});
+  STD_TORCH_CHECK(algorithm != Algorithm::winograd4_at_call || dtype == DType::float32,
+                  "mixer: filters are transformed at the call in float32 alone");
+  return algorithm;
+}
+
+Tensor pack_mixer(const Tensor& weight, ScalarType dtype, int64_t algorithm) {
+  const Algorithm how = mixer_algorithm(algorithm, dtype_of(dtype));
+  check_weight("weight", weight, {-1, -1, 3, 3});
+  const int64_t channels = weight.size(0);
+  check_weight("weight", weight, {channels, how == Algorithm::depthwise ? 1 : channels, 3, 3});
+  if (how != Algorithm::depthwise) return pack_filters(weight, dtype, how);
+  return pack_floats(torch::stable::transpose(torch::stable::reshape(weight, {channels, 9}), 0, 1));
+}
+
+void mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t algorithm) {
+  STD_TORCH_CHECK(z.dim() == 4, "z must be [B, H, W, C]");
+  const int64_t batch = z.size(0), height = z.size(1), width = z.size(2), channels = z.size(3);
+  check_like("z", z, out, {batch, height, width, channels});
+  check_like("out", out, z, {batch, height, width, channels});
+  STD_TORCH_CHECK(out.const_data_ptr() != z.const_data_ptr() || z.numel() == 0,
+                  "out must not be z, whose neighbours are still read");
+  Mixer args{};
+  args.dtype = dtype_of(z.scalar_type());
+  args.batch = batch, args.height = height, args.width = width, args.channels = channels;
+  args.z = z.const_data_ptr(), args.out = out.mutable_data_ptr();
+  args.algorithm = mixer_algorithm(algorithm, args.dtype);
+  args.weight = args.algorithm == Algorithm::depthwise
+                    ? floats("weight", weight, 9 * channels)
+                    : packed("weight", weight, z, packed_filters_size(channels, args.dtype, args.algorithm));
+  isa::kernels().mixer(args, kTorchThreads);
+}
+
+}  // namespace
+}  // namespace hifuse
+
+STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
+  m.impl("pack_mixer", TORCH_BOX(&hifuse::pack_mixer));
+  m.impl("mixer_out", TORCH_BOX(&hifuse::mixer));
+}

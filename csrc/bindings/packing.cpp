@@ -1,0 +1,128 @@
+#include "bindings/packing.h"
+
+#include <vector>
+
+#include "bindings/checks.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace hifuse {
+namespace {
+
+int64_t padded(int64_t count) { return (count + 31) / 32 * 32; }
+
+int64_t tile_of(Algorithm algorithm) { return algorithm == Algorithm::winograd2 ? 2 : 4; }
+
+// Weights are read from end to end at every call: with pages of 2 MB there are few misses of the page table.
+Tensor new_weight(const Tensor& like, int64_t count, ScalarType type) {
+  Tensor made = torch::stable::new_empty(like, {count}, type);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const auto begin = (reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + 4095) / 4096 * 4096;
+  const auto end =
+      reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + static_cast<size_t>(count) * (type == ScalarType::Float ? 4 : 2);
+  if (end > begin + (4 << 20)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return made;
+}
+
+// `weight` itself where it is contiguous and of this dtype.
+Tensor contiguous_in(const Tensor& weight, ScalarType dtype) {
+  return torch::stable::contiguous(torch::stable::to(weight, dtype));
+}
+
+Tensor pack_factors(const Tensor& weight) {
+  const Tensor from = contiguous_in(weight, ScalarType::Float);
+  const int64_t columns = from.size(0), depth = from.size(1);
+  STD_TORCH_CHECK(depth % 2 == 0, "Strassen's product is of an even depth, got ", depth);
+  Tensor out = new_weight(from, packed_matrix_size(columns, depth, Algorithm::strassen), ScalarType::Float);
+  isa::kernels().pack_strassen(
+      {static_cast<const float*>(from.const_data_ptr()), columns, depth, static_cast<float*>(out.mutable_data_ptr())},
+      kTorchThreads);
+  return out;
+}
+
+// Nine matrices, one of each tap.
+Tensor pack_taps(const Tensor& weight, ScalarType dtype) {
+  const Tensor from = contiguous_in(weight, dtype);
+  const auto type = dtype_of(dtype);
+  const int64_t channels = from.size(0), element = type == DType::float32 ? 4 : 2;
+  const int64_t size = packed_matrix_size(channels, channels, Algorithm::direct);
+  Tensor out = new_weight(from, 9 * size, dtype);
+  for (int64_t tap = 0; tap < 9; ++tap) {
+    const char* const taps = static_cast<const char*>(from.const_data_ptr()) + tap * element;
+    char* const to = static_cast<char*>(out.mutable_data_ptr()) + tap * size * element;
+    isa::kernels().pack_linear({type, taps, channels, channels, 9 * channels, 9, padded(channels), to}, kTorchThreads);
+  }
+  return out;
+}
+
+}  // namespace
+
+int64_t packed_matrix_size(int64_t columns, int64_t depth, Algorithm algorithm) {
+  if (algorithm == Algorithm::strassen) return (columns + 63) / 64 * 7 * 32 * padded(depth / 2);
+  return padded(columns) * padded(depth);
+}
+
+int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::winograd4_at_call: return padded(channels) * padded(9 * channels);
+    case Algorithm::direct: return 9 * padded(channels) * padded(channels);
+    default: break;
+  }
+  const int64_t products = winograd_products(tile_of(algorithm), dtype);
+  return products * products * padded(channels) * padded(channels);
+}
+
+Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, int64_t block) {
+  const auto type = dtype_of(dtype);
+  if (algorithm == Algorithm::strassen) {
+    STD_TORCH_CHECK(type == DType::float32, "Strassen's product is of float32");
+    return pack_factors(weight);
+  }
+  const Tensor from = contiguous_in(weight, dtype);
+  const int64_t columns = from.size(0), depth = from.size(1);
+  Tensor out = new_weight(from, packed_matrix_size(columns, depth, algorithm), dtype);
+  isa::kernels().pack_linear(
+      {type, from.const_data_ptr(), columns, depth, depth, 1, block ? block : padded(depth), out.mutable_data_ptr()},
+      kTorchThreads);
+  return out;
+}
+
+Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm) {
+  if (algorithm == Algorithm::direct) return pack_taps(weight, dtype);
+  const int64_t channels = weight.size(0);
+  if (algorithm == Algorithm::winograd4_at_call) {
+    STD_TORCH_CHECK(dtype == ScalarType::Float, "filters are transformed at the call in float32 alone");
+    return pack_matrix(torch::stable::reshape(weight, {channels, 9 * channels}), dtype, Algorithm::direct);
+  }
+  const auto type = dtype_of(dtype);
+  const Tensor from = contiguous_in(weight, ScalarType::Float);
+  Tensor out = new_weight(from, packed_filters_size(channels, type, algorithm), dtype);
+  isa::kernels().pack_winograd(
+      {static_cast<const float*>(from.const_data_ptr()), channels, channels, tile_of(algorithm), type, out.mutable_data_ptr()},
+      kTorchThreads);
+  return out;
+}
+
+Tensor pack_floats(const Tensor& tensor) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < tensor.dim(); ++i) sizes.push_back(tensor.size(i));
+  Tensor out = torch::stable::new_empty(tensor, sizes, ScalarType::Float);
+  torch::stable::copy_(out, tensor);
+  return out;
+}
+
+// A copy of a packed weight, as new_weight makes it.
+Tensor copy_weight(const Tensor& weight) {
+  STD_TORCH_CHECK(weight.is_cpu() && weight.is_contiguous() && weight.dim() == 1, "weight must be packed, on the CPU");
+  dtype_of(weight.scalar_type());
+  Tensor out = new_weight(weight, weight.numel(), weight.scalar_type());
+  torch::stable::copy_(out, weight);
+  return out;
+}
+
+}  // namespace hifuse
+
+STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) { m.impl("copy_weight", TORCH_BOX(&hifuse::copy_weight)); }

@@ -1,0 +1,24 @@
+// Weights in the layout that the kernels of the CPU read (cpu/panel.h, cpu/strassen.h, cpu/winograd_filters.h), in new memory.
+// The layout is the same for every instruction set.
+#pragma once
+
+#include "bindings/common.h"
+
+namespace hifuse {
+
+// Elements of a packed matrix [columns, depth]; the algorithm is direct or strassen.
+int64_t packed_matrix_size(int64_t columns, int64_t depth, Algorithm algorithm);
+
+// Elements of the packed filters of a dense 3x3 convolution of so many channels.
+int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm);
+
+// [columns, depth] of any floating dtype and strides, for products; the depth in blocks of `block`, or in one where that is 0.
+Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, int64_t block = 0);
+
+// [C, C, 3, 3] of any floating dtype and strides, for a dense convolution.
+Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm);
+
+// What is no matrix of a product stays as it is, in the type of the arithmetic.
+Tensor pack_floats(const Tensor& tensor);
+
+}  // namespace hifuse

@@ -1,0 +1,117 @@
+"""The natively frozen network under torch.export and torch.compile: bit for bit what it gives without."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hifuse_fast import OptimizedHiFuse, load_optimized, optimize_for_inference
+from hifuse_fast.backends.native import library
+from tests.support.frozen import VARIANTS, image, narrow
+
+pytestmark = pytest.mark.skipif(library.lib is None, reason=str(library.why_missing))
+X = image(2, 64, 96, torch.float32)
+
+
+def frozen(dtype: torch.dtype = torch.float32, **options: Any) -> OptimizedHiFuse:
+    return optimize_for_inference(narrow(**options).float(), dtype, backend="native")
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    for a, e in zip(*([x] if isinstance(x, Tensor) else x for x in (actual, expected)), strict=True):
+        assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {}),
+        (torch.bfloat16, {**VARIANTS["depthwise"], **VARIANTS["no qkv bias"], **VARIANTS["no classifier"]}),
+        (torch.float32, {"features_only": True, "out_indices": (0, 2)}),
+    ],
+    ids=["float32", "bfloat16, other options", "maps"],
+)
+def test_export(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """The program, its decompositions, and the program out of a file give the same numbers."""
+    network = frozen(dtype, **options)
+    expected = network(X)
+    program = torch.export.export(network, (X,))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert sum(name.startswith("hifuse_fast.") for name in called) == len(network._made)
+    assert not [name for name in called if "wrap_with" in name]  # one flat graph
+    assert_same(program.module()(X), expected)
+    functional = program.run_decompositions()
+    assert_same(functional.module()(X), expected)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    assert_same(torch.export.load(file).module()(X), expected)
+    assert_same(network(X), expected)
+
+
+def test_export_of_any_batch() -> None:
+    network = frozen()
+    program = torch.export.export(network, (X,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    for batch in (1, 3, 5):
+        x = image(batch, 64, 96, torch.float32)
+        assert torch.equal(program.module()(x), network(x))
+    assert torch.equal(program.run_decompositions().module()(X), network(X))
+
+
+def test_export_of_a_size_that_is_padded_and_of_a_network_that_was_called() -> None:
+    network, x = frozen(), image(1, 40, 70, torch.float32)
+    for _ in range(2):  # on a tape by now
+        expected = network(x)
+    program = torch.export.export(network, (x,), strict=True)
+    assert torch.equal(program.module()(x), expected)
+    assert torch.equal(network(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own
+def test_compile_in_one_graph() -> None:
+    for options in ({}, {"features_only": True}):
+        network = frozen(**options)
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        for batch in (2, 1, 3):
+            x = image(batch, 64, 96, torch.float32)
+            assert_same(compiled(x), network(x))
+
+
+def test_a_loaded_network_is_exported(tmp_path: Path) -> None:
+    network = frozen()
+    network.save(tmp_path / "network.safetensors")
+    program = torch.export.export(load_optimized(tmp_path / "network.safetensors"), (X,))
+    assert torch.equal(program.module()(X), network(X))
+
+
+def test_fake_images_leave_nothing_behind() -> None:
+    """No map of a fake tensor is lent to the next call, and no tape is kept of what did not run."""
+    network = frozen()
+    expected = frozen()(X)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        out = network(mode.from_tensor(X))
+        assert out.shape == expected.shape
+        network(mode.from_tensor(X))
+    assert network._pool._idle == {}
+    assert torch.equal(network(X), expected)
+    assert torch.equal(network(X), expected)
+
+
+def test_under_autocast() -> None:
+    network = frozen()
+    with torch.autocast("cpu", torch.bfloat16):
+        program = torch.export.export(network, (X,))
+        assert torch.equal(program.module()(X), network(X))
+    assert torch.equal(program.module()(X), network(X))
+
+
+def test_the_reference_network_is_exported() -> None:
+    network = optimize_for_inference(narrow().float(), backend="reference")
+    program = torch.export.export(network, (X,))
+    torch.testing.assert_close(program.module()(X), network(X))
