@@ -61,8 +61,8 @@ def optimize_for_inference(
     shares no memory with `model`, which stays as it is.
 
     Args:
-        model: a `HiFuse` or `HiFuseFeatures`, also wrapped by DistributedDataParallel or compiled, or an instance of the official
-            class, whose options are deduced from its state_dict; in eval mode, on one device.
+        model: a `HiFuse` or `HiFuseFeatures`, also wrapped by DistributedDataParallel or compiled; or an instance of the
+            official class, whose options are deduced from its state_dict. In eval mode, on one device.
         dtype: float32, bfloat16 or float16, of maps and weights (sums are float32). float64 with backend="reference" alone.
             float16 is for GPUs: "native" does not serve it, and on a CPU "auto" takes PyTorch's own ops for nearly all.
             In float16 a value above 65504 in a map becomes infinite, and so the result: such a network wants bfloat16.
