@@ -171,7 +171,7 @@ class _Found(NamedTuple):
 
 def _find_weights(path: Path, content: Any, ema: bool) -> Mapping[str, Tensor]:
     """The mapping of tensors in the content of a file; a warning where an average lies beside it and was not asked for."""
-    found = list(_mappings(content))
+    found = list(_mappings(content, (), set()))
     averages, others = ([each for each in found if each.is_ema is kind] for kind in (True, False))
     if not found:
         raise CheckpointError(f"checkpoint {path} must hold {_describe(content)}")
@@ -187,10 +187,11 @@ def _find_weights(path: Path, content: Any, ema: bool) -> Mapping[str, Tensor]:
     return taken.weights
 
 
-def _mappings(content: Any, place: tuple[str, ...] = ()) -> Iterator[_Found]:
-    """The mappings of names to tensors, at any depth; one that holds an average under a prefix of its own is two."""
-    if not isinstance(content, Mapping) or not content or len(place) > _DEEPEST:
+def _mappings(content: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[_Found]:
+    """The mappings of names to tensors, each once, at any depth; one with an average under a prefix of its own is two."""
+    if not isinstance(content, Mapping) or not content or id(content) in seen or len(place) > _DEEPEST:
         return
+    seen.add(id(content))
     if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
         content = {name: tensor for name, tensor in content.items() if not _COUNTERS.search(name)}
         averages = {name: tensor for name, tensor in content.items() if _EMA.search(name.partition(".")[0].lower())}
@@ -201,7 +202,7 @@ def _mappings(content: Any, place: tuple[str, ...] = ()) -> Iterator[_Found]:
         return
     for key, value in content.items():
         if isinstance(key, str) and not _NO_WEIGHTS.search(key.lower()):
-            yield from _mappings(value, (*place, key))
+            yield from _mappings(value, (*place, key), seen)
 
 
 def _choose(path: Path, found: list[_Found]) -> _Found:
@@ -219,5 +220,7 @@ def _describe(content: Any) -> str:
     """What a file without weights should hold, and what it has."""
     if not isinstance(content, Mapping) or not content:
         return f"a state_dict, got {type(content).__name__} without weights"
-    name, value = next((name, value) for name, value in content.items() if not isinstance(value, Tensor))
-    return f"tensors by name, got {type(value).__name__} for {name!r}"
+    others = [(name, value) for name, value in content.items() if not isinstance(value, Tensor)]
+    name, value = (others or list(content.items()))[0]
+    kind = "a NumPy or argparse object" if isinstance(value, _Beside) else type(value).__name__
+    return f"tensors by name, got {kind} for {name!r}"

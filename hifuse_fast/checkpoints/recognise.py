@@ -138,7 +138,8 @@ def _differences(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, t
 
 def _hint(shapes: Mapping[str, Sequence[int]], network: HiFuse) -> str:
     """What is likely: another classifier, or where all that is there fits and much is missing, a part."""
-    if shapes.get("conv_head.weight", ()) != tuple(network.weight_shapes.get("conv_head.weight", ())):
+    others = {name for name, shape in network.weight_shapes.items() if shapes.get(name) != tuple(shape)}
+    if others and all(name.startswith(("conv_head.", "head.")) for name in others):
         return "; a classifier is changed by reset_classifier"
     part = len(shapes) < len(network.weight_shapes) and set(shapes) <= set(network.weight_shapes)
     return "; it may be one shard of several, which are to be put together first" if part and shapes else ""

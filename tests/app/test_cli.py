@@ -345,7 +345,7 @@ def test_networks_of_other_channels_say_so_before_images_are_read(run, picture, 
     with torch.inference_mode():
         torch.testing.assert_close(probabilities(out), model(pixels).softmax(-1)[0], rtol=0, atol=1e-6)
 
-    monkeypatch.setattr("hifuse_fast.app.predict.read_image", lambda *_, **__: pytest.fail("an image was read"))
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", lambda *_, **__: pytest.fail("an image was read"))
     result = run("predict", picture, "--checkpoint", grey, *SMALL)
     assert result.exit_code == 2
     assert "takes images of in_chans = 1, and they have 3; --greyscale converts them" in result.stderr

@@ -140,6 +140,26 @@ def test_the_mapping_whose_values_are_tensors(tmp_path: Path, content: Any) -> N
     assert same(loaded(tmp_path / "a.pth", content), WEIGHTS)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": np.zeros(2)}, "must hold tensors by name, got a NumPy or argparse object for 'a'"),
+        ({0: torch.zeros(2)}, "must hold tensors by name, got Tensor for 0"),
+        ({"total_ops": torch.zeros(1)}, "must hold tensors by name, got Tensor for 'total_ops'"),
+        ({"optimizer": {"a": torch.zeros(1)}}, "must hold tensors by name, got dict for 'optimizer'"),
+    ],
+)
+def test_content_without_weights(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        loaded(tmp_path / "a.pth", content)
+
+
+def test_weights_under_two_names_and_in_a_circle(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"left": WEIGHTS, "right": WEIGHTS}
+    content |= {f"again{i}": content for i in range(12)}
+    assert same(loaded(tmp_path / "a.pth", content), WEIGHTS)
+
+
 def test_two_sets_of_weights_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="2 sets of weights, at 'left' and 'right'"):
         loaded(tmp_path / "a.pth", {"left": WEIGHTS, "right": AVERAGE})

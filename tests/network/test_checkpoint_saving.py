@@ -167,7 +167,7 @@ def replace_head(model: HiFuse) -> HiFuse:
         (lambda model: nn.Sequential(optimize_for_inference(model, backend="reference")), TypeError, "a frozen Sequential"),
         (lambda model: model.to("meta"), ValueError, r"saved: downsample_layers\.0\.0\.weight is on the meta device"),
         (spoil, ValueError, r"saved: fu2\.W_l\.conv\.weight has values that are not finite"),
-        (replace_head, ValueError, r"of its options: .*conv_head\.weight \[7, 8\] \(expected \[3, 8\]\)"),
+        (replace_head, ValueError, r"of its options: .*conv_head\.weight \[7, 8\] \(expected \[3, 8\]\).*reset_classifier"),
         (lambda model: WithState(2, 2), ValueError, "saved: _extra_state is of type dict, and no tensor"),
     ],
     ids=["frozen", "frozen within", "meta", "NaN", "another head", "extra state"],
