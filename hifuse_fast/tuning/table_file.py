@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hifuse_fast.backends import choices, tables
-from hifuse_fast.files import replacing
+from hifuse_fast.files import writing
 
 _SECTION = re.compile(r"^\[(.+)\]\s*$")
 
@@ -39,8 +39,8 @@ def put(table: Path, section: str, key: str, entry: Mapping[str, Any], origin: s
     changed = set_entry(text, section, key, entry, origin)
     tables.parse(changed, table.name)  # a damaged table is worse than none
     table.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(table) as unfinished:
-        unfinished.write_text(changed, encoding="utf-8")
+    with writing(table) as file:
+        file.write(changed)
 
 
 def set_entry(text: str, section: str, key: str, entry: Mapping[str, Any], origin: str) -> str:
