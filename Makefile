@@ -87,12 +87,13 @@ CHECKER := $(if $(filter default file undefined,$(origin PYTHON)),$(or $(wildcar
 gpu-check:
 	$(CHECKER) -m tools.gpu_check $(if $(STAGE),--stage $(STAGE)) $(if $(REPORT),--report "$(REPORT)")
 
-# Two processes, a file of tests to each: Triton's interpreter takes one core.
+# Two processes, a file of tests to each, in the order of tests/conftest.py: Triton's interpreter takes one core.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: test-cpp
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-all: test-cpp
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "" $(PYTEST_ARGS)
+	$(PYTEST) -m "" $(PYTEST_ARGS)
 
 # A package of its own, whose library has to be loaded after the sanitizers' runtime.
 SANITIZED := ops/prepared ops/functions/test_window_attention.py ops/functions/test_window_attention_calls.py inference/test_network.py inference/test_files.py

@@ -328,7 +328,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (lambda: make().to("meta"), {}, ValueError, "weights on one device, and not on meta, got meta"),
     (lambda: optimize_for_inference(make(torch.float32)), {}, TypeError, "got an OptimizedHiFuse: it is optimised already"),
     (make, {"dtype": torch.int8}, TypeError, "dtype must be one of .*, got torch.int8"),
-    (make, {"dtype": torch.float16, "backend": "native"}, BackendError, "'native' cannot serve stem: .*"),
+    (make, {"dtype": torch.float16, "backend": "native"}, BackendError, "'native' cannot serve prepare_stem: .*"),
     (lambda: broken(overflow_16), {"dtype": torch.float16}, ValueError, "once folded and in torch.float16: weight of fu"),
     (lambda: broken(overflow_mixer), {"dtype": torch.float16}, ValueError, "in torch.float16: weight of fu1.mixer"),
     (make, {"dtype": "float32"}, TypeError, "dtype must be one of"),
