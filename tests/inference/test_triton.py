@@ -78,6 +78,14 @@ def test_round_trip(dtype: torch.dtype, backend: str, tmp_path: Path, monkeypatc
         load_optimized(path)
 
 
+@pytest.mark.parametrize("backend", TRITON)
+def test_export_is_refused(backend: str) -> None:
+    """Its launches would be missing in the program, which would return memory of any content."""
+    frozen = optimize_for_inference(narrow().float().to(DEVICE), backend=backend)
+    with pytest.raises(BackendError, match=r"'triton' cannot serve torch.export: freeze the network with 'native'"):
+        torch.export.export(frozen, (image(1, 32, 32, torch.float32).to(DEVICE),))
+
+
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="there is no GPU")
 def test_auto_takes_it_on_a_gpu() -> None:
     for dtype in DTYPES:
