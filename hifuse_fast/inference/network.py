@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hifuse_fast.backends.native.tape import recorded
+from hifuse_fast.backends.select import BackendError
 from hifuse_fast.checkpoints.kinds import FROZEN
 from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_choice, check_flag
@@ -77,6 +78,9 @@ class OptimizedHiFuse(nn.Module):
     CUDA graph of that shape, and keeps those of the last few shapes with their memory; `optimize_for_inference(
     cuda_graphs=False)` is without. Calls of one shape then take turns.
 
+    torch.export and torch.compile(fullgraph=True) take it on a CPU. A call that is traced goes through the modules, on fresh
+    maps, and gives the same bits.
+
     The state_dict is empty: `save` writes the network. Neither its dtype nor its device can be changed.
     """
 
@@ -109,6 +113,7 @@ class OptimizedHiFuse(nn.Module):
 
         Raises:
             TypeError, ValueError: images that do not fit, said in the message.
+            BackendError: torch.export of a network on Triton, which is not served yet.
         """
         self._check_images(images)
         return self._traced(images) if is_traced(images) else self._called(images)
@@ -149,6 +154,9 @@ class OptimizedHiFuse(nn.Module):
 
         What would switch gradients or autocast off where they are off is left out: each is a subgraph in an exported program.
         """
+        if torch.compiler.is_exporting() and any(op.backend == "triton" for op in self._made.values()):
+            # A launch that writes to a given map is no operator: it would be missing in the program.
+            raise BackendError("backend 'triton' cannot serve torch.export: freeze the network with 'native' or 'reference'")
         images, maps = self._prepare(images.detach()), FreshMaps(self.dtype, self.device)
         kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hifuse_fast import OptimizedHiFuse, load_optimized, optimize_for_inference
+from hifuse_fast import OptimizedHiFuse, optimize_for_inference
 from hifuse_fast.backends.native import library
 from tests.support.frozen import VARIANTS, image, narrow
 
@@ -83,13 +82,6 @@ def test_compile_in_one_graph() -> None:
             assert_same(compiled(x), network(x))
 
 
-def test_a_loaded_network_is_exported(tmp_path: Path) -> None:
-    network = frozen()
-    network.save(tmp_path / "network.safetensors")
-    program = torch.export.export(load_optimized(tmp_path / "network.safetensors"), (X,))
-    assert torch.equal(program.module()(X), network(X))
-
-
 def test_fake_images_leave_nothing_behind() -> None:
     """No map of a fake tensor is lent to the next call, and no tape is kept of what did not run."""
     network = frozen()
@@ -109,9 +101,3 @@ def test_under_autocast() -> None:
         program = torch.export.export(network, (X,))
         assert torch.equal(program.module()(X), network(X))
     assert torch.equal(program.module()(X), network(X))
-
-
-def test_the_reference_network_is_exported() -> None:
-    network = optimize_for_inference(narrow().float(), backend="reference")
-    program = torch.export.export(network, (X,))
-    torch.testing.assert_close(program.module()(X), network(X))

@@ -75,8 +75,18 @@ def test_round_trip(dtype: torch.dtype, backend: str, tmp_path: Path, monkeypatc
     for _ in range(3 if DEVICE.type == "cuda" else 1):  # eager, and as a graph
         assert torch.equal(loaded(x), frozen(x))
     monkeypatch.setattr("hifuse_fast.backends.triton.launch.INTERPRETED", False)
-    with pytest.raises(BackendError, match=r"'triton' cannot serve prepare_stem: it serves CUDA tensors.* on this machine, for cpu"):
+    with pytest.raises(
+        BackendError, match=r"'triton' cannot serve prepare_stem: it serves CUDA tensors.* on this machine, for cpu"
+    ):
         load_optimized(path)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_export_is_refused(backend: str) -> None:
+    """Its launches would be missing in the program, which would return memory of any content."""
+    frozen = optimize_for_inference(narrow().float().to(DEVICE), backend=backend)
+    with pytest.raises(BackendError, match=r"'triton' cannot serve torch.export: freeze the network with 'native'"):
+        torch.export.export(frozen, (image(1, 32, 32, torch.float32).to(DEVICE),))
 
 
 @needs_gpu
