@@ -23,7 +23,7 @@ BOTTOM = ["checks", "files", "_version"]
 OPS = [*BOTTOM, "backends", "ops"]
 LAYERS = [*OPS, "layers"]
 BLOCKS = [*LAYERS, "blocks"]
-MODEL = [*BLOCKS, "model"]
+MODEL = [*BLOCKS, "options", "model"]
 CHECKPOINTS = [*MODEL, "checkpoints"]
 INFERENCE = [*CHECKPOINTS, "inference"]
 PUBLIC = [*INFERENCE, "data", "testing"]
@@ -59,7 +59,8 @@ LAW = {
     # The network, each on what is above it here.
     "layers.py": OPS,
     "blocks.py": LAYERS,
-    "model.py": BLOCKS,
+    "options.py": BLOCKS,
+    "model.py": [*BLOCKS, "options"],
     "checkpoints/*.py": CHECKPOINTS,
     "inference/*.py": INFERENCE,
     # The application, and tools over the ops, which nothing in the package imports.

@@ -13,7 +13,8 @@ from hifuse_fast.checkpoints.errors import CheckpointError
 from hifuse_fast.checkpoints.read import Checkpoint, read_checkpoint
 from hifuse_fast.checkpoints.recognise import check_sizes, check_weights, deduce_options, fit
 from hifuse_fast.checks import check_choice
-from hifuse_fast.model import RATES, HiFuse, HiFuseOptions, create_model
+from hifuse_fast.model import HiFuse, create_model
+from hifuse_fast.options import RATES, HiFuseOptions
 
 
 def create_model_from_checkpoint(

@@ -19,7 +19,7 @@ from torch import Tensor
 from hifuse_fast.checkpoints.errors import CheckpointError
 from hifuse_fast.checkpoints.kinds import FROZEN, SAFETENSORS, kind_of
 from hifuse_fast.checkpoints.tensors import is_float8, why_no_weight
-from hifuse_fast.model import HiFuseOptions
+from hifuse_fast.options import HiFuseOptions
 
 OPTIONS = "hifuse_fast.options"  #: the key of the metadata that has the network's options, as JSON
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.checkpoints.errors import CheckpointError
-from hifuse_fast.model import RATES, SIZES, HiFuse, HiFuseOptions
+from hifuse_fast.model import SIZES, HiFuse
+from hifuse_fast.options import RATES, HiFuseOptions
 
 _SHOWN = 4  # names in a message
 _NOT_NEEDED = re.compile(r"(^|\.)num_batches_tracked$")  # nothing uses it where batch norm has a momentum

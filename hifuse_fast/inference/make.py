@@ -35,8 +35,9 @@ from hifuse_fast.inference.network import (
     OptimizedHiFuse,
 )
 from hifuse_fast.inference.shapes import plain_shapes
-from hifuse_fast.model import STRIDE, HiFuse, HiFuseFeatures, HiFuseOptions
+from hifuse_fast.model import STRIDE, HiFuse, HiFuseFeatures
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
+from hifuse_fast.options import HiFuseOptions
 
 _SHOWN = 4  # names in a message
 

@@ -25,8 +25,9 @@ from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import FreshMaps, MapPool, Maps, Passage, is_traced
 from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.layers import pad_to_multiple
-from hifuse_fast.model import STAGES, STRIDE, HiFuseOptions, check_out_indices
+from hifuse_fast.model import STRIDE, check_out_indices
 from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.options import STAGES, HiFuseOptions
 
 FORMAT, VERSION = FROZEN, "4"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from hifuse_fast.blocks import EXPANSION, SQUEEZE
-from hifuse_fast.model import STAGES, HiFuseOptions
+from hifuse_fast.options import STAGES, HiFuseOptions
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -41,8 +41,15 @@ def aot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("aot")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("mode", gpu_network.MODES)
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [
+        ("inference", "bfloat16"),
+        ("inference", "float32"),
+        pytest.param("training", "bfloat16", marks=pytest.mark.slow),  # compiled engines, whose kind inference has
+        ("training", "float32"),
+    ],
+)
 def test_every_engine_is_right(mode: str, dtype: str) -> None:
     engines = [name for name in gpu_network.ENGINES[mode] if dtype == "bfloat16" or "compile" not in name]
     found = measure(case(mode, dtype), *engines)

@@ -14,7 +14,6 @@ from torch import Tensor
 from benchmarks import prepared_ops
 from benchmarks import window_attention as op_bench
 from hifuse_fast import BackendError, OptimizedHiFuse, create_model
-from hifuse_fast.app import predict
 from hifuse_fast.bench import cuda, machine, network, plot, rows, table, turns
 from hifuse_fast.bench.rows import Row
 from tools import pages
@@ -35,7 +34,7 @@ def test_the_fast_engine_says_where_it_could_not_freeze(monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise BackendError("no such kernels")
 
-    monkeypatch.setattr(predict, "optimize_for_inference", refuse)
+    monkeypatch.setattr("hifuse_fast.inference.serve.optimize_for_inference", refuse)
     model = create_model("hifuse_tiny", num_classes=3).eval()
     with pytest.warns(UserWarning, match="not frozen for inference, which would be faster: no such kernels"):
         assert network.fast_engine(model) is model

@@ -54,9 +54,8 @@ def test_a_file_goes_to_devices_that_serve_it(
     backend = network.stem.backend
     if backend == "native":
         monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-        with pytest.raises(
-            BackendError, match=r"'native' cannot serve prepare_stem: .* for cuda tensors.* on this machine, for cuda"
-        ):
+        refused = r"'native' cannot serve prepare_stem: .* for cuda tensors.* on this machine, for cuda"
+        with pytest.raises(BackendError, match=refused):
             load_optimized(path, "cuda")
 
 

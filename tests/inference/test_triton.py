@@ -75,9 +75,8 @@ def test_round_trip(dtype: torch.dtype, backend: str, tmp_path: Path, monkeypatc
     for _ in range(3 if DEVICE.type == "cuda" else 1):  # eager, and as a graph
         assert torch.equal(loaded(x), frozen(x))
     monkeypatch.setattr("hifuse_fast.backends.triton.launch.INTERPRETED", False)
-    with pytest.raises(
-        BackendError, match=r"'triton' cannot serve prepare_stem: it serves CUDA tensors.* on this machine, for cpu"
-    ):
+    refused = r"'triton' cannot serve prepare_stem: it serves CUDA tensors.* on this machine, for cpu"
+    with pytest.raises(BackendError, match=refused):
         load_optimized(path)
 
 
