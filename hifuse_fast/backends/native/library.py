@@ -19,7 +19,9 @@ _SKIPPED = Path(__file__).parents[2] / "_native_skipped.txt"
 
 def _load() -> tuple[ModuleType | None, str | None]:
     try:
-        return importlib.import_module("hifuse_fast._C"), None
+        found = importlib.import_module("hifuse_fast._C")
+        fakes.register(found)
+        return found, None
     except ModuleNotFoundError as error:
         if error.name != "hifuse_fast._C":
             return None, f"the compiled library failed to load: {error}"
@@ -27,9 +29,9 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"the compiled library hifuse_fast._C is not built: {reason}"
     except (ImportError, OSError) as error:
         return None, f"the compiled library failed to load: {error}"
+    except RuntimeError as error:  # an op of these sources is not in it
+        return None, f"the compiled library was built of other sources, build it again: {error}"
 
 
 #: The pybind11 module, or None; and why it is None.
 lib, why_missing = _load()
-if lib is not None:
-    fakes.register(lib)
