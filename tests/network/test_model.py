@@ -338,7 +338,7 @@ def test_half_precision_weights() -> None:
     assert relative_error(logits, small()(image)) < 0.1
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])  # traces as "eager" does
 def test_torch_compile_sees_one_graph(model: HiFuse, backend: str) -> None:
     torch.compiler.reset()
     image = golden_image(1, 64, 64)
