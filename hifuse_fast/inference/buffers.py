@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from hifuse_fast.backends.native.tape import Tape
@@ -64,7 +64,9 @@ class FreshMaps(Maps):
 
 def is_traced(images: Tensor) -> bool:
     """Whether a call with these images is to be understood rather than run: by torch.compile, torch.export, a dispatch mode."""
-    return torch.compiler.is_compiling() or type(images) not in (Tensor, nn.Parameter) or is_in_torch_dispatch_mode()
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return True
+    return type(images).__torch_dispatch__ is not Tensor.__torch_dispatch__  # as of a fake tensor
 
 
 class MapPool:

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hifuse_fast import OptimizedHiFuse, optimize_for_inference
 from hifuse_fast.backends.native import library
+from hifuse_fast.inference.buffers import is_traced
 from tests.support.frozen import VARIANTS, image, narrow
 
 pytestmark = pytest.mark.skipif(library.lib is None, reason=str(library.why_missing))
@@ -93,6 +94,17 @@ def test_fake_images_leave_nothing_behind() -> None:
     assert network._pool._idle == {}
     assert torch.equal(network(X), expected)
     assert torch.equal(network(X), expected)
+
+
+def test_who_is_traced() -> None:
+    class Named(torch.Tensor):
+        """As torchvision's images: plain to the dispatcher."""
+
+    with FakeTensorMode() as mode:
+        assert is_traced(X)
+        fake = mode.from_tensor(X)
+    assert is_traced(fake)
+    assert not any(is_traced(x) for x in (X, torch.nn.Parameter(X), X.as_subclass(Named)))
 
 
 def test_under_autocast() -> None:
