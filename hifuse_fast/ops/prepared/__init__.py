@@ -1,0 +1,1 @@
+"""Ops of the frozen network, over packed weights: a folder an op, with the same files as those of functions."""
