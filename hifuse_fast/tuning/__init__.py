@@ -1,1 +1,1 @@
-"""Tools over the ops: the calls of the network, their floors, the kernel report, the tuner. Nothing in the package imports it."""
+"""Tools over the ops: calls of the network, floors, the kernel report, the tuner. Nothing in the package imports it."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from hifuse_fast import ops, use_backend
 from hifuse_fast.backends import select, tables
 from hifuse_fast.backends.triton import launch
+from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.tuning import calls
 from hifuse_fast.tuning.frozen_calls import network_calls
 
@@ -168,15 +169,8 @@ def third(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     def why_not(**call: Any) -> str | None:
         return function.refuses
 
-    class Mixer(torch.nn.Module):
+    class Mixer(PreparedOp):
         backend = "third"
-
-        def __init__(self, tensors: dict[str, Tensor], **options: Any) -> None:
-            super().__init__()
-
-        @staticmethod
-        def pack(tensors: dict[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
-            return tensors
 
     function.why_not = prepared.why_not = why_not
     function.forward = lambda x, weight, bias, eps, rows, dtype: 2 * ops.layer_norm(x, weight, bias, backend="reference")

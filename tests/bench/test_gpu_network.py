@@ -44,9 +44,9 @@ def aot(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("mode", "dtype"),
     [
-        ("inference", "bfloat16"),
+        pytest.param("inference", "bfloat16", marks=pytest.mark.slow),  # with compiled engines
         ("inference", "float32"),
-        pytest.param("training", "bfloat16", marks=pytest.mark.slow),  # compiled engines, whose kind inference has
+        pytest.param("training", "bfloat16", marks=pytest.mark.slow),
         ("training", "float32"),
     ],
 )

@@ -74,13 +74,20 @@ def test_export_of_a_size_that_is_padded_and_of_a_network_that_was_called() -> N
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own
-def test_compile_in_one_graph() -> None:
-    for options in ({}, {"features_only": True}):
-        network = frozen(**options)
-        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-        for batch in (2, 1, 3):
-            x = image(batch, 64, 96, torch.float32)
-            assert_same(compiled(x), network(x))
+@pytest.mark.parametrize("options", [{}, pytest.param({"features_only": True}, marks=pytest.mark.slow)])
+def test_compile_in_one_graph(options: dict[str, Any]) -> None:
+    network = frozen(**options)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3):
+        x = image(batch, 64, 96, torch.float32)
+        assert_same(compiled(x), network(x))
+
+
+@pytest.mark.slow  # a batch of 1 is a graph of its own
+def test_compile_for_one_image() -> None:
+    network = frozen()
+    x = image(1, 64, 96, torch.float32)
+    assert_same(torch.compile(network, fullgraph=True, backend="aot_eager")(x), network(x))
 
 
 def test_fake_images_leave_nothing_behind() -> None:

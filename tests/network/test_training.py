@@ -88,7 +88,7 @@ def _train(backend: str, dtype: torch.dtype, autocast: torch.dtype | None, mixer
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("mixer", ["dense", "depthwise"])
+@pytest.mark.parametrize("mixer", ["dense", pytest.param("depthwise", marks=pytest.mark.slow)])  # whose op has its own tests
 def test_a_training_step_is_that_of_the_reference(mixer: str, kernel: str) -> None:
     exact, eager = (train("reference", dtype, mixer=mixer) for dtype in (torch.float64, torch.float32))
     with nan_poisoned_empty():
