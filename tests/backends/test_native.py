@@ -73,9 +73,13 @@ print(hifuse_fast.backends.native.library.lib.isa())
     assert python(RUN_OP + check) == isa
 
 
+CAPABILITIES = [("avx2", "avx2"), ("avx512", "avx512"), ("nonsense", None)]  # a process each
+
+
 @needs_native
 @pytest.mark.parametrize(
-    ("capability", "expected"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512"), ("nonsense", None)]
+    ("capability", "expected"),
+    [("default", "baseline"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in CAPABILITIES)],
 )
 def test_aten_cpu_capability_is_honoured(capability: str, expected: str | None) -> None:
     usable = library.lib.usable_isas()

@@ -50,7 +50,10 @@ def test_blocks_are_measured_with_all_their_parameters(name: str, mode: str) -> 
     assert len(measured.subject.inputs(1, torch.float32, CPU)) == {"g": 10, "l": 7}[name[0]]
 
 
-@pytest.mark.parametrize("name", ["global_block 7x7x768", "local_block 7x7x768", "max_mean over pixels 7x7x768"])
+SLOW_PEERS = [pytest.param(f"{name} 7x7x768", marks=pytest.mark.slow) for name in ("local_block", "max_mean over pixels")]
+
+
+@pytest.mark.parametrize("name", ["global_block 7x7x768", *SLOW_PEERS])
 def test_a_peer_is_compiled_as_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but the vendor's code generator."""
     plain = torch.compile

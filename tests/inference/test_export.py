@@ -33,7 +33,7 @@ def assert_same(actual: Any, expected: Any) -> None:
     [
         (torch.float32, {}),
         (torch.bfloat16, {**VARIANTS["depthwise"], **VARIANTS["no qkv bias"], **VARIANTS["no classifier"]}),
-        (torch.float32, {"features_only": True, "out_indices": (0, 2)}),
+        pytest.param(torch.float32, {"features_only": True, "out_indices": (0, 2)}, marks=pytest.mark.slow),
     ],
     ids=["float32", "bfloat16, other options", "maps"],
 )

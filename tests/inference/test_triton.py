@@ -29,8 +29,15 @@ def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("backend", TRITON)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        pytest.param(options, dtype, marks=[pytest.mark.slow] if name == "depthwise" and dtype != torch.bfloat16 else [])
+        for name, options in VARIANTS.items()
+        for dtype in DTYPES
+    ],
+    ids=str,
+)
 def test_it_is_close_to_float64(options: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
     model, x = narrow(**options).to(DEVICE), image(1, 32, 64, torch.float32).to(DEVICE)
     expected = run(model, x.to(dtype).double())

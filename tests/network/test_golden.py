@@ -71,6 +71,7 @@ def test_eval_float64_of_every_size(golden_model: tuple[str, hifuse_fast.HiFuse]
     assert_stages(maps, expected, TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("golden_model", ["tiny", "small", pytest.param("base", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_eval_float32_of_every_size(golden_model: tuple[str, hifuse_fast.HiFuse], backend: str) -> None:
     size, model = golden_model

@@ -105,6 +105,7 @@ def test_a_training_step_is_that_of_the_reference(mixer: str, kernel: str) -> No
         torch.testing.assert_close(value.double(), exact.statistics[name].double(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow  # the tests of each op have its dtypes under autocast
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_training_step_under_autocast(kernel: str) -> None:
     exact = train("reference", torch.float64)
