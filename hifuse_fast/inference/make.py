@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hifuse_fast import ops
-from hifuse_fast.backends.native.packing import own
+from hifuse_fast.backends.native.library import own
 from hifuse_fast.backends.select import BACKENDS, BackendError, current_backend, prepared_class
 from hifuse_fast.checkpoints import CheckpointError, describe_checkpoint
 from hifuse_fast.checkpoints.kinds import SAFETENSORS, kind_of

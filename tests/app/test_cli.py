@@ -14,62 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import hifuse_fast
-from hifuse_fast.app.output import Row
-from hifuse_fast.checkpoints import create_model_from_checkpoint, load_checkpoint, save_checkpoint
-from hifuse_fast.cli import main
+from hifuse_fast.checkpoints import create_model_from_checkpoint, load_checkpoint
 from hifuse_fast.data.images import Preprocess, load_image
+from tests.support.cli import CLASSES, ENVIRONMENT, SMALL, by_hand, hifuse, read_csv, save_noise
 
-CLASSES = ["benign, clear", "malignant", "unsure"]
-SMALL = ["--image-size", "64", "--resize", "70"]
-PREPROCESS = Preprocess(64, 70)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(hifuse_fast.__file__).parents[1])}
 INTERRUPTIBLE = (  # also where the shell that started the tests ignores SIGINT
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from hifuse_fast.cli import main; main()"
 )  # fmt: skip
-
-
-def hifuse(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hifuse_fast.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    torch.manual_seed(0)
-    options = {"dims": (16, 32, 64, 128), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
-    save_checkpoint(hifuse_fast.create_model("hifuse_tiny", num_classes=3, **options), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory):
-    path = tmp_path_factory.mktemp("classes") / "class_indices.json"
-    path.write_text(json.dumps({str(index): name for index, name in enumerate(CLASSES)}))
-    return path
-
-
-def save_noise(path: Path, height: int, width: int, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def by_hand(checkpoint: Path, path: Path) -> torch.Tensor:
-    with torch.inference_mode():
-        logits: torch.Tensor = create_model_from_checkpoint(checkpoint)(PREPROCESS(load_image(path))[None])
-    return logits.softmax(-1)[0]
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_folder_as_it_is_found_in_the_world(tmp_path, checkpoint, classes):
@@ -155,17 +110,6 @@ def test_refusal_is_one_line_and_2_also_as_a_process(tmp_path):
 
 
 # ---- without a process
-
-
-@pytest.fixture
-def run(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back what the command sets
-    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-@pytest.fixture
-def picture(tmp_path):
-    return save_noise(tmp_path / "x.png", 64, 64, 0)
 
 
 def test_json_says_how_it_was_made(run, tmp_path, checkpoint, classes):
@@ -295,169 +239,6 @@ def test_results_do_not_replace_what_they_are_made_of(run, picture, checkpoint, 
     assert result.exit_code == 2
     assert f"output {folder / name} is one of the inputs" in result.stderr
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def probabilities(out: Path) -> torch.Tensor:
-    return torch.tensor(json.loads(out.read_text())["images"][0]["probabilities"])
-
-
-def test_one_network_is_built_on_the_way(run, picture, checkpoint, monkeypatch, tmp_path):
-    built = []
-    begin = hifuse_fast.HiFuse.__init__
-    monkeypatch.setattr(
-        hifuse_fast.HiFuse, "__init__", lambda self, *args, **options: built.append(1) or begin(self, *args, **options)
-    )
-    result = run("predict", picture, "--checkpoint", checkpoint, "--model", "hifuse_tiny", *SMALL)
-    assert "is no hifuse_tiny: its dims are" in result.stderr
-    assert run("predict", picture, "--checkpoint", checkpoint, "-o", tmp_path / "out.json", *SMALL).exit_code == 0
-    assert len(built) == 2  # one a run
-
-
-def test_a_frozen_network_predicts(run, picture, checkpoint, tmp_path):
-    frozen, out = tmp_path / "frozen.safetensors", tmp_path / "out.json"
-    hifuse_fast.optimize_for_inference(create_model_from_checkpoint(checkpoint), torch.bfloat16).save(frozen)
-    result = run("predict", picture, "--checkpoint", frozen, "-o", out, *SMALL)
-    assert (result.exit_code, result.stderr) == (0, "")
-    written = json.loads(out.read_text())
-    assert (written["dtype"], written["model"]["channel_gate"], written["model"]["num_classes"]) == ("bfloat16", "sigmoid", 3)
-    torch.testing.assert_close(probabilities(out), by_hand(checkpoint, picture), rtol=0, atol=0.02)
-    for options, message in (
-        (["--dtype", "float32"], "dtype must be bfloat16, in which"),
-        (["--backend", "reference"], "backend must be auto for the frozen network"),
-        (["--channel-gate", "double_sigmoid"], "channel_gate must be sigmoid"),
-        (["--ema"], "ema is for checkpoints"),
-        (["--model", "hifuse_tiny"], "is no hifuse_tiny"),
-        (["--greyscale"], "greyscale is for networks of one channel"),
-    ):
-        result = run("predict", picture, "--checkpoint", frozen, *options, *SMALL)
-        assert result.exit_code == 2
-        assert message in result.stderr
-
-
-def test_networks_of_other_channels_say_so_before_images_are_read(run, picture, tmp_path, monkeypatch):
-    options = {"num_classes": 2, "dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
-    grey, many, out = tmp_path / "grey.safetensors", tmp_path / "many.safetensors", tmp_path / "out.json"
-    save_checkpoint(model := hifuse_fast.create_model("hifuse_tiny", **options, in_chans=1).eval(), grey)
-    save_checkpoint(hifuse_fast.create_model("hifuse_tiny", **options, in_chans=5), many)
-    arguments = ["--mean", 0.25, 0.5, 0.75, "--std", 0.5, 0.75, 1, "-o", out, *SMALL]
-    assert run("predict", picture, "--checkpoint", grey, "--greyscale", *arguments).exit_code == 0
-    pixels = Preprocess(64, 70, mean=(0.25,) * 3)(load_image(picture).convert("L"))[None, :1]
-    with torch.inference_mode():
-        torch.testing.assert_close(probabilities(out), model(pixels).softmax(-1)[0], rtol=0, atol=1e-6)
-
-    monkeypatch.setattr("hifuse_fast.app.predict.predict", lambda *_, **__: pytest.fail("an image was read"))
-    result = run("predict", picture, "--checkpoint", grey, *SMALL)
-    assert result.exit_code == 2
-    assert "takes images of in_chans = 1, and they have 3; --greyscale converts them" in result.stderr
-    for added in ([], ["--greyscale"]):
-        result = run("predict", picture, "--checkpoint", many, *added, *SMALL)
-        assert (result.exit_code, "5" in result.stderr) == (2, True)
-
-
-def test_weights_and_their_moving_average(run, picture, checkpoint, tmp_path):
-    weights = load_checkpoint(checkpoint)
-    average = {name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    both, out = tmp_path / "both.pth", tmp_path / "out.json"
-    torch.save({"state_dict": weights, "state_dict_ema": average}, both)
-    result = run("predict", picture, "--checkpoint", both, "-o", out, *SMALL)
-    assert result.exit_code == 0
-    assert "the weights were taken; ema=True, or --ema, takes the average" in result.stderr
-    torch.testing.assert_close(probabilities(out), by_hand(checkpoint, picture), rtol=0, atol=1e-6)
-    result = run("predict", picture, "--checkpoint", both, "--ema", "-o", out, *SMALL)
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert not torch.allclose(probabilities(out), by_hand(checkpoint, picture), atol=1e-3)
-
-
-def test_the_gate_is_the_files(run, picture, tmp_path):
-    options = {"num_classes": 2, "dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
-    path, out = tmp_path / "old.safetensors", tmp_path / "out.json"
-    save_checkpoint(hifuse_fast.create_model("hifuse_tiny", **options, channel_gate="double_sigmoid", drop_rate=0.25), path)
-    assert run("predict", picture, "--checkpoint", path, "-o", out, *SMALL).exit_code == 0
-    model = json.loads(out.read_text())["model"]
-    assert (model["channel_gate"], model["drop_rate"]) == ("double_sigmoid", 0.25)
-    result = run("predict", picture, "--checkpoint", path, "--channel-gate", "sigmoid", *SMALL)
-    assert result.exit_code == 2
-    assert "channel_gate must be 'double_sigmoid' or None" in result.stderr
-
-
-def test_a_network_that_cannot_be_frozen_predicts_as_it_is(run, picture, checkpoint, monkeypatch, tmp_path):
-    def refuse(*_):
-        raise hifuse_fast.BackendError("it was taken away")
-
-    monkeypatch.setattr("hifuse_fast.inference.serve.optimize_for_inference", refuse)
-    out = tmp_path / "out.json"
-    result = run("predict", picture, "--checkpoint", checkpoint, "-o", out, *SMALL)
-    assert result.exit_code == 0
-    assert result.stderr == "the network is not frozen for inference, which would be faster: it was taken away\n"
-    written = torch.tensor(json.loads(out.read_text())["images"][0]["probabilities"])
-    torch.testing.assert_close(written, by_hand(checkpoint, picture), rtol=0, atol=1e-6)
-
-
-def stopping(reason, after=2):
-    """A `predict` that ends in the middle."""
-
-    def predict(files, *_, **__):
-        for path in files[:after]:
-            yield Row(path, CLASSES[0], 1.0, (1.0, 0.0, 0.0))
-        if isinstance(reason, signal.Signals):
-            signal.raise_signal(reason)
-        raise reason("it was too much")
-
-    return predict
-
-
-def test_a_defect_keeps_its_traceback_and_has_a_code_of_its_own(run, picture, checkpoint, monkeypatch):
-    monkeypatch.setattr("hifuse_fast.app.predict.predict", stopping(KeyError, after=0))
-    result = run("predict", picture, "--checkpoint", checkpoint, "--backend", "reference")
-    assert result.exit_code == 70
-    assert result.stderr.startswith("Traceback (most recent call last):\n")
-    assert result.stderr.endswith("\nKeyError: 'it was too much'\n")
-
-
-@pytest.mark.parametrize(
-    ("reason", "code", "message"),
-    [
-        (signal.SIGINT, 130, "Interrupted: {}.\n"),
-        (signal.SIGTERM, 143, "Interrupted: {}.\n"),
-        (signal.SIGHUP, 129, "Interrupted: {}.\n"),
-        (ValueError, 2, "Error: it was too much; {}\n"),
-        (RuntimeError, 70, "RuntimeError: it was too much\n{}\n"),
-    ],
-)
-@pytest.mark.parametrize("suffix", ["csv", "json"])
-def test_rows_that_are_done_are_kept_and_named(run, tmp_path, checkpoint, monkeypatch, reason, code, message, suffix):
-    folder, out, kept = tmp_path / "images", tmp_path / f"out.{suffix}", tmp_path / f"out.partial.{suffix}"
-    paths = [save_noise(folder / name, 8, 8, 0) for name in ("0.png", "1.png", "2.png")]
-    out.write_text("the old results")
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    monkeypatch.setattr("hifuse_fast.app.predict.predict", stopping(reason))
-    result = run("predict", folder, "--checkpoint", checkpoint, "-o", out, "--backend", "reference")
-    assert result.exit_code == code, result.stderr
-    assert result.stderr.endswith(message.format(f"{out} was not written; what was done by then is in {kept}"))
-    assert out.read_text() == "the old results"
-    rows = read_csv(kept) if suffix == "csv" else json.loads(kept.read_text())["images"]
-    assert [row["path"] for row in rows] == [str(path) for path in paths[:2]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", *sorted([out.name, kept.name])]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
-
-
-@pytest.mark.parametrize(
-    ("options", "after", "message"),
-    [
-        ([], 1, "Interrupted.\n"),  # there are rows on stdout, so it would be wrong to say that nothing was written
-        (["-o", "/dev/null"], 1, "Interrupted.\n"),
-        (["-o", "out.csv"], 0, "Interrupted: nothing was written.\n"),
-    ],
-)
-def test_interrupted_says_that_nothing_was_written_where_that_is_so(
-    run, picture, checkpoint, monkeypatch, options, after, message
-):
-    monkeypatch.chdir(picture.parent)
-    monkeypatch.setattr("hifuse_fast.app.predict.predict", stopping(signal.SIGINT, after))
-    result = run("predict", picture.name, "--checkpoint", checkpoint, *options, "--backend", "reference")
-    assert (result.exit_code, result.stderr) == (130, message)
-    assert len(result.stdout.splitlines()) == (0 if options else 2)
-    assert list(picture.parent.iterdir()) == [picture]
 
 
 @pytest.mark.parametrize(("options", "as_json"), [([], False), (["--format", "json"], True)])

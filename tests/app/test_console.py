@@ -1,19 +1,18 @@
 """console.py: how a command ends when it is told to stop, or when nobody listens any more."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-import hifuse_fast
 from hifuse_fast.app import console
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(hifuse_fast.__file__).parents[1])}
+from hifuse_fast.app.output import Row
+from tests.support.cli import CLASSES, ENVIRONMENT, read_csv, save_noise
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -134,3 +133,73 @@ def test_messages_that_nobody_reads_do_not_end_the_command(monkeypatch):
 
 def test_a_line_stays_one_and_harmless():
     assert console.one_line("a\nb\x1b[2J\udcff") == "a b\\x1b[2J\\udcff"
+
+
+# ---- The rows that are done
+
+
+def stopping(reason, after=2):
+    """A `predict` that ends in the middle."""
+
+    def predict(files, *_, **__):
+        for path in files[:after]:
+            yield Row(path, CLASSES[0], 1.0, (1.0, 0.0, 0.0))
+        if isinstance(reason, signal.Signals):
+            signal.raise_signal(reason)
+        raise reason("it was too much")
+
+    return predict
+
+
+def test_a_defect_keeps_its_traceback_and_has_a_code_of_its_own(run, picture, checkpoint, monkeypatch):
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", stopping(KeyError, after=0))
+    result = run("predict", picture, "--checkpoint", checkpoint, "--backend", "reference")
+    assert result.exit_code == 70
+    assert result.stderr.startswith("Traceback (most recent call last):\n")
+    assert result.stderr.endswith("\nKeyError: 'it was too much'\n")
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "message"),
+    [
+        (signal.SIGINT, 130, "Interrupted: {}.\n"),
+        (signal.SIGTERM, 143, "Interrupted: {}.\n"),
+        (signal.SIGHUP, 129, "Interrupted: {}.\n"),
+        (ValueError, 2, "Error: it was too much; {}\n"),
+        (RuntimeError, 70, "RuntimeError: it was too much\n{}\n"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_rows_that_are_done_are_kept_and_named(run, tmp_path, checkpoint, monkeypatch, reason, code, message, suffix):
+    folder, out, kept = tmp_path / "images", tmp_path / f"out.{suffix}", tmp_path / f"out.partial.{suffix}"
+    paths = [save_noise(folder / name, 8, 8, 0) for name in ("0.png", "1.png", "2.png")]
+    out.write_text("the old results")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", stopping(reason))
+    result = run("predict", folder, "--checkpoint", checkpoint, "-o", out, "--backend", "reference")
+    assert result.exit_code == code, result.stderr
+    assert result.stderr.endswith(message.format(f"{out} was not written; what was done by then is in {kept}"))
+    assert out.read_text() == "the old results"
+    rows = read_csv(kept) if suffix == "csv" else json.loads(kept.read_text())["images"]
+    assert [row["path"] for row in rows] == [str(path) for path in paths[:2]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", *sorted([out.name, kept.name])]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+
+
+@pytest.mark.parametrize(
+    ("options", "after", "message"),
+    [
+        ([], 1, "Interrupted.\n"),  # there are rows on stdout, so it would be wrong to say that nothing was written
+        (["-o", "/dev/null"], 1, "Interrupted.\n"),
+        (["-o", "out.csv"], 0, "Interrupted: nothing was written.\n"),
+    ],
+)
+def test_interrupted_says_that_nothing_was_written_where_that_is_so(
+    run, picture, checkpoint, monkeypatch, options, after, message
+):
+    monkeypatch.chdir(picture.parent)
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", stopping(signal.SIGINT, after))
+    result = run("predict", picture.name, "--checkpoint", checkpoint, *options, "--backend", "reference")
+    assert (result.exit_code, result.stderr) == (130, message)
+    assert len(result.stdout.splitlines()) == (0 if options else 2)
+    assert list(picture.parent.iterdir()) == [picture]

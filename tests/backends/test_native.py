@@ -103,6 +103,21 @@ def test_prepared_ops_on_lesser_instruction_sets(capability: str) -> None:
 
 
 @needs_native
+def test_a_library_of_other_sources_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a pull without a build: an op of these sources is not in it, and the reference serves."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("operator hifuse_fast::new_out does not exist")
+
+    monkeypatch.setattr(library.fakes, "register", refuse)
+    found, why = library._load()
+    assert found is None
+    assert (
+        why == "the compiled library was built of other sources, build it again: operator hifuse_fast::new_out does not exist"
+    )
+
+
+@needs_native
 def test_every_op_has_a_fake_once_the_package_is_imported() -> None:
     """So that an exported program can be loaded, and taken apart, by a process that made none."""
     code = """

@@ -1,4 +1,4 @@
-"""Loads the compiled library `hifuse_fast._C`, or remembers why it could not.
+"""Loads the compiled library `hifuse_fast._C`, or remembers why it could not; and says when it serves a prepared op.
 
 Importing `_C` registers the dispatcher ops `torch.ops.hifuse_fast.*` and gives access to the build and CPU information; their
 fakes are registered here too.
@@ -10,6 +10,10 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from hifuse_fast.backends.native import fakes
 
@@ -35,3 +39,19 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 #: The pybind11 module, or None; and why it is None.
 lib, why_missing = _load()
+
+
+def why_not_native(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str | None:
+    """The reason the compiled library cannot serve a prepared op, or None."""
+    if device.type != "cpu":
+        return f"there is no native kernel for {device.type} tensors yet"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"the kernels serve float32 and bfloat16, not {dtype}"
+    return None if lib is not None else why_missing
+
+
+def own(tensor: Tensor) -> Tensor:
+    """A copy of a tensor of a file: in the file's mapping it lies unaligned, and changes with the file."""
+    packed = lib is not None and tensor.dim() == 1 and tensor.dtype in (torch.float32, torch.bfloat16)
+    copy: Tensor = torch.ops.hifuse_fast.copy_weight(tensor) if packed else tensor.clone()  # the op's memory has larger pages
+    return copy

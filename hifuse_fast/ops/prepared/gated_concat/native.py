@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.native.packing import why_not_native
+from hifuse_fast.backends.native.library import why_not_native
 from hifuse_fast.backends.native.tape import call
 from hifuse_fast.ops.prepared.base import PreparedOp
 
