@@ -37,14 +37,15 @@ LAW = {
     "backends/tables.py": ["checks"],
     "backends/choices.py": ["checks", "backends.tables"],
     "backends/triton/*.py": ["checks", "backends.tables", "backends.triton"],
-    "backends/select.py": ["checks", "backends.choices", "backends.tables", "backends.native"],
+    "backends/transforms.py": [],
+    "backends/select.py": ["checks", "backends.choices", "backends.tables", "backends.native", "backends.transforms"],
     "backends/info.py": ["_version", "backends.native", "backends.select"],
     # An op. Kernels of one backend know nothing of another one, nor of the definition.
     "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.*.reference"],
     "ops/functions/*/reference.py": ["ops.functions.*.reference"],
     "ops/functions/*/native.py": ["backends.native"],
     "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.triton*"],
-    "ops/prepared/base.py": ["checks"],
+    "ops/prepared/base.py": ["checks", "backends.transforms"],
     "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.functions.*.api"],
     "ops/prepared/*/bounds.py": ["testing"],  # for tests alone
     "ops/prepared/*/reference.py": ["ops.functions.*.reference", "ops.prepared.base"],
