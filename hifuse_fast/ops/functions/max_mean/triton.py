@@ -6,6 +6,7 @@ kernel merges the shares in their order, so that of equal values the first one i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hifuse_fast.backends import tables
-from hifuse_fast.backends.triton.launch import blocks, launch, operator
+from hifuse_fast.backends.triton.launch import blocks, launch
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 
 MAX_WIDTH = 16384  # a row has to fit into the registers of a program
@@ -147,8 +148,7 @@ def _pixels_backward_kernel(
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
 
 
-@operator("max_mean_forward")
-def forward(x: Tensor, over: str) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, *, keep: bool, over: str) -> tuple[Tensor, list[Tensor]]:
     """See `hifuse_fast.ops.max_mean`; also where the largest values are: the channel [B, H, W] or the pixel [B, C], int32."""
     batch, height, width, channels = x.shape
     x, pixels = x.contiguous(), height * width
@@ -158,7 +158,7 @@ def forward(x: Tensor, over: str) -> tuple[Tensor, Tensor]:
         tile, _, options = _tiles("max_mean_channels", x, whole_rows=True)
         grid = (blocks(batch * pixels, tile["BLOCK_R"]),)
         launch(_channels_kernel, grid, x, out, index, batch * pixels, C=channels, **tile, **options)
-        return out, index
+        return out, [index]
     tile, shares, options = _tiles("max_mean_pixels", x)
     out = x.new_empty((batch, 2, 1, channels))
     index = x.new_empty((batch, channels), dtype=torch.int32)
@@ -172,23 +172,26 @@ def forward(x: Tensor, over: str) -> tuple[Tensor, Tensor]:
         _merge_kernel, (blocks(channels, 128), batch), partial, place, out, index, pixels, shares,
         C=channels, BLOCK_C=128, num_warps=4,
     )  # fmt: skip
-    return out, index
+    return out, [index]
 
 
-@operator("max_mean_backward")
-def backward(grad: Tensor, index: Tensor, over: str, batch: int, height: int, width: int, channels: int) -> Tensor:
+def backward(
+    grad: Tensor, x: Tensor, *, kept: Sequence[Tensor], needs: Sequence[bool], over: str
+) -> list[Tensor]:  # fmt: skip
     """The gradient of x, in the dtype of `grad`."""
+    batch, height, width, channels = x.shape
+    (index,) = kept
     grad, rows = grad.contiguous(), batch * height * width
     dx = grad.new_empty((batch, height, width, channels))
     if over == "channels":
         tile, _, options = _tiles("max_mean_channels_backward", dx, whole_rows=True)
         grid: tuple[int, ...] = (blocks(rows, tile["BLOCK_R"]),)
         launch(_channels_backward_kernel, grid, grad, index, dx, rows, C=channels, **tile, **options)
-        return dx
+        return [dx]
     tile, _, options = _tiles("max_mean_pixels_backward", dx)
     grid = (blocks(rows, tile["BLOCK_R"]), blocks(channels, tile["BLOCK_C"]))
     launch(_pixels_backward_kernel, grid, grad, index, dx, rows, height * width, C=channels, **tile, **options)
-    return dx
+    return [dx]
 
 
 def _tiles(kernel: str, x: Tensor, whole_rows: bool = False) -> tuple[dict[str, int], int, dict[str, int]]:
