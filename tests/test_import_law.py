@@ -33,7 +33,8 @@ LAW = {
     "testing.py": [],
     "data/*.py": ["checks", "files", "data"],
     # The run time of kernels, bottom up: the compiled library and the tables, what launches Triton, the choice.
-    "backends/native/*.py": ["checks", "_C", "backends.native"],
+    "backends/flops.py": [],
+    "backends/native/*.py": ["checks", "_C", "backends.native", "backends.flops"],
     "backends/tables.py": ["checks"],
     "backends/choices.py": ["checks", "backends.tables"],
     "backends/triton/*.py": ["checks", "backends.tables", "backends.triton"],
@@ -41,7 +42,8 @@ LAW = {
     "backends/select.py": ["checks", "backends.choices", "backends.tables", "backends.native", "backends.transforms"],
     "backends/info.py": ["_version", "backends.native", "backends.select"],
     # An op. Kernels of one backend know nothing of another one, nor of the definition.
-    "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.*.reference"],
+    "ops/functions/fused.py": ["backends.flops", "backends.select", "backends.transforms"],
+    "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.fused", "ops.functions.*.reference"],
     "ops/functions/*/reference.py": ["ops.functions.*.reference"],
     "ops/functions/*/native.py": ["backends.native"],
     "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.triton*"],

@@ -8,7 +8,7 @@ A backend's module of an op brings two functions and nothing else:
 `kept` is a list of what the forward leaves for the backward beside its inputs, where `keep` asks for it. `needs` says for each
 tensor whether its gradient is wanted.
 
-There are two ways in. A plain eager call takes `_Forward`, an autograd.Function around the kernels, because an operator costs
+There are two ways in. A plain eager call takes `_FusedOp`, an autograd.Function around the kernels, because an operator costs
 10 to 30 us more. Whatever traces or watches operators (torch.compile, torch.export, make_fx, fake tensors, FlopCounterMode, a
 tensor subclass) takes the operator `hifuse_fast::fused_<op>`, which carries its own gradients.
 
@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
-from torch.utils.flop_counter import register_flop_formula
 
-from hifuse_fast.backends import transforms
+from hifuse_fast.backends import flops, transforms
 from hifuse_fast.backends.select import autocast_dtype, kernels_on
 
 Tensors = Sequence[Tensor | None]
@@ -44,6 +43,7 @@ class Product(NamedTuple):
     flops: int
     left: tuple[int, ...]
     right: tuple[int, ...]
+    groups: int = 1  #: of a convolution; PyTorch counts the gradient of its filters as if there were one
 
 
 class Fused:
@@ -81,7 +81,7 @@ class Fused:
             out, kept = self.operator(*tensors, **options, backend=kernels.__name__.rpartition(".")[2], keep=grads)
             return out, kept
         if grads:
-            out, *kept = _Forward.apply(self, kernels, options, *tensors)
+            out, *kept = _FusedOp.apply(self, kernels, options, *tensors)
             return out, kept
         found: tuple[Tensor, Sequence[Tensor]] = kernels.forward(*tensors, keep=False, **options)
         return found
@@ -98,6 +98,22 @@ class Fused:
     def asked(self, needs: Sequence[bool]) -> list[bool]:
         """Of the gradients that are needed those that the kernels compute."""
         return [need and place != self.added for place, need in enumerate(needs)]
+
+    def first(
+        self,
+        kernels: ModuleType,
+        grad: Tensor,
+        tensors: Tensors,
+        kept: Tensors,
+        needs: Sequence[bool],
+        options: dict[str, Any],
+    ) -> Gradients:
+        """The gradients by the kernels, those alone that are needed, each in the dtype of its tensor."""
+        found = kernels.backward(grad, *tensors, kept=kept, needs=needs, **options)
+        return [
+            each.to(t.dtype) if need and each is not None and t is not None else None
+            for each, t, need in zip(found, tensors, needs, strict=True)
+        ]
 
     def again(
         self, grad: Tensor, tensors: Tensors, needs: Sequence[bool], options: dict[str, Any], autocast: torch.dtype | None
@@ -150,7 +166,7 @@ def _is_plain(tensors: Tensors) -> bool:
 # ---- Eager -------------------------------------------------------------------------------------------------------------
 
 
-class _Forward(torch.autograd.Function):
+class _FusedOp(torch.autograd.Function):
     """Saves the inputs, and what the kernels keep."""
 
     @staticmethod
@@ -174,21 +190,20 @@ class _Forward(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         asked = fused.asked(needs)
         tensors, kept = ctx.saved_tensors[: fused.count], ctx.saved_tensors[fused.count :]
-        found: Sequence[Tensor | None] = [None] * fused.count
+        found: Gradients = [None] * fused.count
         if any(asked):
             if transforms.active() or transforms.batched(grad):
                 found = fused.again(grad, tensors, asked, ctx.options, ctx.autocast)
             elif torch.is_grad_enabled():
-                found = _Backward.apply(ctx, asked, grad, *tensors, *kept)
+                found = list(_FusedOpGradients.apply(ctx, asked, grad, *tensors, *kept))
             else:
-                found = ctx.kernels.backward(grad, *tensors, kept=kept, needs=asked, **ctx.options)
+                found = fused.first(ctx.kernels, grad, tensors, kept, asked, ctx.options)
         if fused.added >= 0 and needs[fused.added]:
-            found = [*found]
             found[fused.added] = grad.to(ctx.added)
         return (None, None, None, *found)
 
 
-class _Backward(torch.autograd.Function):
+class _FusedOpGradients(torch.autograd.Function):
     """The kernels' backward, where its result may be differentiated again."""
 
     @staticmethod
@@ -197,8 +212,7 @@ class _Backward(torch.autograd.Function):
         tensors, kept = saved[: of.fused.count], saved[of.fused.count :]
         ctx.save_for_backward(grad, *tensors)
         ctx.set_materialize_grads(False)
-        found: list[Tensor | None] = of.kernels.backward(grad, *tensors, kept=kept, needs=needs, **of.options)
-        return tuple(found)
+        return tuple(of.fused.first(of.kernels, grad, tensors, kept, needs, of.options))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -226,13 +240,12 @@ def _register(fused: Fused, tensors: str, options: str) -> tuple[Any, Any]:
 
     def backward(grad: Tensor, *rest: Any, backend: str, **options: Any) -> list[Tensor]:
         *tensors, kept, needs = rest
-        kernels = kernels_on(fused.name, backend, grad.device)
-        found = kernels.backward(grad, *tensors, kept=kept, needs=needs, **options)
+        found = fused.first(kernels_on(fused.name, backend, grad.device), grad, tensors, kept, needs, options)
         return [grad.new_empty(0) if each is None else each for each in found]
 
     def save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
         ctx.options = {key: keyword_only_inputs[key] for key in (*fused.options, "backend")}
-        ctx.autocast, ctx.kept = autocast_dtype(_device(inputs)), len(output[1])
+        ctx.autocast, ctx.keep = autocast_dtype(_device(inputs)), keyword_only_inputs["keep"]
         ctx.added = fused.added_dtype(inputs)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*fused.to_save(inputs), *output[1])
@@ -247,7 +260,11 @@ def _register(fused: Fused, tensors: str, options: str) -> tuple[Any, Any]:
             options = {key: ctx.options[key] for key in fused.options}
             found = fused.again(grad, saved[:count], asked, options, ctx.autocast)
         elif any(asked):
-            found = list(backward_op(grad, *saved[:count], list(saved[count:]), asked, **ctx.options))
+            tensors, kept = saved[:count], list(saved[count:])
+            if not ctx.keep:  # traced where nobody asked for gradients, as an exported program often is
+                with torch.no_grad():
+                    _, kept = forward_op(*tensors, **ctx.options, keep=True)
+            found = list(backward_op(grad, *tensors, kept, asked, **ctx.options))
         found = [each if need else None for each, need in zip(found, needs, strict=True)]
         if fused.added >= 0 and needs[fused.added]:
             found[fused.added] = grad.to(ctx.added)
@@ -288,8 +305,9 @@ def _register_flops(fused: Fused, products: Callable[..., list[Product]]) -> Non
 
     def backward(grad: Tensor, *args: Any, backend: str, out_val: Any = None, **options: Any) -> int:
         *tensors, _, needs = args
-        sides = [(p.flops, side) for p in products(*tensors, **options) for side in (p.left, p.right)]
-        return sum(flops for flops, side in sides if any(needs[place] for place in side))
+        found = products(*tensors, **options)
+        sides = [(p.flops, p.left) for p in found] + [(p.flops * p.groups, p.right) for p in found]
+        return sum(count for count, side in sides if any(needs[place] for place in side))
 
     for operator, formula in ((fused.operator, forward), (fused.backward_operator, backward)):
-        register_flop_formula(operator, get_raw=True)(formula)
+        flops.register(operator, formula)

@@ -56,7 +56,8 @@ def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
 
 
 def _products(z: Tensor, weight: Tensor) -> list[Product]:
-    return [Product(2 * z.shape[0] * z.shape[1] * z.shape[2] * weight.numel(), (0,), (1,))]
+    pixels, groups = z.shape[0] * z.shape[1] * z.shape[2], len(weight) // weight.shape[1]
+    return [Product(2 * pixels * weight.numel(), (0,), (1,), groups)]
 
 
 _FUSED = Fused("mixer", "Tensor z, Tensor weight", "", reference.mixer, products=_products)

@@ -36,8 +36,15 @@ def backward(
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of qkv in its dtype, and of bias_table and qkv_bias in that of the arithmetic."""
     table, padding = _in_arithmetic(qkv, bias_table), _in_arithmetic(qkv, qkv_bias)
-    grads = torch.ops.hifuse_fast.window_attention_backward(grad, qkv, table, padding, **options)
-    return [grads[0], grads[1], None if qkv_bias is None else grads[2]]
+    need_map, need_table = needs[0] or needs[2], needs[1]
+    grads = torch.ops.hifuse_fast.window_attention_backward(
+        grad, qkv, table, padding, **options, need_map=need_map, need_table=need_table
+    )
+    return [
+        grads[0] if need_map else None,
+        grads[1] if need_table else None,
+        grads[2] if need_map and qkv_bias is not None else None,
+    ]
 
 
 def _in_arithmetic(qkv: Tensor, tensor: Tensor | None) -> Tensor | None:

@@ -62,6 +62,7 @@ def backward(
     *, kept: Sequence[Tensor], needs: Sequence[bool], num_heads: int, window_size: int, shift_size: int, scale: float,
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of qkv and bias_table in their dtypes, and of the bias in float32."""
+    need_map, need_table = needs[0] or needs[2], needs[1]
     qkv, table, tokens = strided(qkv), bias_table.contiguous(), window_size**2
     dqkv, dtable = torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table)
     constants, programs, options = _plan("window_attention_backward", qkv, num_heads, window_size, shift_size)
@@ -72,15 +73,19 @@ def backward(
     dpadding = qkv.new_empty((windows * tokens - qkv[..., 0].numel(), qkv.shape[3]))
     inputs = (qkv, table, _padded_token(qkv, qkv_bias), grad.contiguous(), dqkv, dpadding)
     if parts == 1:
-        launch(backward_kernel, grid, *inputs, dbias, *geometry, scale, **constants, **options)
+        launch(backward_kernel, grid, *inputs, dbias, *geometry, scale, MAP=need_map, **constants, **options)
     else:
         statistics = qkv.new_empty((windows, num_heads, 3, parts * constants["BLOCK"]), dtype=torch.float32)
         launch(queries_kernel, grid, *inputs, statistics, dbias.zero_(), *geometry, scale, **constants, **options)
-        launch(keys_kernel, grid, *inputs, statistics, *geometry, scale, **constants, **options)
+        if need_map:
+            launch(keys_kernel, grid, *inputs, statistics, *geometry, scale, **constants, **options)
     block = triton.next_power_of_2(tokens)
     tile = {"BLOCK_S": max(1, SUMMANDS // block), "BLOCK_N": block}
-    launch(table_kernel, (num_heads, len(table)), dbias, dtable, shares, HEADS=num_heads, M=window_size, **tile, num_warps=4)
-    return [dqkv, dtable, None if qkv_bias is None else dpadding.sum(0, dtype=torch.float32)]
+    if need_table:
+        launch(
+            table_kernel, (num_heads, len(table)), dbias, dtable, shares, HEADS=num_heads, M=window_size, **tile, num_warps=4
+        )
+    return [dqkv, dtable, dpadding.sum(0, dtype=torch.float32) if needs[2] else None]
 
 
 def _plan(
