@@ -26,14 +26,23 @@ def normalise(r, kept, eps, K: tl.constexpr):
 
 
 @triton.jit
+def is_nan(x):
+    return x != x  # noqa: PLR0124
+
+
+@triton.jit
 def _larger(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def largest(x, AXIS: tl.constexpr):
-    """The largest value along an axis, or NaN where there is one, which `tl.max` passes over on a GPU."""
-    return tl.max(x, AXIS) if INTERPRETED else tl.reduce(x, AXIS, _larger)
+    """The largest value along an axis, or NaN where there is one: `tl.max` passes over it."""
+    if INTERPRETED:  # which takes a function of ours element by element
+        most = tl.where(tl.max(is_nan(x).to(tl.int32), AXIS) > 0, float("nan"), tl.max(x, AXIS))
+    else:
+        most = tl.reduce(x, AXIS, _larger)
+    return most
 
 
 # Of GELU a product's kernel computes as many as the product has rows times columns, on the units that move the data too: with
