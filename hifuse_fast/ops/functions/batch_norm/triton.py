@@ -43,7 +43,7 @@ def _activate(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit
 def _activation_derivative(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
     if ACTIVATION == "relu":
-        d = tl.where(z > 0.0, 1.0, 0.0)
+        d = tl.where(z <= 0.0, 0.0, 1.0)  # of NaN it is 1, as in PyTorch
     elif ACTIVATION == "gelu":
         d = gelu_derivative(z, DTYPE)
     elif ACTIVATION == "sigmoid":

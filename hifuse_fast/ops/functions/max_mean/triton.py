@@ -1,7 +1,7 @@
 """Largest value and mean in Triton.
 
 Over channels a program takes whole rows. Over pixels it takes a share of an image's pixels and a block of channels, and another
-kernel merges the shares in their order, so that of equal values the first one is found.
+kernel merges the shares in their order, so that of equal values the first one is found. A NaN is larger than any number.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hifuse_fast.backends import tables
+from hifuse_fast.backends.triton import device
 from hifuse_fast.backends.triton.launch import blocks, launch
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 
@@ -43,7 +44,8 @@ def _channels_kernel(
     channel = tl.arange(0, BLOCK_C)[None, :]
     kept = (row[:, None] < rows) & (channel < C)
     x = tl.load(x_ptr + row[:, None] * C + channel, mask=kept, other=0.0).to(tl.float32)
-    largest, index = tl.max(tl.where(kept, x, float("-inf")), 1, return_indices=True)
+    largest = device.largest(tl.where(kept, x, float("-inf")), 1)
+    index = tl.min(tl.where(((x == largest[:, None]) | device.is_nan(x)) & kept, channel, C - 1), 1)  # of the first such value
     tl.store(out_ptr + 2 * row, largest.to(out_ptr.dtype.element_ty), mask=row < rows)
     tl.store(out_ptr + 2 * row + 1, (tl.sum(x, 1) / C).to(out_ptr.dtype.element_ty), mask=row < rows)
     tl.store(index_ptr + row, index.to(tl.int32), mask=row < rows)
@@ -90,10 +92,10 @@ def _pixels_kernel(
         kept = (pixel < end) & inside[None, :]
         x = tl.load(x_ptr + (pixel.to(tl.int64) * C + channel[None, :]), mask=kept, other=float("-inf")).to(tl.float32)
         total += tl.where(kept, x, 0.0)
-        place = tl.where(x > largest, pixel, place)
-        largest = tl.maximum(largest, x)
-    most = tl.max(largest, 0)
-    first = tl.min(tl.where(largest == most[None, :], place, pixels), 0)
+        place = tl.where((x > largest) | device.is_nan(x), pixel, place)
+        largest = tl.maximum(largest, x, propagate_nan=tl.PropagateNan.ALL)
+    most = device.largest(largest, 0)
+    first = tl.min(tl.where((largest == most[None, :]) | device.is_nan(largest), place, pixels), 0)
     offset = (image * shares + share) * C + channel
     tl.store(partial_ptr + offset, most, mask=inside)
     tl.store(partial_ptr + images * shares * C + offset, tl.sum(total, 0), mask=inside)
@@ -119,8 +121,9 @@ def _merge_kernel(
         offset = (image * shares + share) * C + channel
         of_share = tl.load(partial_ptr + offset, mask=inside, other=0.0)
         total += tl.load(partial_ptr + images * shares * C + offset, mask=inside, other=0.0)
-        place = tl.where(of_share > largest, tl.load(place_ptr + offset, mask=inside, other=0), place)
-        largest = tl.maximum(largest, of_share)
+        larger = (of_share > largest) | device.is_nan(of_share)
+        place = tl.where(larger, tl.load(place_ptr + offset, mask=inside, other=0), place)
+        largest = tl.maximum(largest, of_share, propagate_nan=tl.PropagateNan.ALL)
     tl.store(out_ptr + 2 * image * C + channel, largest.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(out_ptr + (2 * image + 1) * C + channel, (total / pixels).to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(index_ptr + image * C + channel, place, mask=inside)
