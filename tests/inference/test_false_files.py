@@ -16,8 +16,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hifuse_fast import CheckpointError, HiFuseOptions, load_checkpoint, load_optimized, optimize_for_inference
+from hifuse_fast.inference.configuration import Configuration
 from hifuse_fast.inference.make import Packer
-from hifuse_fast.inference.network import Configuration, OptimizedHiFuse
+from hifuse_fast.inference.network import OptimizedHiFuse
 from hifuse_fast.inference.shapes import plain_shapes
 from hifuse_fast.ops.prepared.base import PreparedOp
 from tests.support.frozen import VARIANTS, make
