@@ -106,60 +106,52 @@ def tree(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 def _compare(name: str, expected: nn.Module, others: dict[str, nn.Module], foreign: bool) -> dict[str, Any]:
     actual, place = others[name], name or "it"
-    if not _check_class(place, expected, actual, foreign):
-        holders = [actual, others[name.rpartition(".")[0]]]  # the official block has the shift, not its attention
-        found = {key: _first(holders if key == "shift_size" else holders[:1], key, vars(expected)[key]) for key in READ
-                 if key in vars(expected)}  # fmt: skip
+    keys = [key for key in vars(expected) if key not in _OF_EVERY_MODULE and key not in WITHOUT_EFFECT]
+    holders = [actual]
+    if _stands_for(place, expected, actual, foreign):
+        _check_order(place, expected, actual)
     else:
-        _check_children(place, expected, actual)
-        found = vars(actual)
+        keys = [key for key in keys if key in READ]
+        holders.append(others[name.rpartition(".")[0]])  # the official block has the shift, not its attention
     changed = {}
-    for key, value in vars(expected).items():
-        if key in _OF_EVERY_MODULE or key in WITHOUT_EFFECT or key not in found or _same(found[key], value):
+    for key in keys:
+        value = getattr(expected, key)
+        found = next((getattr(each, key) for each in holders if hasattr(each, key)), value)
+        if _same(found, value):
             continue
         path = f"{name}.{key}" if name else key
         if key not in READ:
-            raise ValueError(f"model cannot be frozen: {path} must be {value!r} as its options say, got {found[key]!r}")
-        changed[path] = found[key]
+            raise ValueError(f"model cannot be frozen: {path} must be {value!r} as its options say, got {found!r}")
+        changed[path] = found
     return changed
 
 
-def _check_class(place: str, expected: nn.Module, actual: nn.Module, foreign: bool) -> bool:
-    """Whether the attributes of both can be compared; ValueError where the forward is another one."""
+def _stands_for(place: str, expected: nn.Module, actual: nn.Module, foreign: bool) -> bool:
+    """Whether all attributes of both can be compared; ValueError where the forward is another one."""
     cls, base = type(actual), type(expected)
     allowed = (base, *_AS_GOOD.get(base, ()))
     if foreign:
-        allowed += tuple(
-            each for each in base.__mro__ if each.__module__.startswith("torch.nn.modules") and each is not nn.Module
-        )
-    for each in allowed:
-        if issubclass(cls, each):
-            methods = _methods(each)
-            own = (key for part in cls.__mro__ if part not in each.__mro__ for key in vars(part))
-            for key in (*own, *vars(actual)):
-                if key in methods:
-                    raise ValueError(
-                        f"model cannot be frozen: {place} has a {key} of its own ({_name_of(cls)}), in place of that of"
-                        f" {_name_of(each)}, which a frozen network stands for"
-                    )
-            return True
-    if foreign and "forward" in vars(actual):
-        raise ValueError(f"model cannot be frozen: the forward of {place} was replaced by one of its own")
-    if foreign and not isinstance(expected, (nn.Linear, nn.Conv2d, nn.BatchNorm2d)):
-        return False
-    raise ValueError(f"model cannot be frozen: {place} is a {_name_of(cls)}, where HiFuse has a {_name_of(base)}")
+        allowed += tuple(each for each in base.__mro__ if each.__module__.startswith("torch.nn.") and each is not nn.Module)
+    stands_for = next((each for each in allowed if issubclass(cls, each)), None)
+    known = nn.Module if stands_for is None else stands_for
+    others = [key for part in cls.__mro__ if part not in known.__mro__ for key in vars(part)] if stands_for else []
+    for key in (*others, *vars(actual)):
+        if key in _methods(known):
+            whose = "set on the instance" if key in vars(actual) else f"of {_name_of(cls)}"
+            raise ValueError(
+                f"model cannot be frozen: {place} has a {key} of its own, {whose}, and a frozen network stands for that of"
+                f" {_name_of(base)}"
+            )
+    if stands_for is None and not (foreign and not isinstance(expected, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))):
+        raise ValueError(f"model cannot be frozen: {place} is a {_name_of(cls)}, where HiFuse has a {_name_of(base)}")
+    return stands_for is not None
 
 
-def _check_children(place: str, expected: nn.Module, actual: nn.Module) -> None:
-    """Modules that a forward may come across; any others it does not know."""
-    names = [key for key, child in actual._modules.items() if child is not None]
-    if isinstance(expected, (nn.Sequential, nn.ModuleList)):
-        if names != list(expected._modules):
-            raise ValueError(f"model cannot be frozen: {place} must have the modules {list(expected._modules)}, got {names}")
-        return
-    for key, child in expected._modules.items():
-        if child is None and key in names:
-            raise ValueError(f"model cannot be frozen: {place}.{key} must be None as its options say, got a module")
+def _check_order(place: str, expected: nn.Module, actual: nn.Module) -> None:
+    """ValueError where modules that run one after another are others. Elsewhere no forward looks for what it does not know."""
+    names = list(actual._modules)
+    if isinstance(expected, (nn.Sequential, nn.ModuleList)) and names != list(expected._modules):
+        raise ValueError(f"model cannot be frozen: {place} must have the modules {list(expected._modules)}, got {names}")
 
 
 def _methods(cls: type[nn.Module]) -> set[str]:
@@ -167,10 +159,6 @@ def _methods(cls: type[nn.Module]) -> set[str]:
     parts = [part for part in cls.__mro__ if part not in nn.Module.__mro__]
     own = {key for part in parts for key, value in vars(part).items() if callable(value) or isinstance(value, property)}
     return {key for key in own if not key.startswith("__")} - _NO_CALL | _CALL
-
-
-def _first(holders: list[nn.Module], key: str, default: Any) -> Any:
-    return next((getattr(each, key) for each in holders if hasattr(each, key)), default)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -100,8 +100,8 @@ class OptimizedHiFuse(nn.Module):
             RuntimeError: images that require a gradient while gradients are on; a transform of torch.func; torch.jit.trace.
             BackendError: torch.export of a network on Triton, which is not served yet.
         """
+        _check_context()
         self._check_images(images)
-        _check_call(images)
         return self._traced(images) if is_traced(images) else self._called(images)
 
     @torch.no_grad()
@@ -227,22 +227,22 @@ class OptimizedHiFuse(nn.Module):
             raise TypeError(f"images must be torch.float32 or the network's {self.dtype}, got {images.dtype}")
         if images.device != self.device:
             raise ValueError(f"images must be on the network's device, {self.device}, got {images.device}")
+        if images.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"images require a gradient, and the frozen network has none: {_NO_AUTOGRAD};"
+                " where no gradient is wanted, call it under torch.no_grad()"
+            )
 
 
 _NO_JIT = "torch.export.export takes it, and its own save and load_optimized write and read it"
 _NO_AUTOGRAD = "it runs forward only: use the model that it was made of"
 
 
-def _check_call(images: Tensor) -> None:
-    """Raise RuntimeError where the result would have no gradient, no tangent or no batches, without a word."""
+def _check_context() -> None:
+    """Raise RuntimeError where the result would have no tangent or no batches, or be kept for one size, without a word."""
     transform = transforms.active()
     if transform is not None:
         raise RuntimeError(f"the frozen network was called under {transform}, and {_NO_AUTOGRAD}")
-    if images.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError(
-            f"images require a gradient, and the frozen network has none: {_NO_AUTOGRAD};"
-            " where no gradient is wanted, call it under torch.no_grad()"
-        )
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise RuntimeError(f"torch.jit.trace cannot take a frozen network: {_NO_JIT}")
 

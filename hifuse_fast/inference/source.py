@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -46,8 +47,7 @@ def read_source(model: Any) -> Source:
     weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
     try:
         options = _options(network, weights)
-        with torch.device("meta"):
-            expected = (HiFuseFeatures if isinstance(network, HiFuseFeatures) else HiFuse)(**options.to_dict())
+        expected = _new(HiFuseFeatures if isinstance(network, HiFuseFeatures) else HiFuse, options)
         changed = compare(network, expected)
         weights = _complete(weights, expected, network)
         check_weights(weights, expected)
@@ -89,12 +89,21 @@ def _options(network: nn.Module, weights: Mapping[str, Tensor]) -> HiFuseOptions
     if not isinstance(network, HiFuse):
         return deduce_options(weights)
     head, options = weights.get("conv_head.weight"), network.options
+    if not isinstance(options, HiFuseOptions):
+        raise ValueError(f"model.options must be HiFuseOptions, got {type(options).__name__}")
     if head is not None and head.dim() == 2:
         options = replace(options, num_classes=len(head))
     elif type(network.conv_head) is nn.Identity:
         options = replace(options, num_classes=0)
     gates: set[str] = {getattr(getattr(network, f"fu{i}", None), "channel_gate", "") for i in (1, 2, 3, 4)}
     return replace(options, channel_gate=gates.pop()) if len(gates) == 1 and gates <= set(CHANNEL_GATES) else options
+
+
+@functools.lru_cache(4)
+def _new(cls: type[HiFuse], options: HiFuseOptions) -> HiFuse:
+    """A new network without memory. It takes longer than all else that is read, and is only looked at."""
+    with torch.device("meta"):
+        return cls(**options.to_dict())
 
 
 def _complete(weights: Mapping[str, Tensor], expected: HiFuse, network: nn.Module) -> dict[str, Tensor]:

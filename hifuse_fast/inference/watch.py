@@ -21,15 +21,14 @@ class Watch:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        parts = [module for module in network.modules() if module is not network]
+        self._parts = parts = [module for module in network.modules() if module is not network]
         self._hooks = [getattr(module, table) for module in parts for table in _HOOKS]
-        self._attributes = [vars(module) for module in parts]
         self._tables = [module._modules for module in (network, *parts) if module._modules]
         self._contents = list(self._found())
 
     def sees_a_change(self) -> bool:
         """Whether another module is in the place of one, or one has a hook or a forward of its own."""
-        if any(self._hooks) or any(_ON_ALL_MODULES) or any(map(operator.contains, self._attributes, repeat("forward"))):
+        if any(self._hooks) or any(_ON_ALL_MODULES) or any(map(operator.contains, map(vars, self._parts), repeat("forward"))):
             return True
         found = list(self._found())
         return len(found) != len(self._contents) or not all(map(operator.is_, found, self._contents))
