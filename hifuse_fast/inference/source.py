@@ -47,7 +47,7 @@ def read_source(model: Any) -> Source:
     weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
     try:
         options = _options(network, weights)
-        expected = _new(HiFuseFeatures if isinstance(network, HiFuseFeatures) else HiFuse, options)
+        expected = new_network(HiFuseFeatures if isinstance(network, HiFuseFeatures) else HiFuse, options)
         changed = compare(network, expected)
         weights = _complete(weights, expected, network)
         check_weights(weights, expected)
@@ -100,7 +100,7 @@ def _options(network: nn.Module, weights: Mapping[str, Tensor]) -> HiFuseOptions
 
 
 @functools.lru_cache(4)
-def _new(cls: type[HiFuse], options: HiFuseOptions) -> HiFuse:
+def new_network(cls: type[HiFuse], options: HiFuseOptions) -> HiFuse:
     """A new network without memory. It takes longer than all else that is read, and is only looked at."""
     with torch.device("meta"):
         return cls(**options.to_dict())

@@ -125,6 +125,11 @@ FALSE: dict[str, tuple[Change, str]] = {
     "endless depth": (say(depths=[2**31 - 1] * 4), r"the op layers1\.blocks\.1\.qkv is missing"),
     "no depth": (say(depths=None), "depths must be 4 integers, got None"),
     "maps of stage 9": (say(out_indices=[9]), "out_indices must be stages 0 to 3"),
+    "a setting of nothing": (say(settings={"fu9.norm1.eps": 1e-3}), r"the network has no fu9\.norm1\.eps"),
+    "a setting of another kind": (say(settings={"fu1.dim": 3}), r"settings must be of eps, shift_size or channel_gate, .*fu1\.dim"),
+    "a setting that its op has not": (say(settings={"fu1.norm3.eps": 0.5}), r"the option eps of fu1\.gated_concat must be 0\.5"),
+    "a setting that is no number": (say(settings={"fu1.norm3.eps": None}), r"fu1\.norm3\.eps must be a positive number"),
+    "no settings": (say(settings=None), "its configuration does not fit"),
     "another dtype of all": (say(dtype="bfloat16"), "torch.bfloat16|stem"),
 }  # fmt: skip
 
