@@ -78,6 +78,11 @@ class PreparedOp(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join([f"backend={self.backend}", *(f"{name}={value}" for name, value in self.options.items())])
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_buffers", ()):  # calls that are repeated would go on with the old one
+            raise AttributeError(f"a prepared op keeps its tensors, and {name} is one: write into it, or prepare the op again")
+        super().__setattr__(name, value)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreparedOp:
         for name, tensor in self.named_buffers():
             moved = fn(tensor)
