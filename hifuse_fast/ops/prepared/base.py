@@ -142,21 +142,25 @@ class _UserCall:
         if self._place is not None and self._place < len(args):
             out = args[self._place]
         # A call that is traced has no addresses.
-        if out is not None and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode():
-            self._check_apart(op, args, named)
+        if out is None or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return
+        memory = [_memory(x) for x in (*_tensors((*args, *named.values())), *_tensors(op._buffers.values()))]
+        for first, end in map(_memory, _tensors((out,))):
+            # Its own memory is among all of it.
+            if sum(first < stop and begin < end for begin, stop in memory) > 1:
+                self._refuse_overlap(op, args, named)
 
     def _first_that_requires_a_gradient(self, args: tuple[Any, ...], named: dict[str, Any]) -> str:
         return next(name for name, x in self._by_name(args, named) if x.requires_grad)
 
-    def _check_apart(self, op: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Raise where a map of `out` shares memory with another tensor of the call."""
+    def _refuse_overlap(self, op: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = list(self._by_name(args, named))
         packed = [(f"the op's {name}", x) for name, x in op._buffers.items() if x is not None]
         for i, (name, out) in enumerate(given):
-            if not name.startswith("out"):
-                continue
+            first, end = _memory(out)
             for other, x in (*given[:i], *given[i + 1 :], *packed):
-                if _overlap(out, x):
+                begin, stop = _memory(x)
+                if name.startswith("out") and first < stop and begin < end:
                     raise ValueError(f"{name} must not share memory with {other}, got tensors that overlap")
 
     def _by_name(self, args: tuple[Any, ...], named: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -177,19 +181,14 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether the memory from the first to the last element of a and of b has a byte in common."""
-    (first, end), (begin, stop) = _memory(a), _memory(b)
-    return a.device == b.device and first < stop and begin < end
-
-
 def _memory(x: Tensor) -> tuple[int, int]:
     """The addresses of the first byte and of the one after the last; equal for no elements, and where there is no memory."""
-    first = x.data_ptr()
-    if first == 0 or x.numel() == 0:
+    first, count = x.data_ptr(), x.numel()
+    if first == 0 or count == 0:
         return first, first
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return first, first + (last + 1) * x.element_size()
+    if not x.is_contiguous():  # images alone
+        count = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return first, first + count * x.element_size()
 
 
 def check_operand(name: str, x: Any, shape: Sequence[int | None], like: Tensor) -> None:
