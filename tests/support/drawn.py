@@ -144,7 +144,7 @@ class Drawn:
         """The tensor as the kernel gets it in its dtype, in `dtype`, with its strides."""
         single = name in self.single
         x = x.to(torch.float32 if single and self.dtype != torch.float64 else self.dtype).double()
-        if roundings and name.startswith("map"):
+        if roundings:
             signs = torch.rand(x.shape, generator=torch.Generator().manual_seed(self.seed)).double().sub(0.5).sign()
             x = x * (1 + roundings * torch.finfo(torch.promote_types(self.dtype, torch.float32)).eps * signs)
         x = x.to(torch.float32 if single and dtype != torch.float64 else dtype).to(device_of(backend))
@@ -157,20 +157,25 @@ class Drawn:
         return bound_of_linear(self.algorithm) if self.op in ("prepare_linear", "prepare_mlp") else RULE
 
     def check(self) -> None:
-        """Raise AssertionError unless every result obeys the rule, or errs as one rounding of the maps would make it err.
+        """Raise AssertionError unless every result obeys the rule, or errs as one rounding of all inputs would make it err.
 
         Four roundings where the exact result is ill-conditioned: in a gradient, far from zero, and in a row of equal values, of
-        which a norm gives exactly zero in PyTorch and in a kernel what is left of the mean, times 1 / sqrt(eps). Four too in
+        which a norm gives exactly zero in PyTorch and in a kernel what is left of the mean, times 1 / sqrt(eps). Sixteen in
         float64, where PyTorch is the measure itself. The roundings are of the kernels' arithmetic, float32 for maps of 16 bits.
         """
         with nan_poisoned_empty():
             actual = self.run(self.dtype, self.backend)
         bound = self.bound() if self.prepared else RULE
         eager, exact = self.run(self.dtype, "reference"), self.run(torch.float64, "reference")
-        sensitive = self.values in ("constant rows", "mean 1000") or self.gradients or self.dtype == torch.float64
-        moved = self.run(torch.float64, "reference", roundings=4.0 if sensitive else 1.0)
+        sensitive = self.values in ("constant rows", "mean 1000") or self.gradients
+        roundings = 16.0 if self.dtype == torch.float64 else 4.0 if sensitive else 1.0
+        moved = self.run(torch.float64, "reference", roundings)
+        if self.op == "max_mean":  # among equal values a rounding chooses another largest one
+            moved = exact
         for name, value in actual.items():
             besides = (moved[name] - exact[name]).abs().max().item()
+            if self.dtype == torch.float64 and name.startswith("gradient"):  # the gradient of the output may cancel in it
+                besides += torch.finfo(torch.float64).eps
             assert_within_rule(value, eager[name], exact[name], what=name, besides=besides, bound=bound)
 
 
