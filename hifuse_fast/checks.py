@@ -105,6 +105,7 @@ def check_weights(**weights: tuple[Any, str]) -> dict[str, int]:
     for name, (weight, shape) in weights.items():
         if not isinstance(weight, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
+        check_dense(name, weight)
         words = shape.split()
         if weight.dim() == len(words):
             sizes |= {word: n for word, n in zip(words, weight.shape, strict=True) if word.isalpha() and word not in sizes}
@@ -129,6 +130,7 @@ def check_parameter(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    check_dense(name, value)
     if list(value.shape) != list(shape):
         raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
     if value.device != like.device:

@@ -18,9 +18,13 @@ def dot(a, b, PRECISION: tl.constexpr, acc=None):
 
 @triton.jit
 def normalise(r, kept, eps, K: tl.constexpr):
-    """(r - mean) / sqrt(var + eps) and 1 / sqrt(var + eps), over the K columns `kept` of each row of r [R, BLOCK_K]."""
+    """(r - mean) / sqrt(var + eps) and 1 / sqrt(var + eps), over the K columns `kept` of each row of r [R, BLOCK_K].
+
+    Centred twice: the rounding of the first mean, times 1 / sqrt(eps), would be seen in a row of equal values.
+    """
     mean = tl.sum(tl.where(kept, r, 0.0), 1, keep_dims=True) / K
     centred = tl.where(kept, r - mean, 0.0)
+    centred = tl.where(kept, centred - tl.sum(centred, 1, keep_dims=True) / K, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, 1, keep_dims=True) / K + eps)
     return centred * scale, scale
 

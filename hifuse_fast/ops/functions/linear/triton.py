@@ -72,11 +72,17 @@ def _forward_kernel(
             total += r.to(tl.float32)
         mean = tl.sum(total, 1, keep_dims=True) / K
         total = tl.zeros([BLOCK_M, BLOCK_S], tl.float32)
+        left = tl.zeros([BLOCK_M, BLOCK_S], tl.float32)
         for k in range(0, K, BLOCK_S):
             r = _load_rows(x_ptr, row, k, rows, height, width, stride_b, stride_y, stride_x, C, K, PATCHES, BLOCK_S)
             centred = tl.where(k + tl.arange(0, BLOCK_S)[None, :] < K, r.to(tl.float32) - mean, 0.0)
             total += centred * centred
-        scale = tl.rsqrt(tl.sum(total, 1, keep_dims=True) / K + eps)
+            left += centred
+        # What the rounding of the mean left: times 1 / sqrt(eps) it would be seen in a row of equal values.
+        shift = tl.sum(left, 1, keep_dims=True) / K
+        mean += shift
+        variance = tl.sum(total, 1, keep_dims=True) / K - shift * shift
+        scale = tl.rsqrt(tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL) + eps)
 
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
