@@ -87,8 +87,17 @@ def use_backend(backend: str) -> Iterator[None]:
 
 @_constant  # torch.compile cannot trace a ContextVar; so compiled code keeps the backend that it was compiled under
 def current_backend() -> str:
-    """The backend that `use_backend` set for this thread, "auto" where none did."""
-    return _chosen.get()
+    """The backend that `use_backend` set for this thread, "auto" where none did.
+
+    While PyTorch traces for ONNX, which has no operators of ours, that is "reference" in place of "auto".
+    """
+    chosen = _chosen.get()
+    return "reference" if chosen == "auto" and _traced_for_onnx() else chosen
+
+
+def _traced_for_onnx() -> bool:
+    # By PyTorch's new exporter, or by the old one. The question to torch.onnx alone would take an import, and 1 us a call.
+    return (torch.compiler.is_exporting() or torch._C._is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 def choose(op: str, backend: str, *, key: tuple[object, ...] = (), **call: Any) -> str:

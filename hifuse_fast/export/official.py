@@ -36,8 +36,8 @@ class OfficialLayout(nn.Module):
         global_maps = _global_branch(model, x)
         local_maps = _local_branch(model, x)
         fused_maps: list[Tensor] = []
-        for block, *maps in zip((model.fu1, model.fu2, model.fu3, model.fu4), local_maps, global_maps, strict=True):
-            fused_maps.append(_hff_block(block, *maps, fused_maps[-1] if fused_maps else None))
+        for block, local, tokens in zip((model.fu1, model.fu2, model.fu3, model.fu4), local_maps, global_maps, strict=True):
+            fused_maps.append(_hff_block(block, local, tokens, fused_maps[-1] if fused_maps else None))
         if isinstance(model, HiFuseFeatures):
             return tuple(fused_maps[each["index"]] for each in model.feature_info.info)
         out: Tensor = model.conv_head(_layer_norm(model.conv_norm, fused_maps[-1].mean((2, 3))))
@@ -48,6 +48,7 @@ def _global_branch(model: HiFuse, x: Tensor) -> list[Tensor]:
     """The maps of the global stages, each [B, C, H, W]."""
     x = _layer_norm(model.patch_embed.norm, _conv(model.patch_embed.proj, x).permute(0, 2, 3, 1))
     maps = []
+    block: Any
     for stage in (model.layers1, model.layers2, model.layers3, model.layers4):
         x = x if stage.downsample is None else _patch_merging(stage.downsample, x)
         for block in stage.blocks:
@@ -59,6 +60,8 @@ def _global_branch(model: HiFuse, x: Tensor) -> list[Tensor]:
 def _local_branch(model: HiFuse, x: Tensor) -> list[Tensor]:
     """The maps of the local stages, each [B, C, H, W]."""
     maps = []
+    downsample: Any
+    blocks: Any
     for downsample, blocks in zip(model.downsample_layers, model.stages, strict=True):
         for layer in downsample:  # a convolution and a norm, in either order
             x = _conv(layer, x) if isinstance(layer, nn.Conv2d) else _layer_norm_first(layer, x)

@@ -76,8 +76,8 @@ def to_onnx(
     of a `HiFuseFeatures` a map "stage1" to "stage4" each. A size that is no multiple of 32 is padded within the graph, as
     the network does. Of the same weights, the outputs are those of the reference but for rounding.
 
-    The metadata of the file are texts: "hifuse_fast" and "torch" (versions), and in JSON "options" (of the network), "classes" (a
-    list of names) and "preprocess": the fields of `Preprocess`, and "color", which is "RGB" or for a network of one channel "L".
+    The metadata of the file are texts: "hifuse_fast" and "torch" (versions), and in JSON "options" (of the network), "classes"
+    (a list of names) and "preprocess": the fields of `Preprocess`, and "color", which is "RGB", or "L" for one channel.
 
     Args:
         model: a `HiFuse` or `HiFuseFeatures`, in eval mode, in float32, on any one device; also wrapped by
@@ -172,7 +172,8 @@ def _error(network: HiFuse, run: Callable[[Tensor], list[Tensor]], images: Tenso
     with _plain_mode(), use_backend("reference"):
         expected: Any = network(images)
     pairs = zip(run(images), expected if isinstance(expected, list) else [expected], strict=True)
-    return max(((a - e).abs().max() / e.abs().max().clamp(min=torch.finfo(e.dtype).tiny)).item() for a, e in pairs)
+    errors = [((a - e).abs().max() / e.abs().max().clamp(min=torch.finfo(e.dtype).tiny)).item() for a, e in pairs]
+    return float(max(errors))
 
 
 def _shapes(shape: tuple[int, int, int], axes: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
@@ -248,7 +249,9 @@ def _check_weights(network: HiFuse) -> None:
         raise ValueError(f"model must be on one device, got {', '.join(sorted(devices))}")
     size = sum(tensor.nbytes for tensor in tensors.values())
     if size > _MOST_BYTES:
-        raise ValueError(f"model must have at most 2 GiB of weights, which is what an ONNX file holds, got {size / 2**30:.1f} GiB")
+        raise ValueError(
+            f"model must have at most 2 GiB of weights, which is what an ONNX file holds, got {size / 2**30:.1f} GiB"
+        )
 
 
 def _check_path(path: Any) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.modules.module as global_hooks
 from torch import nn
 
 from hifuse_fast.checkpoints.save import find_network
@@ -50,24 +51,29 @@ def check_plain(model: Any) -> HiFuse:
 def _why_not_plain(network: HiFuse) -> str | None:
     if type(network) not in (HiFuse, HiFuseFeatures):
         return f"it is of the class {type(network).__name__}, which may have a forward of its own"
-    made = dict(create_model("hifuse_tiny", **network.options.to_dict(), device="meta").named_modules())
-    found = dict(network.named_modules())
-    for name, module in found.items():
-        if name.split(".")[0] in _FREE:
-            continue
-        called = name or "the network"
-        if name not in made:
-            return f"{called} was added"
-        if name and not _same_kind(module, made[name]):
-            return f"{called} is a {type(module).__name__}, and not a {type(made[name]).__name__}"
-        if "forward" in vars(module):
-            return f"{called} has a forward of its own"
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"{called} has a forward hook"
-    if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
         return "there are global forward hooks"
-    gone = [name for name in made if name not in found and name.split(".")[0] not in _FREE]
-    return f"{gone[0]} is gone" if gone else None
+    made = _modules(create_model("hifuse_tiny", **network.options.to_dict(), device="meta"))
+    found = _modules(network)
+    gone = [f"{name} is gone" for name in made if name not in found]
+    reasons = [f"{name} {reason}" for name in found if (reason := _why_not(found[name], made.get(name)))]
+    return next(iter(gone + reasons), None)
+
+
+def _modules(network: nn.Module) -> dict[str, nn.Module]:
+    """By name, the modules that the export reads."""
+    return {name or "the network": each for name, each in network.named_modules() if name.split(".")[0] not in _FREE}
+
+
+def _why_not(module: nn.Module, made: nn.Module | None) -> str | None:
+    """Why a module may compute something else than the one of `create_model`, for a sentence that begins with its name."""
+    if made is None:
+        return "was added"
+    if not isinstance(module, HiFuse) and not _same_kind(module, made):
+        return f"is a {type(module).__name__}, and not a {type(made).__name__}"
+    if "forward" in vars(module) or "__call__" in vars(module):
+        return "has a forward of its own"
+    return "has a forward hook" if module._forward_hooks or module._forward_pre_hooks else None
 
 
 def _same_kind(module: nn.Module, made: nn.Module) -> bool:
@@ -80,8 +86,9 @@ def _refuse_program(program: torch.export.ExportedProgram) -> None:
     targets = sorted({str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"})
     ours = next((target for target in targets if target.startswith("hifuse_fast.")), None)
     if ours is None:
-        raise TypeError("model must be a HiFuse, got an ExportedProgram; torch.onnx.export(program) takes it, as it has no op of"
-                        " hifuse_fast")  # fmt: skip
+        raise TypeError(
+            "model must be a HiFuse, got an ExportedProgram without our ops, which torch.onnx.export takes as it is"
+        )
     raise ValueError(
         f"model must be a HiFuse, got an ExportedProgram with the op {ours}, which ONNX has not: export the network itself, or"
         ' make the program under use_backend("reference")'
