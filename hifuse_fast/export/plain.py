@@ -71,8 +71,9 @@ def _why_not(module: nn.Module, made: nn.Module | None) -> str | None:
         return "was added"
     if not isinstance(module, HiFuse) and not _same_kind(module, made):
         return f"is a {type(module).__name__}, and not a {type(made).__name__}"
-    if "forward" in vars(module) or "__call__" in vars(module):
-        return "has a forward of its own"
+    own = next((name for name in vars(module) if callable(getattr(type(module), name, None))), None)
+    if own is not None:
+        return f"has a {own} of its own"
     return "has a forward hook" if module._forward_hooks or module._forward_pre_hooks else None
 
 

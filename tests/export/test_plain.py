@@ -35,6 +35,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pruned": (lambda m: prune.l1_unstructured(m.fu2.W_l.conv, "weight", 0.5), r"fu2.W_l.conv has a forward hook"),
     "weight norm": (lambda m: parametrizations.weight_norm(m.layers1.blocks[0].fc1), "layers1.blocks.0.fc1 is a Parametrized"),
     "forward": (_set_forward, r"fu1.se has a forward of its own"),
+    "method": (lambda m: setattr(m, "forward_head", lambda x: x), "the network has a forward_head of its own"),
     "added": (lambda m: m.add_module("extra", nn.Linear(1, 1)), "extra was added"),
     "gone": (lambda m: m.stages[0].__delitem__(0), r"stages.0.1 is gone"),
 }
