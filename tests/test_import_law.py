@@ -26,7 +26,7 @@ BLOCKS = [*LAYERS, "blocks"]
 MODEL = [*BLOCKS, "options", "model"]
 CHECKPOINTS = [*MODEL, "checkpoints"]
 INFERENCE = [*CHECKPOINTS, "inference"]
-PUBLIC = [*INFERENCE, "data", "testing"]
+PUBLIC = [*INFERENCE, "data", "export", "testing"]
 LAW = {
     "checks.py": [],
     "files.py": ["checks"],
@@ -66,6 +66,7 @@ LAW = {
     "model.py": [*BLOCKS, "options"],
     "checkpoints/*.py": CHECKPOINTS,
     "inference/*.py": INFERENCE,
+    "export/*.py": [*CHECKPOINTS, "data", "export"],
     # The application, and tools over the ops, which nothing in the package imports.
     "bench/*.py": [*PUBLIC, "bench", "PUBLIC API"],
     "app/*.py": [*PUBLIC, "bench", "app", "PUBLIC API"],
@@ -186,5 +187,17 @@ def test_importing_the_package_is_light() -> None:
     """No optional or application package is loaded by `import hifuse_fast`, nor what makes torch take a second more."""
     code = "import sys, hifuse_fast; print(*sorted(sys.modules))"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-    heavy = {"click", "rich", "PIL", "tifffile", "matplotlib", "skimage", "torchvision", "timm", "triton", "torch._dynamo"}
+    heavy = {
+        "click",
+        "rich",
+        "PIL",
+        "tifffile",
+        "matplotlib",
+        "skimage",
+        "torchvision",
+        "timm",
+        "triton",
+        "torch._dynamo",
+        "onnx",
+    }
     assert not heavy & loaded
