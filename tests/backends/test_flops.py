@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from tests.support.kernels import kernels
 
 @pytest.mark.parametrize("options", [{}, {"mixer": "depthwise"}], ids=str)
 @pytest.mark.parametrize("kernel", kernels("prepare_linear", "native"))
-def test_a_frozen_network_costs_what_its_reference_costs(options: dict[str, str], kernel: str) -> None:
-    model = make(**options)
+def test_a_frozen_network_costs_what_its_reference_costs(options: dict[str, Any], kernel: str) -> None:
+    model = make(dims=(16, 24, 40, 64), num_heads=(2, 3, 5, 4), **options)
     found = {}
     for backend in (kernel, "reference"):
         frozen = optimize_for_inference(model, backend=backend)

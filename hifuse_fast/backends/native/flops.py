@@ -5,7 +5,7 @@ An algorithm that needs fewer, Winograd's or Strassen's, is counted as the direc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -65,7 +65,7 @@ def _mlp(u: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor, projec
     return 2 * _pixels(u) * len(expand_bias) * (u.shape[3] + len(project_bias))
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[..., int]] = {
     "window_attention": _window_attention,
     "linear": _linear,
     "local_block": _local_block,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -180,18 +181,18 @@ def test_sparse_and_nested_maps_are_refused(subject: Subject, kind: str) -> None
     rest = list(subject.inputs().values())[1:]
     with pytest.raises(TypeError) as error:
         subject.prepare(dtype=torch.float32)(SPARSE[kind](x.shape), *rest)
-    assert str(error.value) == f"{name} must be a dense tensor with strides, got a {kind} one"
+    assert re.match(f"{name} must be (a|one) dense tensor, got (a nested one|{re.escape(kind)}):", str(error.value))
 
 
 @pytest.mark.parametrize("kind", SPARSE)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_sparse_and_nested_arguments_of_functions_are_refused(kind: str) -> None:
     x, vector = torch.randn(X), torch.randn(C)
-    with pytest.raises(TypeError, match=f"^x must be a dense tensor with strides, got a {kind} one$"):
+    with pytest.raises(TypeError, match=r"^x must be (a|one) dense tensor, got (a nested one|torch\.sparse_\w+):"):
         ops.layer_norm(SPARSE[kind](X), vector, vector)
-    with pytest.raises(TypeError, match=f"^weight must be a dense tensor with strides, got a {kind} one$"):
+    with pytest.raises(TypeError, match=r"^weight must be (a|one) dense tensor, got (a nested one|torch\.sparse_\w+):"):
         ops.layer_norm(x, SPARSE[kind]((1, C)), vector)
-    with pytest.raises(TypeError, match=f"^weight must be a dense tensor with strides, got a {kind} one$"):
+    with pytest.raises(TypeError, match=r"^weight must be (a|one) dense tensor, got (a nested one|torch\.sparse_\w+):"):
         ops.prepare_linear(SPARSE[kind]((C, C)), vector, dtype=torch.float32)
-    with pytest.raises(TypeError, match=f"^images must be a dense tensor with strides, got a {kind} one$"):
+    with pytest.raises(TypeError, match=r"^images must be (a|one) dense tensor, got (a nested one|torch\.sparse_\w+):"):
         stem()(SPARSE[kind]((1, 3, 8, 8)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
-from hifuse_fast.checks import check_eps, check_map, check_parameter
+from hifuse_fast.checks import check_dense, check_eps, check_map, check_parameter
 from hifuse_fast.ops.functions.concat_norm import reference
 from hifuse_fast.ops.functions.fused import Fused
 
@@ -99,6 +99,7 @@ def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, gates: Sequence
             raise TypeError(
                 f"gates[{i}] must be a floating-point tensor or None, got {getattr(gate, 'dtype', type(gate).__name__)}"
             )
+        check_dense(f"gates[{i}]", gate)
         if list(gate.shape) not in ([batch, height, width, 1], [batch, 1, 1, channels]):
             expected = f"[{batch}, {height}, {width}, 1] or [{batch}, 1, 1, {channels}]"
             raise ValueError(f"gates[{i}] must be {expected}, got {list(gate.shape)}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import select
-from hifuse_fast.checks import check_count, check_integer
+from hifuse_fast.checks import check_count, check_dense, check_integer
 from hifuse_fast.ops.functions.fused import Fused, Product
 from hifuse_fast.ops.functions.window_attention import reference
 
@@ -123,6 +123,8 @@ def _check_tensors(
     for name, tensor in (("qkv", qkv), ("bias_table", bias_table), ("qkv_bias", qkv_bias)):
         if not isinstance(tensor, Tensor) and not (name == "qkv_bias" and tensor is None):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor is not None:
+            check_dense(name, tensor)
     if qkv.dim() != 4:
         raise ValueError(f"qkv must be [B, H, W, 3C], got {qkv.dim()} dimensions: {list(qkv.shape)}")
     if qkv.dtype not in DTYPES:
