@@ -8,7 +8,7 @@ import torch
 import torch.nn.modules.module as global_hooks
 from torch import nn
 
-from hifuse_fast.checkpoints.save import find_network
+from hifuse_fast.checkpoints.wrappers import find_networks, is_transparent, wrappers_of
 from hifuse_fast.model import HiFuse, HiFuseFeatures, create_model
 from hifuse_fast.ops.prepared.base import PreparedOp
 
@@ -32,7 +32,7 @@ def check_plain(model: Any) -> HiFuse:
         raise TypeError(
             f"model must have its official weights, got a frozen {type(model).__name__}: export the network that it was made of"
         )
-    network = find_network(model)
+    network = _unwrap(model)
     if network is None:
         raise TypeError(
             f"model must be a HiFuse, got {type(model).__name__}; for weights of the official class, save its state_dict and"
@@ -46,6 +46,14 @@ def check_plain(model: Any) -> HiFuse:
     if reason is not None:
         raise ValueError(f"model must be as create_model makes it, but {reason}; {REMEDY}")
     return network
+
+
+def _unwrap(model: nn.Module) -> HiFuse | None:
+    """The one network that `model` is, or only passes its input to."""
+    for name, network in find_networks(model).items():
+        if isinstance(network, HiFuse) and all(is_transparent(wrapper) for wrapper in wrappers_of(model, name)):
+            return network
+    return None
 
 
 def _why_not_plain(network: HiFuse) -> str | None:

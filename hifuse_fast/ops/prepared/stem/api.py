@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import prepared_class
-from hifuse_fast.checks import check_dtype, check_eps, check_dense, check_weights
+from hifuse_fast.checks import check_dense, check_dtype, check_eps, check_weights
 from hifuse_fast.ops.prepared.base import DTYPES, PreparedOp, check_calls, check_operand
 
 
