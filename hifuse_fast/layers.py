@@ -61,7 +61,8 @@ def call(child: nn.Module, x: Tensor) -> Tensor:
     A child of this package, a wrapper around one, an `nn.LayerNorm` or an `nn.Linear` gets the map as it is. Any other one, as
     an `nn.Conv2d` or an `nn.SyncBatchNorm` that a user put there, gets [B, C, H, W] and gives that.
     """
-    if any(getattr(module, "channels_last", False) or isinstance(module, nn.LayerNorm | nn.Linear) for module in child.modules()):
+    own = (getattr(each, "channels_last", False) or isinstance(each, nn.LayerNorm | nn.Linear) for each in child.modules())
+    if any(own):
         out: Tensor = child(x)
         return out
     return child(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
@@ -112,8 +113,8 @@ class BatchNorm2d(nn.BatchNorm2d):
                 momentum = 1.0 / float(self.num_batches_tracked)
         kept = (self.running_mean, self.running_var) if not self.training or self.track_running_stats else (None, None)
         return ops.batch_norm(
-            x, *affine(self, self.num_features, x), *kept, training=self.training or self.running_mean is None, momentum=momentum,
-            eps=self.eps, activation=activation, pool=pool, residual=residual,
+            x, *affine(self, self.num_features, x), *kept, training=self.training or self.running_mean is None,
+            momentum=momentum, eps=self.eps, activation=activation, pool=pool, residual=residual,
         )  # fmt: skip
 
 
