@@ -250,10 +250,10 @@ class InvertedMLP(nn.Module):
         check_map("z", z, self.dim)
         mixed = batch_norm(self.bn1, self._mix(z))
         convs = self.conv2, self.conv3
-        if all(is_plain(each, ConvNorm) and is_plain_conv(each.conv, 1) and each.conv.groups == 1 for each in convs):
-            if self.conv2.bn is None:
-                expand, project = (each.conv.weight.flatten(1) for each in convs)
-                return batch_norm(self.conv3.bn, ops.mlp(mixed, expand, project), residual=shortcut)
+        usual = all(is_plain(each, ConvNorm) and is_plain_conv(each.conv, 1) and each.conv.groups == 1 for each in convs)
+        if usual and self.conv2.bn is None:
+            expand, project = (each.conv.weight.flatten(1) for each in convs)
+            return batch_norm(self.conv3.bn, ops.mlp(mixed, expand, project), residual=shortcut)
         return conv_norm(self.conv3, F.gelu(conv_norm(self.conv2, mixed)), residual=shortcut)
 
     def _mix(self, z: Tensor) -> Tensor:
