@@ -1,6 +1,6 @@
 """The engines of `make bench-cpu`, set up as their makers document it, all from the same eager network in float32.
 
-onnxruntime and openvino get the graph of our own network, whose maps are channels last. They are not at their best on it.
+onnxruntime and openvino get the file of `hifuse_fast.export.to_onnx`, whose graph has the layout of the official network.
 
 An engine is a function from a network (its own copy), images and a dtype to the call that is timed, which returns the logits of
 these images. One that cannot run here raises `MissingError` with the reason. Each is prepared in a process of its own
@@ -9,8 +9,12 @@ these images. One that cannot run here raises `MissingError` with the reason. Ea
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import tempfile
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,24 +61,20 @@ def zentorch(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
 
 
 def onnxruntime(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
-    """ONNX Runtime on the graph of torch's exporter, of this batch size."""
+    """ONNX Runtime, of this batch size."""
     if dtype != torch.float32:
         raise MissingError(f"its CPU kernels have no {str(dtype).removeprefix('torch.')}")
     runtime = optional("onnxruntime")
-    optional("onnxscript")  # of the exporter
-    with hifuse_fast.use_backend("reference"):
-        program: Any = torch.onnx.export(network, (images,), dynamo=True, verbose=False)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for parameter in network.parameters():  # the exporter keeps them, and the engine needs them no more
-        parameter.data = torch.empty(0)
+    with _onnx_file(network, images) as path:
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = {session.get_inputs()[0].name: images.numpy()}
     return lambda: torch.from_numpy(session.run(None, inputs)[0])
 
 
 def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: str) -> Call:
-    """OpenVINO on the graph of torch.export; the precision is set because its own choice is bfloat16 where the CPU has it.
+    """OpenVINO on the ONNX file; the precision is set because its own choice is bfloat16 where the CPU has it.
 
     The hint THROUGHPUT runs several requests at once, so they share the batch: as many as divide it and have a thread each.
     """
@@ -89,9 +89,8 @@ def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: st
         "PERFORMANCE_HINT_NUM_REQUESTS": requests,
     }
     parts = images.chunk(requests)
-    with hifuse_fast.use_backend("reference"):
-        program = torch.export.export(network, (parts[0],))
-    model = runtime.Core().compile_model(runtime.convert_model(program), "CPU", settings)
+    with _onnx_file(network, parts[0]) as path:
+        model = runtime.Core().compile_model(path, "CPU", settings)
     waiting = [(model.create_infer_request(), part.numpy()) for part in parts]
 
     def call() -> Tensor:
@@ -102,6 +101,20 @@ def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: st
         return torch.cat([torch.from_numpy(request.get_output_tensor().data) for request, _ in waiting])
 
     return call
+
+
+@contextlib.contextmanager
+def _onnx_file(network: nn.Module, images: Tensor) -> Iterator[Path]:
+    """The network as ONNX for images of this shape, while the block runs; after it, an engine needs its weights no more."""
+    optional("onnxscript")  # of the exporter
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.onnx")
+        hifuse_fast.export.to_onnx(
+            network, path, batch_size=len(images), image_size=tuple(images.shape[2:]), check=False
+        )  # the bench checks what the engine gives
+        yield path
+    for parameter in network.parameters():
+        parameter.data = torch.empty(0)
 
 
 def fast(network: nn.Module, images: Tensor, dtype: torch.dtype, **options: Any) -> Call:

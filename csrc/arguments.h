@@ -42,8 +42,8 @@ struct WindowAttentionBackward {
   Map<const void*> qkv;
   const void* bias_table;
   const void* qkv_bias;
-  Map<void*> grad_qkv;    // [B, H, W, 3C]
-  void* grad_bias_table;  // [(2M-1)^2, heads]
+  Map<void*> grad_qkv;    // [B, H, W, 3C]; null with grad_qkv_bias where neither is needed
+  void* grad_bias_table;  // [(2M-1)^2, heads], or null
   void* grad_qkv_bias;    // [3C]: what the padded tokens contribute
 };
 

@@ -1,6 +1,6 @@
 """hifuse_fast: HiFuse for medical image classification, fast on CPUs and GPUs, proven equal to the official network."""
 
-from hifuse_fast import ops
+from hifuse_fast import export, ops
 from hifuse_fast._version import __version__
 from hifuse_fast.backends.info import Info, info
 from hifuse_fast.backends.select import BackendError, use_backend
@@ -35,6 +35,7 @@ __all__ = [
     "create_model",
     "create_model_from_checkpoint",
     "describe_checkpoint",
+    "export",
     "info",
     "list_models",
     "load_checkpoint",

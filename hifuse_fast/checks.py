@@ -68,10 +68,19 @@ def check_heads(name: str, num_heads: int, dim: int) -> None:
         raise ValueError(f"{name} must divide the width {dim}, got {num_heads}")
 
 
+def check_dense(name: str, x: Tensor) -> None:
+    """Raise TypeError for a sparse or a nested tensor."""
+    if x.is_nested:
+        raise TypeError(f"{name} must be one dense tensor, got a nested one: pad its parts to one size, or pass each alone")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {x.layout}: call to_dense() first")
+
+
 def check_map(name: str, x: Any, dim: int | None = None) -> None:
     """Raise unless `x` is a floating tensor [B, H, W, dim] with at least one token; None stands for any width."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    check_dense(name, x)
     if x.dim() != 4 or dim not in (None, x.shape[-1]) or 0 in x.shape[1:]:
         width = "C" if dim is None else dim
         raise ValueError(f"{name} must be [B, H, W, {width}] with H, W and {width} at least 1, got {list(x.shape)}")
@@ -96,6 +105,7 @@ def check_weights(**weights: tuple[Any, str]) -> dict[str, int]:
     for name, (weight, shape) in weights.items():
         if not isinstance(weight, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
+        check_dense(name, weight)
         words = shape.split()
         if weight.dim() == len(words):
             sizes |= {word: n for word, n in zip(words, weight.shape, strict=True) if word.isalpha() and word not in sizes}
@@ -120,6 +130,7 @@ def check_parameter(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    check_dense(name, value)
     if list(value.shape) != list(shape):
         raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
     if value.device != like.device:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hifuse_fast.backends.select import current_backend, use_backend
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
-from hifuse_fast.checks import check_choice, check_count, check_flag
+from hifuse_fast.checks import check_choice, check_count, check_dense, check_flag
 from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, frozen_statistics, is_plain, pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
 
@@ -231,6 +231,7 @@ class HiFuse(nn.Module):
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+        check_dense("images", images)
         if images.dim() != 4 or images.shape[1] != self.in_chans or 0 in images.shape[2:]:
             shape = list(images.shape)
             raise ValueError(f"images must be [B, {self.in_chans}, H, W] with H and W at least 1, got {shape}")
@@ -244,6 +245,10 @@ class HiFuse(nn.Module):
             raise ValueError(f"images must be on the model's device, {weight.device}, got {images.device}")
         if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
             raise TypeError(f"images must be {weight.dtype} like the model's weights, got {images.dtype}")
+
+    def __prepare_scriptable__(self) -> None:
+        """Asked by torch.jit.script."""
+        raise RuntimeError("torch.jit.script cannot take HiFuse: torch.export.export and torch.compile do")
 
     def get_classifier(self) -> nn.Module:
         """The layer that gives the logits: a linear, or an identity where num_classes is 0."""

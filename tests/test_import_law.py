@@ -26,14 +26,15 @@ BLOCKS = [*LAYERS, "blocks"]
 MODEL = [*BLOCKS, "options", "model"]
 CHECKPOINTS = [*MODEL, "checkpoints"]
 INFERENCE = [*CHECKPOINTS, "inference"]
-PUBLIC = [*INFERENCE, "data", "testing"]
+PUBLIC = [*INFERENCE, "data", "export", "testing"]
 LAW = {
     "checks.py": [],
     "files.py": ["checks"],
     "testing.py": [],
     "data/*.py": ["checks", "files", "data"],
     # The run time of kernels, bottom up: the compiled library and the tables, what launches Triton, the choice.
-    "backends/native/*.py": ["checks", "_C", "backends.native"],
+    "backends/flops.py": [],
+    "backends/native/*.py": ["checks", "_C", "backends.native", "backends.flops"],
     "backends/tables.py": ["checks"],
     "backends/choices.py": ["checks", "backends.tables"],
     "backends/triton/*.py": ["checks", "backends.tables", "backends.triton"],
@@ -41,7 +42,8 @@ LAW = {
     "backends/select.py": ["checks", "backends.choices", "backends.tables", "backends.native", "backends.transforms"],
     "backends/info.py": ["_version", "backends.native", "backends.select"],
     # An op. Kernels of one backend know nothing of another one, nor of the definition.
-    "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.*.reference"],
+    "ops/functions/fused.py": ["backends.flops", "backends.select", "backends.transforms"],
+    "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.fused", "ops.functions.*.reference"],
     "ops/functions/*/reference.py": ["ops.functions.*.reference"],
     "ops/functions/*/native.py": ["backends.native"],
     "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.triton*"],
@@ -64,6 +66,7 @@ LAW = {
     "model.py": [*BLOCKS, "options"],
     "checkpoints/*.py": CHECKPOINTS,
     "inference/*.py": INFERENCE,
+    "export/*.py": [*CHECKPOINTS, "data", "export"],
     # The application, and tools over the ops, which nothing in the package imports.
     "bench/*.py": [*PUBLIC, "bench", "PUBLIC API"],
     "app/*.py": [*PUBLIC, "bench", "app", "PUBLIC API"],
@@ -184,5 +187,17 @@ def test_importing_the_package_is_light() -> None:
     """No optional or application package is loaded by `import hifuse_fast`, nor what makes torch take a second more."""
     code = "import sys, hifuse_fast; print(*sorted(sys.modules))"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-    heavy = {"click", "rich", "PIL", "tifffile", "matplotlib", "skimage", "torchvision", "timm", "triton", "torch._dynamo"}
+    heavy = {
+        "click",
+        "rich",
+        "PIL",
+        "tifffile",
+        "matplotlib",
+        "skimage",
+        "torchvision",
+        "timm",
+        "triton",
+        "torch._dynamo",
+        "onnx",
+    }
     assert not heavy & loaded

@@ -71,7 +71,8 @@ Tensor window_attention(const Tensor& qkv, const Tensor& bias_table, const std::
 
 std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad, const Tensor& qkv, const Tensor& bias_table,
                                                              const std::optional<Tensor>& qkv_bias, int64_t num_heads,
-                                                             int64_t window_size, int64_t shift_size, double scale) {
+                                                             int64_t window_size, int64_t shift_size, double scale,
+                                                             bool need_map, bool need_table) {
   const auto shape = check_window_attention(qkv, bias_table, qkv_bias, num_heads, window_size, shift_size, scale);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == shape.batch && grad.size(1) == shape.height &&
                       grad.size(2) == shape.width && 3 * grad.size(3) == qkv.size(3) && grad.is_cpu() &&
@@ -79,12 +80,14 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
                   "window_attention_backward: grad must be [B, H, W, C] like qkv");
   const Tensor grads = with_contiguous_channels(grad);
   const Tensor maps = with_contiguous_channels(qkv);
-  Tensor grad_qkv = torch::stable::new_empty(qkv, {shape.batch, shape.height, shape.width, qkv.size(3)});
-  Tensor grad_table = torch::stable::new_empty(bias_table, {bias_table.size(0), bias_table.size(1)});
-  Tensor grad_bias = torch::stable::new_empty(bias_table, {qkv.size(3)});
+  // What is not needed comes back empty.
+  Tensor grad_qkv = torch::stable::new_empty(qkv, {need_map ? shape.batch : 0, shape.height, shape.width, qkv.size(3)});
+  Tensor grad_table = torch::stable::new_empty(bias_table, {need_table ? bias_table.size(0) : 0, bias_table.size(1)});
+  Tensor grad_bias = torch::stable::new_empty(bias_table, {need_map ? qkv.size(3) : 0});
   isa::kernels().window_attention_backward(
-      {shape, input_map(grads), input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias), output_map(grad_qkv),
-       grad_table.mutable_data_ptr(), grad_bias.mutable_data_ptr()},
+      {shape, input_map(grads), input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias),
+       need_map ? output_map(grad_qkv) : Map<void*>{}, need_table ? grad_table.mutable_data_ptr() : nullptr,
+       need_map ? grad_bias.mutable_data_ptr() : nullptr},
       kTorchThreads);
   return {grad_qkv, grad_table, grad_bias};
 }

@@ -3,6 +3,8 @@
 //
 // Three steps: the statistics of both maps in one reading; the gate of each image's channels; then the gate of the pixels, and
 // z, row by row of the map. Neither the gated maps nor their concatenation are written.
+//
+// The largest values may pass over a NaN: wherever they go the mean goes too, and it keeps the NaN.
 #include <cmath>
 
 #include "cpu/prepared.h"
@@ -16,6 +18,7 @@ constexpr int64_t kReach = 3;           // of the 7 x 7 filter
 constexpr int64_t kPiecesPerImage = 8;  // of the rows of a map
 
 inline float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+inline float relu(float x) { return x < 0 ? 0 : x; }  // a NaN stays
 
 template <class S>
 class GatedConcatKernel {
@@ -113,7 +116,7 @@ class GatedConcatKernel {
     for (int64_t s = 0; s < args_.squeezed; ++s) {
       const float* const weight = args_.squeeze + s * args_.channels;
       const float a = dot(weight, tops), b = dot(weight, means);
-      const float squeezed = (a > 0 ? a : 0) + (b > 0 ? b : 0);
+      const float squeezed = relu(a) + relu(b);
       const float* const back = args_.expand + s * args_.channels;
       for (int64_t i = 0; i < args_.channels; ++i) sums[i] += squeezed * back[i];
     }

@@ -5,6 +5,8 @@
 // Everything between packing and unpacking is dense arithmetic in the type T, whatever the map is stored in.
 #pragma once
 
+#include <limits>
+
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/storage.h"
@@ -153,7 +155,8 @@ class Bias {
       }
   }
 
-  static constexpr T kNoKey = T(-1e30);  // for the keys that only fill the vector
+  // For the keys that only fill the vector. However small the scores of the others are, these weigh nothing.
+  static constexpr T kNoKey = -std::numeric_limits<T>::infinity();
 
   const WindowSizes<T>& sizes_;
   const T* table_;
@@ -176,7 +179,7 @@ inline void softmax_rows(const WindowSizes<T>& sizes, int64_t first, int64_t row
   for (int64_t r = 0; r < rows; ++r) {
     T* const row = scores + r * sizes.keys;
     const T* const bias_of_row = bias + (first + r) * sizes.keys;
-    Vec<T> top = splat(T(-3e38));
+    Vec<T> top = splat(std::numeric_limits<T>::lowest());  // finite: a row of -inf has no weights, and 0 / 0 is NaN
     for (int64_t j = 0; j < sizes.keys; j += kLanes<T>) {
       Vec<T> x = load(row + j) * scale + load(bias_of_row + j);
       if (regions) x += load(regions + j) == regions[first + r] ? Vec<T>{} : splat(T(kMask * kLog2E));

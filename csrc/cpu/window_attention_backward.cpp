@@ -81,7 +81,7 @@ class Backward {
   }
 
   void run_chunk(int64_t head, int64_t chunk, const T* bias, const Window& all, double* partial) const {
-    __builtin_memset(all.sum, 0, sizeof(T) * static_cast<size_t>(sizes_.tokens * sizes_.keys));
+    if (need_table()) __builtin_memset(all.sum, 0, sizeof(T) * static_cast<size_t>(sizes_.tokens * sizes_.keys));
     for (int64_t i = all_windows_ * chunk / chunks_; i < all_windows_ * (chunk + 1) / chunks_; ++i) {
       const Place place = place_of(sizes_, i);
       Window w = all;
@@ -92,8 +92,11 @@ class Backward {
       if (!sizes_.grid.mixed(place.row, place.column)) w.regions = nullptr;
       differentiate(head, bias, w, partial + sizes_.table_rows);
     }
-    fold(all.sum, partial);
+    if (need_table()) fold(all.sum, partial);
   }
+
+  bool need_map() const { return args_.grad_qkv_bias != nullptr; }
+  bool need_table() const { return args_.grad_bias_table != nullptr; }
 
   void differentiate(int64_t head, const T* bias, const Window& w, double* padding_sums) const {
     const int64_t n = sizes_.tokens, keys = sizes_.keys, dim = sizes_.dim, head_dim = sizes_.head_dim;
@@ -117,6 +120,7 @@ class Backward {
       for (int64_t r = 0; r < rows; ++r) softmax_backward_row(w, first + r, inverses[r]);
     }
 
+    if (!need_map()) return;
     gemm<T>(n, dim, n, {w.d_scores, keys, 1}, k, dim, w.grads[0], dim);
     gemm<T>(n, dim, n, {w.d_scores, 1, keys}, q, dim, w.grads[1], dim);
     gemm<T>(n, dim, n, {w.weights, 1, keys}, d_out, dim, w.grads[2], dim);
@@ -136,10 +140,11 @@ class Backward {
       dots += p * load(d_scores + j);
     }
     const T dot = sum<T>(dots);
+    const bool summed = need_table();
     for (int64_t j = 0; j < sizes_.keys; j += kLanes<T>) {
       const Vec<T> ds = load(weights + j) * (load(d_scores + j) - dot);
       store(d_scores + j, ds);
-      store(chunk_sum + j, load(chunk_sum + j) + ds);
+      if (summed) store(chunk_sum + j, load(chunk_sum + j) + ds);
     }
   }
 
@@ -174,7 +179,9 @@ class Backward {
       for (int64_t chunk = 0; chunk < chunks_; ++chunk) result += partials[(head * chunks_ + chunk) * partial_ + at];
       return static_cast<T>(result);
     };
-    for (int64_t row = 0; row < sizes_.table_rows; ++row) grad_table[row * num_heads + head] = total(row);
+    if (need_table())
+      for (int64_t row = 0; row < sizes_.table_rows; ++row) grad_table[row * num_heads + head] = total(row);
+    if (!need_map()) return;
     for (int64_t part = 0; part < 3; ++part)
       for (int64_t d = 0; d < sizes_.head_dim; ++d)
         grad_bias[(part * num_heads + head) * sizes_.head_dim + d] = total(sizes_.table_rows + part * sizes_.head_dim + d);

@@ -80,27 +80,59 @@ void test_strassen(int64_t rows, int64_t half_depth) {
     }
 }
 
+double exact_gelu(float x) { return 0.5 * x * std::erfc(-static_cast<double>(x) * std::sqrt(0.5)); }
+
+// The largest error of GELU in [first, last), absolute and over the exact value, of both signs.
+struct GeluErrors {
+  double absolute = 0;
+  double relative = 0;
+};
 template <class S>
-double worst_gelu(double& relative) {
-  double worst = 0;
-  relative = 0;
-  for (float x = -9; x < 9; x += 0.00173f) {
-    const double exact = 0.5 * x * std::erfc(-static_cast<double>(x) * std::sqrt(0.5));
-    const double error = std::abs(gelu<S>(splat(x))[0] - exact);
-    worst = std::max(worst, error);
-    if (std::abs(x) < 1 && x != 0) relative = std::max(relative, error / std::abs(exact));
-  }
+GeluErrors gelu_errors(float first, float last) {
+  GeluErrors worst;
+  for (int i = 0; i < 2000; ++i)
+    for (const float sign : {-1.0f, 1.0f}) {
+      const float x = sign * (first + (last - first) * static_cast<float>(i) / 2000);
+      const double exact = exact_gelu(x), error = std::abs(gelu<S>(splat(x))[0] - exact);
+      worst.absolute = std::max(worst.absolute, error);
+      if (exact != 0) worst.relative = std::max(worst.relative, error / std::abs(exact));
+    }
   return worst;
 }
 
+// x on a scale of powers of 2, down to the smallest normal numbers: nothing absolute is left near zero.
+template <class S>
+double worst_small_gelu() {
+  double worst = 0;
+  for (float x = 0x1p-124f; x < 0.5f; x *= 1.37f)
+    for (const float each : {x, -x}) worst = std::max(worst, std::abs(gelu<S>(splat(each))[0] / exact_gelu(each) - 1));
+  return worst;
+}
+
+template <class S>
+void test_ends_of_gelu() {
+  for (const float zero : {0.0f, -0.0f}) CHECK(gelu<S>(splat(zero))[0] == 0);
+  for (const float subnormal : {0x1p-130f, -0x1p-130f, 0x1p-149f}) CHECK(std::abs(gelu<S>(splat(subnormal))[0]) <= 0x1p-130f);
+  for (const float large : {20.0f, 100.0f, 1e30f, 3e38f}) {
+    CHECK(gelu<S>(splat(large))[0] == large);
+    CHECK(gelu<S>(splat(-large))[0] == 0);
+  }
+  CHECK(gelu<S>(splat(INFINITY))[0] == INFINITY);
+  CHECK(std::isnan(gelu<S>(splat(-INFINITY))[0]));  // as PyTorch has it
+  for (const uint32_t bits : {0x7fc00000u, 0xffc00000u, 0x7f800001u, 0x7fffffffu})
+    CHECK(std::isnan(gelu<S>(splat(from_bits(bits)))[0]));
+}
+
 void test_gelu() {
-  double relative;
-  CHECK(worst_gelu<float>(relative) < 6e-7);
-  CHECK(relative < 6e-7);
-  CHECK(worst_gelu<BFloat16>(relative) < 2e-5);
-  CHECK(gelu<float>(splat(INFINITY))[0] == INFINITY);
-  CHECK(std::isnan(gelu<float>(splat(NAN))[0]));
-  CHECK(std::isnan(gelu<BFloat16>(splat(NAN))[0]));
+  CHECK(gelu_errors<float>(0, 9).absolute < 6e-7);
+  CHECK(gelu_errors<float>(0, 1).relative < 6e-7);
+  CHECK(worst_small_gelu<float>() < 6e-7);
+  CHECK(gelu_errors<BFloat16>(0, 9).absolute < 2e-5);
+  CHECK(gelu_errors<BFloat16>(0, 4.5f).relative < 1e-4);
+  CHECK(gelu_errors<BFloat16>(4.5f, 5.5f).relative < 2e-3);
+  CHECK(worst_small_gelu<BFloat16>() < 1e-4);
+  test_ends_of_gelu<float>();
+  test_ends_of_gelu<BFloat16>();
 }
 
 // r outputs of a 3-tap filter along one axis, from r + 2 inputs.

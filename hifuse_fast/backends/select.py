@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import ModuleType, SimpleNamespace
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from hifuse_fast.backends import choices, tables
+from hifuse_fast.backends import choices, tables, transforms
 from hifuse_fast.backends.native import library
 from hifuse_fast.checks import check_choice
 
@@ -52,6 +53,16 @@ OPS: dict[str, tuple[str, ...]] = {
 
 _chosen: ContextVar[str] = ContextVar("hifuse_fast_backend", default="auto")
 
+
+class _ForCompilers(threading.local):
+    """What `_chosen` holds in this thread, where torch.compile can read it, and compile anew when it changes."""
+
+    def __init__(self) -> None:
+        self.backend = "auto"
+
+
+_for_compilers = _ForCompilers()
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -72,23 +83,35 @@ def _constant(function: Function) -> Function:
 def use_backend(backend: str) -> Iterator[None]:
     """Within the `with` block (or the decorated function), ops called with backend="auto" use `backend`.
 
-    Local to the thread and the async task, may be nested, and yields to an explicit `backend=` on a call. What torch.compile
-    has compiled keeps the backend that it was compiled under.
+    Local to the thread and the async task, may be nested, and yields to an explicit `backend=` on a call. A function of
+    torch.compile that is called under another backend compiles anew; it sees the block of its thread that was entered last.
 
     Raises:
         ValueError: `backend` is none of "auto", "reference", "native", "triton".
     """
-    token = _chosen.set(check_choice("backend", backend, BACKENDS))
+    token, before = _chosen.set(check_choice("backend", backend, BACKENDS)), _for_compilers.backend
+    _for_compilers.backend = backend
     try:
         yield
     finally:
         _chosen.reset(token)
+        _for_compilers.backend = before
 
 
-@_constant  # torch.compile cannot trace a ContextVar; so compiled code keeps the backend that it was compiled under
 def current_backend() -> str:
-    """The backend that `use_backend` set for this thread, "auto" where none did."""
-    return _chosen.get()
+    """The backend that `use_backend` set for this thread, "auto" where none did.
+
+    While PyTorch traces for ONNX, which has no operators of ours, that is "reference" in place of "auto".
+    """
+    # torch.compile cannot trace a ContextVar.
+    chosen = _for_compilers.backend if torch.compiler.is_compiling() else _chosen.get()
+    return "reference" if chosen == "auto" and _traced_for_onnx() else chosen
+
+
+@_constant
+def _traced_for_onnx() -> bool:
+    # By the new exporter of PyTorch, or by the old one. The question to torch.onnx alone would take an import, and 1 us a call.
+    return (torch.compiler.is_exporting() or torch._C._is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 def choose(op: str, backend: str, *, key: tuple[object, ...] = (), **call: Any) -> str:
@@ -163,6 +186,9 @@ def why_not(op: str, backend: str, **call: Any) -> str | None:
         return unavailable
     if backend not in OPS[op]:
         return f"there is no {backend} kernel for it yet"
+    transform = transforms.active()
+    if transform is not None:
+        return f"{transform} is at work, which kernels cannot see through; {transforms.REMEDY}"
     reason: str | None = _kernels(op, backend).why_not(**call)
     return reason
 
@@ -183,6 +209,20 @@ def _unavailable(backend: str) -> str | None:
     if backend == "triton" and not _HAS_TRITON:
         return "the package triton is not installed"
     return None
+
+
+def kernels_on(op: str, backend: str, device: torch.device) -> ModuleType:
+    """The kernel module of `backend`, for a call on `device` that was traced, maybe elsewhere.
+
+    Raises:
+        BackendError: the backend does not serve that type of device.
+    """
+    if device.type not in (*RUNS_ON[backend], "meta") and not (backend == "triton" and device.type == "cpu"):
+        raise BackendError(
+            f"backend {backend!r} serves no {device.type} tensors, and this program was traced for it: trace or export the "
+            f'model again on {device.type}, or within use_backend("reference"), whose program runs on every device'
+        )
+    return _kernels(op, backend)
 
 
 _loaded = SimpleNamespace()  # modules by name: an attribute is looked up when torch.compile meets it, a dict was copied before

@@ -19,3 +19,8 @@ def active() -> str | None:
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation (torch.autograd.forward_ad)"
     return None
+
+
+def batched(tensor: torch.Tensor) -> bool:
+    """Whether a gradient stands for a batch of gradients: `autograd.grad(is_grads_batched=True)` has a vmap of its own."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)

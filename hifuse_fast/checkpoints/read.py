@@ -95,6 +95,11 @@ def read_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
     return Checkpoint(state_dict, _options(path, metadata))
 
 
+def is_counter(name: str) -> bool:
+    """Whether it is the name of a count beside the weights, as AveragedModel has one."""
+    return _COUNTERS.search(name) is not None
+
+
 def strip_prefixes(state_dict: Mapping[str, Tensor], prefixes: tuple[str, ...] = WRAPPERS) -> dict[str, Tensor]:
     """The state_dict without those of `prefixes` that stand before every name."""
     names = list(state_dict)
@@ -193,7 +198,7 @@ def _mappings(content: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[
         return
     seen.add(id(content))
     if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-        content = {name: tensor for name, tensor in content.items() if not _COUNTERS.search(name)}
+        content = {name: tensor for name, tensor in content.items() if not is_counter(name)}
         averages = {name: tensor for name, tensor in content.items() if _EMA.search(name.partition(".")[0].lower())}
         if averages:
             yield _Found((*place, next(iter(averages)).partition(".")[0]), averages)

@@ -11,16 +11,17 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from hifuse_fast.checkpoints.errors import CheckpointError
-from hifuse_fast.checkpoints.read import OPTIONS, strip_prefixes
+from hifuse_fast.checkpoints.read import OPTIONS, is_counter, strip_prefixes
 from hifuse_fast.checkpoints.recognise import check_weights, fit
 from hifuse_fast.checkpoints.tensors import why_no_weight
+from hifuse_fast.checkpoints.wrappers import find_networks
 from hifuse_fast.files import replacing
 from hifuse_fast.model import HiFuse
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the state_dict of `model` (also wrapped by DistributedDataParallel or compiled) as safetensors.
+    """Write the state_dict of `model` as safetensors, of what it wraps where it is an AveragedModel, compiled, ...
 
     Of a HiFuse the metadata say its options, so that `create_model_from_checkpoint` makes the same network. Weights that share
     memory are written once for each of their names. The file appears whole or not at all.
@@ -38,12 +39,12 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
             " save the network that it was made of"
         )
     _check_path(path)
-    state_dict, metadata = strip_prefixes(model.state_dict()), {"format": "pt"}
+    network = _find_network(model)
+    state_dict, metadata = strip_prefixes((network or model).state_dict()), {"format": "pt"}
     for name, tensor in state_dict.items():
         reason = why_no_weight(tensor) if isinstance(tensor, Tensor) else f"is of type {type(tensor).__name__}, and no tensor"
         if reason is not None:
             raise ValueError(f"model cannot be saved: {name} {reason}")
-    network = find_network(model)
     if network is not None:
         try:
             check_weights(state_dict, network)
@@ -54,14 +55,14 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     write_safetensors(state_dict, path, metadata)
 
 
-def find_network(model: nn.Module) -> HiFuse | None:
-    """The HiFuse that `model` is or wraps, as DistributedDataParallel and torch.compile do; None where it is something else."""
-    while not isinstance(model, HiFuse):
-        children = list(model.named_children())
-        if len(children) != 1 or children[0][0] not in ("module", "_orig_mod"):
-            return None
-        model = children[0][1]
-    return model
+def _find_network(model: nn.Module) -> HiFuse | None:
+    """The one HiFuse that `model` is or wraps; None where there is none, or where other weights stand beside it."""
+    found = [(name, each) for name, each in find_networks(model).items() if isinstance(each, HiFuse)]
+    if len(found) != 1:
+        return None
+    name, network = found[0]
+    beside = [key for key in model.state_dict() if not key.startswith(name) and not is_counter(key)]
+    return None if beside else network
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-Weights = Mapping[str, Tensor]
+Weights = Mapping[str, Tensor]  # also the eps of a batch norm, as `<name>.eps`, where it is another than below
 Folded = dict[str, Tensor]
 
 GLOBAL_EPS = 1e-5  # of the layer norms of the global branch
@@ -158,7 +158,8 @@ def _affine(weights: Weights, norm: str) -> tuple[Tensor, Tensor]:
 def _batch_norm(weights: Weights, norm: str) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm in eval mode."""
     weight, bias = _affine(weights, norm)
-    scale = weight / (_wide(weights, f"{norm}.running_var") + BATCH_NORM_EPS).sqrt()
+    eps = weights[f"{norm}.eps"].item() if f"{norm}.eps" in weights else BATCH_NORM_EPS
+    scale = weight / (_wide(weights, f"{norm}.running_var") + eps).sqrt()
     return scale, bias - _wide(weights, f"{norm}.running_mean") * scale
 
 

@@ -17,27 +17,17 @@ from torch import Tensor, nn
 from hifuse_fast import ops
 from hifuse_fast.backends.native.library import own
 from hifuse_fast.backends.select import BACKENDS, BackendError, current_backend, prepared_class
-from hifuse_fast.checkpoints import CheckpointError, describe_checkpoint
+from hifuse_fast.checkpoints import CheckpointError
 from hifuse_fast.checkpoints.kinds import SAFETENSORS, kind_of
-from hifuse_fast.checkpoints.read import strip_prefixes
-from hifuse_fast.checkpoints.recognise import check_weights
-from hifuse_fast.checkpoints.save import find_network
 from hifuse_fast.checkpoints.tensors import is_finite
 from hifuse_fast.checks import check_choice, check_dtype
 from hifuse_fast.inference import fold
-from hifuse_fast.inference.network import (
-    ALGORITHMS,
-    DTYPES,
-    FORMAT,
-    MEMORY_FORMATS,
-    VERSION,
-    Configuration,
-    OptimizedHiFuse,
-)
+from hifuse_fast.inference.configuration import ALGORITHMS, DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration
+from hifuse_fast.inference.network import OptimizedHiFuse
 from hifuse_fast.inference.shapes import plain_shapes
-from hifuse_fast.model import STRIDE, HiFuse, HiFuseFeatures
+from hifuse_fast.inference.source import read_source
+from hifuse_fast.model import STRIDE
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
-from hifuse_fast.options import HiFuseOptions
 
 _SHOWN = 4  # names in a message
 
@@ -57,12 +47,18 @@ def optimize_for_inference(
     """The network of `model` frozen for inference: weights folded in float64, packed once for the kernels, forward only.
 
     Batch norms go into the convolutions next to them, the scales and shifts of layer norms into the linears after them, and
-    the two linears after the attention into one; what is left runs in the prepared ops of `hifuse_fast.ops`. The result
-    shares no memory with `model`, which stays as it is.
+    the two linears after the attention into one; what is left runs in the prepared ops of `hifuse_fast.ops`.
+
+    The result shares no memory with `model`, which stays as it is, and nothing that is done to `model` later changes it.
+    The eps of each norm, the shift of each block and the gate of each fusion are what its module has now. None stands for
+    ones as the weight of a norm, and for zeros as a bias. What a frozen network would leave out is refused: hooks, modules of
+    another class, overridden methods, parametrisations. `conv_head` says the number of classes; nothing uses the official
+    `head`, which may be anything.
 
     Args:
-        model: a `HiFuse` or `HiFuseFeatures`, also wrapped by DistributedDataParallel or compiled; or an instance of the
-            official class, whose options are deduced from its state_dict. In eval mode, on one device.
+        model: a `HiFuse` or `HiFuseFeatures`, also compiled, or wrapped by DistributedDataParallel, AveragedModel or a module
+            that has no forward of its own; or an instance of the official class, whose options are deduced from its
+            state_dict. In eval mode, on one device.
         dtype: float32, bfloat16 or float16, of maps and weights (sums are float32). float64 with backend="reference" alone.
             float16 is for GPUs: "native" does not serve it, and on a CPU "auto" takes PyTorch's own ops for nearly all.
             In float16 a value above 65504 in a map becomes infinite, and so the result: such a network wants bfloat16.
@@ -81,10 +77,12 @@ def optimize_for_inference(
     Raises:
         TypeError: `model` is no module or was optimised already; a dtype or memory format that is not served.
         ValueError: an unknown option; a model in training mode, on the meta device or on several, with weights that are not
-            finite, or that is not HiFuse (the message names tensors that are missing or of another shape).
+            finite; or that is not HiFuse, or does what a frozen network would not. The message names what it is.
         BackendError: the backend asked for by name cannot serve.
     """
-    weights, options, network = _check_model(model)
+    if isinstance(model, OptimizedHiFuse):
+        raise TypeError("model must be a network with its official weights, got an OptimizedHiFuse: it is optimised already")
+    source = read_source(model)
     check_dtype("dtype", dtype, tuple(DTYPES.values()))
     resolved = current_backend() if check_choice("backend", backend, BACKENDS) == "auto" else backend
     if dtype == torch.float64 and resolved != "reference":
@@ -94,15 +92,20 @@ def optimize_for_inference(
         )
     if memory_format not in MEMORY_FORMATS.values():
         raise TypeError(f"memory_format must be torch.channels_last or torch.contiguous_format, got {memory_format!r}")
+    options, settings = source.options, source.settings
+    if channel_gate is not None:
+        options = replace(options, channel_gate=channel_gate)
+        settings = {name: value for name, value in settings.items() if not name.endswith(".channel_gate")}
     configuration = Configuration(
-        **replace(options, channel_gate=options.channel_gate if channel_gate is None else channel_gate).to_dict(),
+        **options.to_dict(),
         algorithm=check_choice("algorithm", algorithm, ALGORITHMS),
         dtype=_key(DTYPES, dtype),
         memory_format=_key(MEMORY_FORMATS, memory_format),
-        out_indices=tuple(each["index"] for each in network.feature_info.info) if isinstance(network, HiFuseFeatures) else None,
+        out_indices=source.out_indices,
+        settings=settings,
         cuda_graphs=cuda_graphs,
     )
-    return OptimizedHiFuse(configuration, Packer(weights, dtype, backend))
+    return OptimizedHiFuse(configuration, Packer(source.weights, dtype, backend))
 
 
 def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> OptimizedHiFuse:
@@ -199,38 +202,6 @@ class Unpacker:
         return made
 
 
-def _check_model(model: Any) -> tuple[dict[str, Tensor], HiFuseOptions, HiFuse | None]:
-    """The weights of a model by their official names, the options of its network, and it, where it is one of ours."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, OptimizedHiFuse):
-        raise TypeError("model must be a network with its official weights, got an OptimizedHiFuse: it is optimised already")
-    training = next((name for name, module in model.named_modules() if module.training), None)
-    if training is not None:
-        where = f"its {training} is" if training else "it is"
-        raise ValueError(f"model must be in eval mode, {where} in training mode: call model.eval() first")
-    weights, network = strip_prefixes(model.state_dict()), find_network(model)
-    try:
-        if network is None:
-            options = HiFuseOptions(**{k: v for k, v in describe_checkpoint(weights).items() if k != "name"})
-        else:
-            options = network.options
-            check_weights(weights, network)
-    except CheckpointError as error:
-        raise ValueError(f"model must be HiFuse with the official state_dict: {error}") from None
-    _check_weights(weights)
-    return weights, options, network
-
-
-def _check_weights(weights: Mapping[str, Tensor]) -> None:
-    devices = {str(tensor.device) for tensor in weights.values()}
-    if len(devices) != 1 or "meta" in devices:
-        raise ValueError(f"model must have its weights on one device, and not on meta, got {', '.join(sorted(devices))}")
-    for name, tensor in weights.items():
-        if not is_finite(tensor):
-            raise ValueError(f"model has weights that are not finite: {name}")
-
-
 def _check_device(device: Any) -> torch.device:
     try:
         found = torch.device(device)
@@ -308,7 +279,7 @@ def _try(network: OptimizedHiFuse, made: Mapping[str, PreparedOp]) -> None:
     running = [""]
     hooks = [op.register_forward_pre_hook(lambda *_, name=name: running.__setitem__(0, name)) for name, op in made.items()]
     try:
-        result = network(torch.zeros(1).expand(1, network.configuration.in_chans, STRIDE, STRIDE))
+        result = network(torch.zeros(1, device=network.device).expand(1, network.configuration.in_chans, STRIDE, STRIDE))
     except Exception as error:  # whatever tensors that do not fit lead to
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"the tensors of {running[0]} do not fit its configuration ({reason})") from None

@@ -10,49 +10,26 @@ import contextlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from hifuse_fast.backends import transforms
 from hifuse_fast.backends.native.tape import recorded
 from hifuse_fast.backends.select import BackendError
-from hifuse_fast.checkpoints.kinds import FROZEN
 from hifuse_fast.checkpoints.save import write_safetensors
-from hifuse_fast.checks import check_choice, check_flag
+from hifuse_fast.checks import check_dense
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import FreshMaps, MapPool, Maps, Passage, is_traced
+from hifuse_fast.inference.configuration import DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration, Settings
 from hifuse_fast.inference.graphs import Graphs, capture
+from hifuse_fast.inference.watch import Watch
 from hifuse_fast.layers import pad_to_multiple
-from hifuse_fast.model import STRIDE, check_out_indices
+from hifuse_fast.model import STRIDE
 from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.options import STAGES, HiFuseOptions
-
-FORMAT, VERSION = FROZEN, "4"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-ALGORITHMS = ("auto", "direct")
-MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous_format": torch.contiguous_format}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Configuration(HiFuseOptions):
-    """What a frozen network is, but for its weights: the options of its model, and how it was frozen. In a file, JSON."""
-
-    algorithm: str  # that was asked for; the options of an op say which it has
-    dtype: str
-    memory_format: str
-    out_indices: tuple[int, ...] | None  # of a network that returns maps
-    cuda_graphs: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("algorithm", self.algorithm, ALGORITHMS)
-        check_choice("dtype", self.dtype, tuple(DTYPES))
-        check_choice("memory_format", self.memory_format, tuple(MEMORY_FORMATS))
-        check_flag("cuda_graphs", self.cuda_graphs)
-        if self.out_indices is not None:
-            object.__setattr__(self, "out_indices", tuple(check_out_indices(self.out_indices)))
 
 
 class Maker(Protocol):
@@ -71,31 +48,36 @@ class OptimizedHiFuse(nn.Module):
     The forward takes images [B, in_chans, H, W] of any H, W >= 1, of any strides, of float32 or the network's dtype, to which
     they are cast once. It returns logits [B, num_classes], or without classifier the features [B, C4], or made of a
     `HiFuseFeatures` the list of its maps; all in the network's dtype. A size that is no multiple of 32 is zero-padded at the
-    right and the bottom to the next one. There is no autograd. Calls from several threads at once are safe; a result never
-    shares memory with the maps that are reused from call to call.
+    right and the bottom to the next one. There is no autograd: images that require a gradient are refused while gradients are
+    on, and so are the transforms of torch.func. Calls from several threads at once are safe; a result never shares memory with
+    the maps that are reused from call to call.
 
     On a CPU, calls of a shape that was there before repeat the same calls of the compiled library on the same memory, without
-    passing through the modules, whose hooks are not called then. On a GPU, from the second call of a shape on, it replays a
-    CUDA graph of that shape, and keeps those of the last few shapes with their memory; `optimize_for_inference(
-    cuda_graphs=False)` is without. Calls of one shape then take turns.
+    passing through the modules. On a GPU, from the second call of a shape on, it replays a CUDA graph of that shape, and keeps
+    those of the last few shapes with their memory; `optimize_for_inference(cuda_graphs=False)` is without. Calls of one shape
+    then take turns. Where a module of it was replaced or has a hook, each call passes through all modules, and is slower.
 
-    torch.export and torch.compile(fullgraph=True) take it on a CPU. A call that is traced goes through the modules, on fresh
-    maps, and gives the same bits.
+    torch.export and torch.compile(fullgraph=True) take it on a CPU; torch.jit does not. A call that is traced goes through the
+    modules, on fresh maps, and gives the same bits.
 
-    The state_dict is empty: `save` writes the network. Neither its dtype nor its device can be changed.
+    The state_dict is empty: `save` writes the network. Neither its dtype nor its device can be changed. Nothing that is done to
+    the model that it was made of changes it.
     """
 
     def __init__(self, configuration: Configuration, make: Maker) -> None:
         super().__init__()
         c = self.configuration = configuration
         self.num_classes = c.num_classes
-        self.stem = make("stem", fold.stem, eps=(fold.EPS, fold.GLOBAL_EPS))
-        self.stages = nn.ModuleList(Stage(c, make, i) for i in range(STAGES))
+        setting = Settings(c)
+        eps = setting("downsample_layers.0.1.eps", fold.EPS), setting("patch_embed.norm.eps", fold.GLOBAL_EPS)
+        self.stem = make("stem", fold.stem, eps=eps)
+        self.stages = nn.ModuleList(Stage(c, make, setting, i) for i in range(STAGES))
         self.head: PreparedOp | None = None
         if c.out_indices is None:
             folding = fold.head if c.num_classes else fold.head_norm
             # "direct": of few rows, it waits for its weights, and Strassen's are more.
-            self.head = make("linear", folding, norm="row", eps=fold.EPS, algorithm="direct")
+            self.head = make("linear", folding, norm="row", eps=setting("conv_norm.eps", fold.EPS), algorithm="direct")
+        setting.check_all_were_asked_for()
         self.dtype, self.device = DTYPES[c.dtype], next(self.buffers()).device
         self._made = make.made
         # On a tape are calls of the compiled library alone.
@@ -103,6 +85,7 @@ class OptimizedHiFuse(nn.Module):
         self._pool = MapPool(self.dtype, self.device)
         self._graphs = Graphs(capture) if c.cuda_graphs and self.device.type == "cuda" else None
         self.eval()
+        self._watch = Watch(self)
 
     @property
     def options(self) -> HiFuseOptions:
@@ -114,13 +97,18 @@ class OptimizedHiFuse(nn.Module):
 
         Raises:
             TypeError, ValueError: images that do not fit, said in the message.
+            RuntimeError: images that require a gradient while gradients are on; a transform of torch.func; torch.jit.trace.
             BackendError: torch.export of a network on Triton, which is not served yet.
         """
+        _check_context()
         self._check_images(images)
         return self._traced(images) if is_traced(images) else self._called(images)
 
     @torch.no_grad()
     def _called(self, images: Tensor) -> Tensor | list[Tensor]:
+        if self._watch.sees_a_change():
+            with torch.autocast(self.device.type, enabled=False):
+                return self._run(self._prepare(images), FreshMaps(self.dtype, self.device))
         if self._graphs is None or torch.cuda.is_current_stream_capturing():  # into a graph of the caller
             return self._eager(images)
         result: Tensor | list[Tensor] = self._graphs(self._eager, images)
@@ -197,8 +185,12 @@ class OptimizedHiFuse(nn.Module):
         The file appears whole or not at all. It serves every instruction set, by the backends that this network runs on.
 
         Raises:
-            ValueError: `path` does not end in .safetensors.
+            ValueError: `path` does not end in .safetensors; a module of the network was replaced, or has a hook.
         """
+        if self._watch.sees_a_change():
+            raise ValueError(
+                "the network cannot be saved, because a module of it was replaced or has a hook, which no file holds"
+            )
         tensors: dict[str, Tensor] = {}
         entries = {}
         for name, op in self._made.items():
@@ -208,6 +200,18 @@ class OptimizedHiFuse(nn.Module):
         metadata = {"configuration": json.dumps(self.configuration.to_dict()), "ops": json.dumps(entries)}
         write_safetensors(tensors, path, {"format": FORMAT, "version": VERSION, **metadata})
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedHiFuse:
+        """As of any module. But what asks for the dtype that the network has leaves the tensors that are of another one."""
+        like = torch.empty((1, 1, 1, 1), dtype=self.dtype, device=self.device)
+        if fn(like).dtype == self.dtype:
+            cast, fn = fn, lambda tensor: moved if (moved := cast(tensor)).dtype == tensor.dtype else tensor
+        super()._apply(fn, recurse)
+        return self
+
+    def __prepare_scriptable__(self) -> None:
+        """Asked by torch.jit.script."""
+        raise RuntimeError(f"torch.jit.script cannot take a frozen network: {_NO_JIT}")
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in asdict(self.configuration).items())
 
@@ -215,6 +219,7 @@ class OptimizedHiFuse(nn.Module):
         in_chans = self.configuration.in_chans
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+        check_dense("images", images)
         if images.dim() != 4 or images.shape[1] != in_chans or 0 in images.shape[2:]:
             shape = list(images.shape)
             raise ValueError(f"images must be [B, {in_chans}, H, W] with H and W at least 1, got {shape}")
@@ -222,40 +227,59 @@ class OptimizedHiFuse(nn.Module):
             raise TypeError(f"images must be torch.float32 or the network's {self.dtype}, got {images.dtype}")
         if images.device != self.device:
             raise ValueError(f"images must be on the network's device, {self.device}, got {images.device}")
+        if images.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"images require a gradient, and the frozen network has none: {_NO_AUTOGRAD};"
+                " where no gradient is wanted, call it under torch.no_grad()"
+            )
+
+
+_NO_JIT = "torch.export.export takes it, and its own save and load_optimized write and read it"
+_NO_AUTOGRAD = "it runs forward only: use the model that it was made of"
+
+
+def _check_context() -> None:
+    """Raise RuntimeError where the result would have no tangent or no batches, or be kept for one size, without a word."""
+    transform = transforms.active()
+    if transform is not None:
+        raise RuntimeError(f"the frozen network was called under {transform}, and {_NO_AUTOGRAD}")
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise RuntimeError(f"torch.jit.trace cannot take a frozen network: {_NO_JIT}")
 
 
 class Stage(nn.Module):
     """One stage of all three branches: it takes over the maps of the stage before, and returns its own."""
 
-    def __init__(self, c: Configuration, make: Maker, i: int) -> None:
+    def __init__(self, c: Configuration, make: Maker, setting: Settings, i: int) -> None:
         super().__init__()
         self.dim = c.dims[i]
         self.downsample: PreparedOp | None = None
         self.merge: PreparedOp | None = None
         if i:
             patches = {"op": "linear", "rows": "patches", "algorithm": c.algorithm}
-            self.downsample = make(
-                folding=fold.downsample, module=f"downsample_layers.{i}", norm="pixel", eps=fold.EPS, **patches
-            )
-            self.merge = make(
-                folding=fold.merge, module=f"layers{i + 1}.downsample", norm="row", eps=fold.GLOBAL_EPS, **patches
-            )
+            down, merge = f"downsample_layers.{i}", f"layers{i + 1}.downsample"
+            eps = setting(f"{down}.0.eps", fold.EPS)
+            self.downsample = make(folding=fold.downsample, module=down, norm="pixel", eps=eps, **patches)
+            eps = setting(f"{merge}.norm.eps", fold.GLOBAL_EPS)
+            self.merge = make(folding=fold.merge, module=merge, norm="row", eps=eps, **patches)
         self.local_blocks = nn.ModuleList(
-            make("local_block", fold.local_block, f"stages.{i}.{j}", eps=fold.EPS) for j in range(c.conv_depths[i])
+            make("local_block", fold.local_block, block, eps=setting(f"{block}.norm.eps", fold.EPS))
+            for block in (f"stages.{i}.{j}" for j in range(c.conv_depths[i]))
         )
         self.global_blocks = nn.ModuleList(
             GlobalBlock(
                 make,
-                f"layers{i + 1}.blocks.{j}",
+                block,
                 c.algorithm,
+                eps=setting(f"{block}.norm1.eps", fold.GLOBAL_EPS),
                 num_heads=c.num_heads[i],
                 head_dim=c.dims[i] // c.num_heads[i],
                 window_size=c.window_size,
-                shift_size=(j % 2) * (c.window_size // 2),
+                shift_size=setting(f"{block}.attn.shift_size", (j % 2) * (c.window_size // 2)),
             )
-            for j in range(c.depths[i])
+            for j, block in ((j, f"layers{i + 1}.blocks.{j}") for j in range(c.depths[i]))
         )
-        self.fusion = Fusion(c, make, f"fu{i + 1}", first=i == 0)
+        self.fusion = Fusion(c, make, setting, f"fu{i + 1}", first=i == 0)
 
     def forward(
         self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps
@@ -279,9 +303,9 @@ class Stage(nn.Module):
 class GlobalBlock(nn.Module):
     """See `hifuse_fast.blocks.GlobalBlock`."""
 
-    def __init__(self, make: Maker, module: str, algorithm: str, **attention: Any) -> None:
+    def __init__(self, make: Maker, module: str, algorithm: str, *, eps: float, **attention: Any) -> None:
         super().__init__()
-        self.qkv = make("linear", fold.qkv, module, norm="row", eps=fold.GLOBAL_EPS, algorithm=algorithm)
+        self.qkv = make("linear", fold.qkv, module, norm="row", eps=eps, algorithm=algorithm)
         self.attention = make("window_attention", fold.attention, module, **attention)
         self.output = make("linear", fold.output, module, activation="gelu", algorithm=algorithm)
 
@@ -297,18 +321,20 @@ class GlobalBlock(nn.Module):
 class Fusion(nn.Module):
     """See `hifuse_fast.blocks.HFFBlock`. Takes over the fused map, and only reads the others."""
 
-    def __init__(self, c: Configuration, make: Maker, module: str, first: bool) -> None:
+    def __init__(self, c: Configuration, make: Maker, setting: Settings, module: str, first: bool) -> None:
         super().__init__()
         algorithm = {"algorithm": c.algorithm}
+        gate = setting(f"{module}.channel_gate", c.channel_gate)
+        eps, gated_eps = (setting(f"{module}.{norm}.eps", fold.EPS) for norm in ("norm2" if first else "norm1", "norm3"))
         self.local_linear = make("linear", fold.conv_norm, f"{module}.W_l", **algorithm)
         self.global_linear = make("linear", fold.conv_norm, f"{module}.W_g", **algorithm)
         self.up: PreparedOp | None = None
         if not first:
             self.up = make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True, **algorithm)
         folding = fold.first_fusion if first else fold.fusion
-        self.fuse = make("linear", folding, module, norm="row", eps=fold.EPS, activation="gelu", **algorithm)
+        self.fuse = make("linear", folding, module, norm="row", eps=eps, activation="gelu", **algorithm)
         self.gated_concat = make(
-            "gated_concat", fold.gated_concat, module, double_sigmoid=c.channel_gate == "double_sigmoid", eps=fold.EPS
+            "gated_concat", fold.gated_concat, module, double_sigmoid=gate == "double_sigmoid", eps=gated_eps
         )
         self.mixer = make("mixer", fold.mixer, module, **algorithm)
         self.mlp = make("mlp", fold.mlp, module, **algorithm)

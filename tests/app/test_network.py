@@ -8,11 +8,13 @@ import torch
 import hifuse_fast
 from hifuse_fast.checkpoints import create_model_from_checkpoint, load_checkpoint, save_checkpoint
 from hifuse_fast.data.images import Preprocess, load_image
+from hifuse_fast.inference.source import new_network
 from tests.support.cli import SMALL, by_hand, probabilities
 
 
 def test_one_network_is_built_on_the_way(run, picture, checkpoint, monkeypatch, tmp_path):
     built = []
+    new_network.cache_clear()
     begin = hifuse_fast.HiFuse.__init__
     monkeypatch.setattr(
         hifuse_fast.HiFuse, "__init__", lambda self, *args, **options: built.append(1) or begin(self, *args, **options)
@@ -20,7 +22,7 @@ def test_one_network_is_built_on_the_way(run, picture, checkpoint, monkeypatch, 
     result = run("predict", picture, "--checkpoint", checkpoint, "--model", "hifuse_tiny", *SMALL)
     assert "is no hifuse_tiny: its dims are" in result.stderr
     assert run("predict", picture, "--checkpoint", checkpoint, "-o", tmp_path / "out.json", *SMALL).exit_code == 0
-    assert len(built) == 2  # one a run
+    assert len(built) == 3  # one a run, and one without memory, which freezing compares it with
 
 
 def test_a_frozen_network_predicts(run, picture, checkpoint, tmp_path):

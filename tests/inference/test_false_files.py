@@ -16,8 +16,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hifuse_fast import CheckpointError, HiFuseOptions, load_checkpoint, load_optimized, optimize_for_inference
+from hifuse_fast.inference.configuration import Configuration
 from hifuse_fast.inference.make import Packer
-from hifuse_fast.inference.network import Configuration, OptimizedHiFuse
+from hifuse_fast.inference.network import OptimizedHiFuse
 from hifuse_fast.inference.shapes import plain_shapes
 from hifuse_fast.ops.prepared.base import PreparedOp
 from tests.support.frozen import VARIANTS, make
@@ -124,6 +125,11 @@ FALSE: dict[str, tuple[Change, str]] = {
     "endless depth": (say(depths=[2**31 - 1] * 4), r"the op layers1\.blocks\.1\.qkv is missing"),
     "no depth": (say(depths=None), "depths must be 4 integers, got None"),
     "maps of stage 9": (say(out_indices=[9]), "out_indices must be stages 0 to 3"),
+    "a setting of nothing": (say(settings={"fu9.norm1.eps": 1e-3}), r"the network has no fu9\.norm1\.eps"),
+    "a setting of another kind": (say(settings={"fu1.dim": 3}), r"settings must be of eps, .*fu1\.dim"),
+    "a setting that its op has not": (say(settings={"fu1.norm3.eps": 0.5}), r"option eps of fu1\.gated_concat must be"),
+    "a setting that is no number": (say(settings={"fu1.norm3.eps": None}), r"fu1\.norm3\.eps must be a positive number"),
+    "no settings": (say(settings=None), "its configuration does not fit"),
     "another dtype of all": (say(dtype="bfloat16"), "torch.bfloat16|stem"),
 }  # fmt: skip
 

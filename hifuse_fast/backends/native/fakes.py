@@ -47,9 +47,16 @@ def _window_attention(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, 
 
 
 def _window_attention_backward(
-    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, *_: Any, **__: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape), bias_table.new_empty(qkv.shape[3:])
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None,
+    num_heads: int, window_size: int, shift_size: int, scale: float, need_map: bool, need_table: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    batch, *rest = qkv.shape
+    rows, channels = bias_table.shape[0], qkv.shape[3]
+    return (
+        qkv.new_empty((batch if need_map else 0, *rest)),
+        bias_table.new_empty((rows if need_table else 0, num_heads)),
+        bias_table.new_empty(channels if need_map else 0),
+    )
 
 
 class _Packing:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.native import fakes
+from hifuse_fast.backends.native import fakes, flops
 
 # setup.py writes this file when it installs without the library, so that the reason survives pip's hidden output.
 _SKIPPED = Path(__file__).parents[2] / "_native_skipped.txt"
@@ -25,6 +25,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
     try:
         found = importlib.import_module("hifuse_fast._C")
         fakes.register(found)
+        flops.register()
         return found, None
     except ModuleNotFoundError as error:
         if error.name != "hifuse_fast._C":

@@ -8,10 +8,9 @@ is kept. So kernels can be compiled ahead of time, at the shapes of real calls, 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import triton
@@ -22,8 +21,6 @@ from hifuse_fast.backends import tables
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1
-
-Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -88,25 +85,6 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
             kernel[grid](*args, **constants)
     else:
         kernel[grid](*args, **constants)
-
-
-def operator(name: str) -> Callable[[Launcher], Launcher]:
-    """Make a launcher one opaque operator for torch.compile and torch.export. Eager calls stay plain calls.
-
-    The launcher's annotations are the operator's schema: tensors, numbers, strings and None. Its results are fresh tensors.
-    """
-
-    def register(launcher: Launcher) -> Launcher:
-        op = torch.library.custom_op(f"hifuse_fast::triton_{name}", launcher, mutates_args=())
-        op.register_fake(launcher)
-
-        @functools.wraps(launcher)
-        def call(*args: Any, **options: Any) -> Any:
-            return op(*args, **options) if torch.compiler.is_compiling() else launcher(*args, **options)
-
-        return call  # type: ignore[return-value]
-
-    return register
 
 
 def strided(x: Tensor) -> Tensor:

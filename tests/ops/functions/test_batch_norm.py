@@ -152,3 +152,16 @@ BAD = [
 def test_bad_input_is_named(changed: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         batch_norm(**{"x": X, "weight": ONE, "bias": ONE, "training": True, **changed})
+
+
+@pytest.mark.parametrize("activation", ["none", "sigmoid"])
+def test_gradients_outside_training_do_not_depend_on_strides(activation: str) -> None:
+    x, vector, grad = torch.randn(2, 2, 1, 20), torch.rand(20) + 0.5, torch.randn(2, 2, 1, 20)
+
+    def gradient(x: Tensor) -> Tensor:
+        x.requires_grad_()
+        y = batch_norm(x, vector, vector, vector, vector, training=False, activation=activation, backend="reference")
+        return torch.autograd.grad(y, x, grad)[0]
+
+    channels_first = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    torch.testing.assert_close(gradient(channels_first), gradient(x.clone()))

@@ -27,10 +27,7 @@ def test_autograd_only_where_a_gradient_is_wanted(kernel: str) -> None:
     with torch.inference_mode():
         assert window_attention(qkv, table, num_heads=1, backend=kernel).is_inference()
     out = window_attention(qkv, table, num_heads=1, backend=kernel)
-    assert type(out.grad_fn).__name__ == "_WindowAttentionBackward"
-    (grad,) = torch.autograd.grad(out.sum(), table, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
-        grad.sum().backward()
+    assert type(out.grad_fn).__name__ == "_FusedOpBackward"
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
@@ -43,7 +40,8 @@ def test_opcheck(kernel: str) -> None:
         rest = (case.num_heads, case.window_size, case.shift_size, 0.3)
         torch.library.opcheck(torch.ops.hifuse_fast.window_attention.default, (*args, *rest))
         torch.library.opcheck(torch.ops.hifuse_fast.window_attention.default, (*args[:2], None, *rest))
-        torch.library.opcheck(torch.ops.hifuse_fast.window_attention_backward.default, (grad, *args, *rest))
+        torch.library.opcheck(torch.ops.hifuse_fast.window_attention_backward.default, (grad, *args, *rest, True, True))
+        torch.library.opcheck(torch.ops.hifuse_fast.window_attention_backward.default, (grad, *args, *rest, False, True))
 
 
 class Attend(torch.nn.Module):
@@ -141,7 +139,7 @@ def test_the_dispatcher_op_refuses_what_would_touch_foreign_memory(kernel: str) 
         with pytest.raises(RuntimeError, match=message):
             op(*args)
     with pytest.raises(RuntimeError, match="grad must be"):
-        torch.ops.hifuse_fast.window_attention_backward(qkv, qkv, table, bias, 2, 7, 0, 1.0)
+        torch.ops.hifuse_fast.window_attention_backward(qkv, qkv, table, bias, 2, 7, 0, 1.0, True, True)
 
 
 @pytest.mark.parametrize("kernel", NATIVE)

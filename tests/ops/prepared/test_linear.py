@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -193,6 +194,22 @@ def test_dtype_and_device_stay() -> None:
         with pytest.raises(TypeError, match="a prepared op keeps its dtype, device and layout"):
             change()
     assert op(torch.randn(1, 2, 2, 8)).dtype == torch.float32
+
+
+OPTIONS = [
+    {"rows": rows, "norm": norm, "activation": activation, "pool": pool}
+    for rows, norms, pools in (("pixels", (None, "row"), (False, True)), ("patches", (None, "row", "pixel"), (False,)))
+    for norm, activation, pool in itertools.product(norms, ("none", "gelu", "relu"), pools)
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_combination_of_options(options: dict[str, Any], kernel: str) -> None:
+    case = Case("", (2, 4, 6), (9,), 7, options, residual=True)
+    check_parity(
+        prepare_linear, case.weights(), case.maps(), torch.float32, kernel, options=options, residual=case.residual_map()
+    )
 
 
 BAD = [

@@ -94,7 +94,7 @@ BAD_CALLS = [
     ([X[:, :0]], r"x must be \[B, H, W, 8\]"),
     ([X.bfloat16()], "x must be torch.float32 as the op was prepared for, got torch.bfloat16"),
     ([X[..., ::1].transpose(1, 2)], "x must be contiguous"),
-    ([X, X], "out must not be x"),
+    ([X, X], "out must not share memory with x"),
     ([X, torch.empty(1, 3, 5, 7)], r"out must be \[1, 3, 5, 8\]"),
 ]
 

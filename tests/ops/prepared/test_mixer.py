@@ -193,7 +193,7 @@ BAD_CALLS = [
     ([torch.randn(1, 3, 5, 9)], r"z must be \[B, H, W, 8\]"),
     ([Z.bfloat16()], "z must be torch.float32 as the op was prepared for, got torch.bfloat16"),
     ([Z.transpose(1, 2)], "z must be contiguous"),
-    ([Z, Z], "out must not be z"),
+    ([Z, Z], "out must not share memory with z"),
     ([Z, torch.empty(2, 3, 5, 8)], r"out must be \[1, 3, 5, 8\]"),
 ]
 

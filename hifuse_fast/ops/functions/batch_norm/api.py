@@ -1,8 +1,7 @@
-"""The contract of batch normalisation: docstring, validation, choice of backend, running statistics, autograd."""
+"""The contract of batch normalisation: docstring, validation, choice of backend, running statistics."""
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from hifuse_fast.backends.select import select
 from hifuse_fast.checks import check_choice, check_eps, check_flag, check_map, check_parameter, check_rate
 from hifuse_fast.ops.functions.batch_norm import reference
+from hifuse_fast.ops.functions.fused import Fused
 
 ACTIVATIONS = ("none", "relu", "gelu", "sigmoid")
 
@@ -71,53 +71,30 @@ def batch_norm(
         return reference.batch_norm(
             x, weight, bias, running_mean, running_var, training=training, momentum=momentum, residual=residual, **options
         )
+    given = [None, None] if training else [r.float() for r in (running_mean, running_var) if r is not None]
+    out, statistics = _FUSED(kernels, (x, weight, bias, residual, *given), {"training": training, **options})
     if training:
+        mean, var = statistics
+        pixels = x.numel() // x.shape[3]
         with torch.no_grad():
-            mean, var = kernels.statistics(x)
             _update(running_mean, mean, momentum)
-            pixels = x.numel() // x.shape[3]
             _update(running_var, var * (pixels / max(1, pixels - 1)), momentum)
-    else:
-        mean, var = (running.float() for running in (running_mean, running_var) if running is not None)
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    wanted = [t for t in (x, weight, bias, residual) if t is not None and t.requires_grad]
-    if torch.is_grad_enabled() and wanted:
-        out: Tensor = _BatchNorm.apply(x, weight, bias, residual, mean, var, kernels, training, options, dtype)
-        return out
-    forwarded: Tensor = kernels.forward(x, weight, bias, residual, mean, var, eps, activation, pool, dtype)
-    return forwarded
+    return out
 
 
-class _BatchNorm(torch.autograd.Function):
-    """Saves the input and the statistics. The backward reads x anyway, and computes from it what lies between."""
+def _definition(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: None, mean: Tensor | None, var: Tensor | None, **options: Any
+) -> Tensor:
+    return reference.batch_norm(x, weight, bias, mean, var, momentum=0.0, residual=residual, **options)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        residual: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        kernels: ModuleType,
-        training: bool,
-        options: dict[str, Any],
-        dtype: torch.dtype,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.kernels, ctx.training, ctx.options = kernels, training, options
-        ctx.residual_dtype = None if residual is None else residual.dtype
-        out: Tensor = kernels.forward(x, weight, bias, residual, mean, var, *options.values(), dtype)
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, var = ctx.saved_tensors
-        dx, dweight, dbias = ctx.kernels.backward(grad, x, weight, bias, mean, var, ctx.training, *ctx.options.values())
-        dresidual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
-        return (dx, dweight.to(weight.dtype), dbias.to(bias.dtype), dresidual, *[None] * 6)
+_FUSED = Fused(
+    "batch_norm",
+    "Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor? mean, Tensor? var",
+    "bool training, float eps, str activation, bool pool",
+    _definition,
+    added=3,
+)
 
 
 def _update(running: Tensor | None, now: Tensor, momentum: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,7 +25,8 @@ def batch_norm(
     x = x.permute(0, 3, 1, 2)
     # PyTorch's channels-last CPU kernel adds up a channel in one float32, which at 8 images of 56 x 56 already costs a relative
     # error of 4e-5; its channels-first kernel keeps 3e-7, and two copies are little in a training step.
-    copied = training and x.is_cpu
+    # Outside training its backward gives wrong gradients where input and gradient differ in strides, as on maps one pixel wide.
+    copied = x.is_cpu and (training or torch.is_grad_enabled())
     x = F.batch_norm(x.contiguous() if copied else x, running_mean, running_var, weight, bias, training, momentum, eps)
     x = x.permute(0, 2, 3, 1)
     return finish(x.contiguous() if copied else x, activation, pool, residual)

@@ -7,6 +7,7 @@ then one pass over the map, with activation, pooling and residual. Backward: sum
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hifuse_fast.backends import tables
 from hifuse_fast.backends.triton.device import gelu, gelu_derivative
-from hifuse_fast.backends.triton.launch import blocks, launch, operator
+from hifuse_fast.backends.triton.launch import blocks, launch
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 
 
@@ -42,7 +43,7 @@ def _activate(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit
 def _activation_derivative(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
     if ACTIVATION == "relu":
-        d = tl.where(z > 0.0, 1.0, 0.0)
+        d = tl.where(z <= 0.0, 0.0, 1.0)  # of NaN it is 1, as in PyTorch
     elif ACTIVATION == "gelu":
         d = gelu_derivative(z, DTYPE)
     elif ACTIVATION == "sigmoid":
@@ -224,7 +225,6 @@ def _backward_kernel(
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
 
 
-@operator("batch_norm_statistics")
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over all pixels of x [B, H, W, C]: [C], float32."""
     rows, channels, x = x.numel() // x.shape[3], x.shape[3], x.contiguous()
@@ -240,15 +240,17 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-@operator("batch_norm_forward")
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, mean: Tensor, var: Tensor,
-    eps: float, activation: str, pool: bool, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, mean: Tensor | None, var: Tensor | None,
+    *, keep: bool, training: bool, eps: float, activation: str, pool: bool,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """See `hifuse_fast.ops.batch_norm`; arguments are validated; the result is of `dtype`."""
     batch, height, width, channels = x.shape
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     out = x.new_empty((batch, height // 2, width // 2, channels) if pool else (*x.shape,), dtype=dtype)
-    return write(x, weight, bias, residual, mean, var, eps, activation, pool, out)
+    kept = list(statistics(x)) if training else []
+    now = _statistics(kept, mean, var)
+    return write(x, weight, bias, residual, *now, eps, activation, pool, out), kept
 
 
 def write(
@@ -267,15 +269,15 @@ def write(
     return out
 
 
-@operator("batch_norm_backward")
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor,
-    training: bool, eps: float, activation: str, pool: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: None, mean: Tensor | None, var: Tensor | None,
+    *, kept: Sequence[Tensor], needs: Sequence[bool], training: bool, eps: float, activation: str, pool: bool,
+) -> list[Tensor | None]:  # fmt: skip
     """Gradients of x in its dtype, of weight and bias in float32."""
     _, height, width, channels = x.shape
+    now = _statistics(kept, mean, var)
     x, grad = x.contiguous(), grad.contiguous()
-    vectors, rows = _vectors(weight, bias, mean, var), x.numel() // channels
+    vectors, rows = _vectors(weight, bias, *now), x.numel() // channels
     tile, shares, options = _tiles("batch_norm_backward_sums", rows, x)
     partial = x.new_empty((2, shares, channels), dtype=torch.float32)
     launch(
@@ -283,13 +285,21 @@ def backward(
         rows, height, width, eps, C=channels, ACTIVATION=activation, POOL=pool, **tile, **options,
     )  # fmt: skip
     dweight, dbias = partial[0].sum(0), partial[1].sum(0)
+    if not needs[0]:
+        return [None, dweight, dbias, None, None, None]
     dx = torch.empty_like(x)
     tile, _, options = _tiles("batch_norm_backward", rows, x)
     launch(
         _backward_kernel, (blocks(rows, tile["BLOCK_R"]), blocks(channels, tile["BLOCK_C"])), grad, x, *vectors, dweight, dbias,
         dx, rows, height, width, eps, C=channels, ACTIVATION=activation, POOL=pool, TRAINING=training, **tile, **options,
     )  # fmt: skip
-    return dx, dweight, dbias
+    return [dx, dweight, dbias, None, None, None]
+
+
+def _statistics(kept: Sequence[Tensor], *running: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance: those of the batch, which the forward keeps in training, or the running ones."""
+    mean, var = kept or [each for each in running if each is not None]
+    return mean, var
 
 
 def _vectors(*vectors: Tensor) -> list[Tensor]:

@@ -1,18 +1,17 @@
-"""The contract of the gated concatenation with layer normalisation: docstring, validation, choice of backend, autograd."""
+"""The contract of the gated concatenation with layer normalisation: docstring, validation, choice of backend."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
-from hifuse_fast.checks import check_eps, check_map, check_parameter
+from hifuse_fast.checks import check_dense, check_eps, check_map, check_parameter
 from hifuse_fast.ops.functions.concat_norm import reference
+from hifuse_fast.ops.functions.fused import Fused
 
 MOST_MAPS = 3
 
@@ -61,41 +60,24 @@ def concat_norm(
         return reference.concat_norm(maps, weight, bias, gates=gates, eps=eps)
     if maps[0].is_cuda and autocast_dtype(device):
         dtype = torch.float32
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*maps, *present, weight, bias)):
-        out: Tensor = _ConcatNorm.apply(weight, bias, kernels, eps, dtype, len(maps), *maps, *gates)
-        return out
-    forwarded: Tensor = kernels.forward(list(maps), gates, weight, bias, eps, dtype)
-    return forwarded
+    absent = (None,) * (MOST_MAPS - len(maps))
+    return _FUSED(kernels, (weight, bias, *maps, *absent, *gates, *absent), {"eps": eps, "dtype": dtype})[0]
 
 
-class _ConcatNorm(torch.autograd.Function):
-    """Saves the inputs only: the backward reads the maps anyway."""
+def _definition(
+    weight: Tensor, bias: Tensor, *maps_and_gates: Tensor | None, eps: float, dtype: torch.dtype
+) -> Tensor:  # fmt: skip
+    maps = [x for x in maps_and_gates[:MOST_MAPS] if x is not None]
+    gates = maps_and_gates[MOST_MAPS : MOST_MAPS + len(maps)]
+    return reference.concat_norm(maps, weight, bias, gates=gates, eps=eps).to(dtype)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,
-        bias: Tensor,
-        kernels: ModuleType,
-        eps: float,
-        dtype: torch.dtype,
-        count: int,
-        *maps_and_gates: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(weight, bias, *maps_and_gates)
-        ctx.kernels, ctx.eps, ctx.count = kernels, eps, count
-        out: Tensor = kernels.forward(list(maps_and_gates[:count]), list(maps_and_gates[count:]), weight, bias, eps, dtype)
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, bias, *rest = ctx.saved_tensors
-        maps, gates = rest[: ctx.count], rest[ctx.count :]
-        dweight, dbias, *grads = ctx.kernels.backward(grad, maps, gates, weight, ctx.eps)
-        dmaps, dgates = grads[: ctx.count], grads[ctx.count :]
-        own = [None if gate is None else d.to(gate.dtype) for gate, d in zip(gates, dgates, strict=True)]
-        return (dweight.to(weight.dtype), dbias.to(bias.dtype), None, None, None, None, *dmaps, *own)
+_FUSED = Fused(
+    "concat_norm",
+    "Tensor weight, Tensor bias, Tensor? map_1, Tensor? map_2, Tensor? map_3, Tensor? gate_1, Tensor? gate_2, Tensor? gate_3",
+    "float eps, ScalarType dtype",
+    _definition,
+)
 
 
 def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, gates: Sequence[Tensor | None]) -> None:
@@ -117,6 +99,7 @@ def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, gates: Sequence
             raise TypeError(
                 f"gates[{i}] must be a floating-point tensor or None, got {getattr(gate, 'dtype', type(gate).__name__)}"
             )
+        check_dense(f"gates[{i}]", gate)
         if list(gate.shape) not in ([batch, height, width, 1], [batch, 1, 1, channels]):
             expected = f"[{batch}, {height}, {width}, 1] or [{batch}, 1, 1, {channels}]"
             raise ValueError(f"gates[{i}] must be {expected}, got {list(gate.shape)}")

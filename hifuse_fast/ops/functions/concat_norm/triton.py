@@ -16,10 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from hifuse_fast.backends import tables
-from hifuse_fast.backends.triton.launch import blocks, launch, operator
+from hifuse_fast.backends.triton.launch import blocks, launch
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 
 MAX_WIDTH = 4096  # of one map: the rows of three have to fit into the registers of a program
+MOST_MAPS = 3
 NONE, PIXEL, CHANNEL = 0, 1, 2  # kinds of gates
 
 
@@ -194,13 +195,14 @@ def _backward_kernel(
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
 
 
-@operator("concat_norm_forward")
 def forward(
-    maps: Sequence[Tensor], gates: Sequence[Tensor | None], weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> Tensor:
+    weight: Tensor, bias: Tensor, *maps_and_gates: Tensor | None, keep: bool, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
     """See `hifuse_fast.ops.concat_norm`; arguments are validated; the result is of `dtype`."""
+    maps, gates = _present(maps_and_gates)
     batch, height, width, channels = maps[0].shape
-    return write(maps, gates, weight, bias, eps, maps[0].new_empty((batch, height, width, len(maps) * channels), dtype=dtype))
+    out = maps[0].new_empty((batch, height, width, len(maps) * channels), dtype=dtype)
+    return write(maps, gates, weight, bias, eps, out), []
 
 
 def write(
@@ -218,9 +220,12 @@ def write(
     return out
 
 
-@operator("concat_norm_backward")
-def backward(grad: Tensor, maps: Sequence[Tensor], gates: Sequence[Tensor | None], weight: Tensor, eps: float) -> list[Tensor]:
+def backward(
+    grad: Tensor, weight: Tensor, bias: Tensor, *maps_and_gates: Tensor | None, kept: Sequence[Tensor], needs: Sequence[bool],
+    eps: float, dtype: torch.dtype,
+) -> list[Tensor | None]:  # fmt: skip
     """Gradients of weight and bias in float32, of the maps in their dtypes, of the gates in float32 (empty without a gate)."""
+    maps, gates = _present(maps_and_gates)
     batch, height, width, channels = maps[0].shape
     tile, options = _tiles("concat_norm_backward", maps[0])
     shares = max(1, min(options.pop("programs") // max(1, batch), blocks(height * width, tile["BLOCK_R"])))
@@ -235,7 +240,15 @@ def backward(grad: Tensor, maps: Sequence[Tensor], gates: Sequence[Tensor | None
         height * width, eps, C=channels, K=weight.numel(), **kinds, **tile, **options,
     )  # fmt: skip
     summed = [d.sum(1, keepdim=True) if kind == CHANNEL else d for d, kind in zip(dgates, kinds.values(), strict=False)]
-    return [partial[0].sum(0), partial[1].sum(0), *dmaps, *summed]
+    own = [None if gate is None else d for gate, d in zip(gates, summed, strict=True)]
+    absent = [None] * (MOST_MAPS - len(maps))
+    return [partial[0].sum(0), partial[1].sum(0), *dmaps, *absent, *own, *absent]
+
+
+def _present(maps_and_gates: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The maps, and the gate of each: of three places for maps, and three for gates, where the last ones may be empty."""
+    maps = [x for x in maps_and_gates[:MOST_MAPS] if x is not None]
+    return maps, list(maps_and_gates[MOST_MAPS : MOST_MAPS + len(maps)])
 
 
 def _three(tensors: Sequence[Tensor]) -> list[Tensor]:

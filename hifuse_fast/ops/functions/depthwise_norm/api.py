@@ -1,9 +1,6 @@
-"""The contract of the depthwise convolution with layer normalisation: docstring, validation, choice of backend, autograd."""
+"""The contract of the depthwise convolution with layer normalisation: docstring, validation, choice of backend."""
 
 from __future__ import annotations
-
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +8,7 @@ from torch import Tensor
 from hifuse_fast.backends.select import autocast_dtype, select
 from hifuse_fast.checks import check_eps, check_map, check_parameter
 from hifuse_fast.ops.functions.depthwise_norm import reference
+from hifuse_fast.ops.functions.fused import Fused, Product
 
 
 def depthwise_norm(
@@ -59,40 +57,21 @@ def depthwise_norm(
     autocast = autocast_dtype(x.device)
     taken = autocast or x.dtype
     dtype = torch.float32 if autocast and x.is_cuda else taken
-    tensors = (x, filters, filter_bias, weight, bias)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        out: Tensor = _DepthwiseNorm.apply(*tensors, kernels, eps, taken, dtype)
-        return out
-    forwarded: Tensor = kernels.forward(*tensors, eps, taken, dtype)
-    return forwarded
+    return _FUSED(kernels, (x, filters, filter_bias, weight, bias), {"eps": eps, "taken": taken, "dtype": dtype})[0]
 
 
-class _DepthwiseNorm(torch.autograd.Function):
-    """Saves the inputs only. The backward convolves again, which costs less than reading a map that the forward kept."""
+def _definition(*tensors: Tensor, eps: float, taken: torch.dtype, dtype: torch.dtype) -> Tensor:
+    return reference.depthwise_norm(*tensors, eps=eps).to(dtype)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        filters: Tensor,
-        filter_bias: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        kernels: ModuleType,
-        eps: float,
-        taken: torch.dtype,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        ctx.save_for_backward(x, filters, filter_bias, weight, bias)
-        ctx.kernels, ctx.eps, ctx.taken = kernels, eps, taken
-        out: Tensor = kernels.forward(x, filters, filter_bias, weight, bias, eps, taken, dtype)
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters, bias = ctx.saved_tensors
-        dx, dfilters, sums = ctx.kernels.backward(grad, x, *parameters, ctx.eps, ctx.taken)
-        grads = (dfilters, *sums.unbind())
-        typed = (grad.to(tensor.dtype) for grad, tensor in zip(grads, (*parameters, bias), strict=True))
-        return dx, *typed, None, None, None, None
+def _products(x: Tensor, *_: Tensor, **__: object) -> list[Product]:
+    return [Product(2 * 9 * x.numel(), (0,), (1,), groups=x.shape[3])]
+
+
+_FUSED = Fused(
+    "depthwise_norm",
+    "Tensor x, Tensor filters, Tensor filter_bias, Tensor weight, Tensor bias",
+    "float eps, ScalarType taken, ScalarType dtype",
+    _definition,
+    products=_products,
+)

@@ -8,6 +8,7 @@ map, and then over programs: no atomics, so equal inputs give equal gradients.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hifuse_fast.backends import tables
-from hifuse_fast.backends.triton.launch import blocks, launch, operator, strided
+from hifuse_fast.backends.triton.launch import blocks, launch, strided
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 from hifuse_fast.ops.functions.depthwise_norm.triton_kernels import (
     backward_filters_kernel,
@@ -36,8 +37,15 @@ def why_not(*, device: torch.device, dtype: torch.dtype, channels: int = 1, widt
     return why_not_triton(device, dtype)
 
 
-@operator("depthwise_norm_forward")
 def forward(
+    x: Tensor, filters: Tensor, filter_bias: Tensor, weight: Tensor, bias: Tensor,
+    *, keep: bool, eps: float, taken: torch.dtype, dtype: torch.dtype,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """See `hifuse_fast.ops.depthwise_norm`; arguments are validated."""
+    return write(x, filters, filter_bias, weight, bias, eps, taken, dtype), []
+
+
+def write(
     x: Tensor,
     filters: Tensor,
     filter_bias: Tensor,
@@ -47,8 +55,7 @@ def forward(
     taken: torch.dtype,
     dtype: torch.dtype,
 ) -> Tensor:
-    """See `hifuse_fast.ops.depthwise_norm`; arguments are validated; x and filters are taken in one dtype, the result is of
-    another."""
+    """The result alone; x and filters are taken in one dtype, the result is of another."""
     x = strided(x)
     out = x.new_empty(x.shape, dtype=dtype)
     sides, tiles, programs, options = _tiles("depthwise_norm_forward", x)
@@ -59,10 +66,10 @@ def forward(
     return out
 
 
-@operator("depthwise_norm_backward")
 def backward(
-    grad: Tensor, x: Tensor, filters: Tensor, filter_bias: Tensor, weight: Tensor, eps: float, taken: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, filters: Tensor, filter_bias: Tensor, weight: Tensor, bias: Tensor,
+    *, kept: Sequence[Tensor], needs: Sequence[bool], eps: float, taken: torch.dtype, dtype: torch.dtype,
+) -> list[Tensor | None]:  # fmt: skip
     """Gradients of x in its dtype, and in float32 of the filters, and [3, C] of filter_bias, weight and bias."""
     x, grad, taps = strided(x), grad.contiguous(), _by_tap(filters)
     channels = x.shape[3]
@@ -74,8 +81,8 @@ def backward(
         backward_norm_kernel, (programs,), grad, x, taps, filter_bias.contiguous(), weight.contiguous(), dc, sums,
         tiles, *_geometry(x), eps, **shared, **sides, **options,
     )  # fmt: skip
-    dx, dfilters = backward_convolution(dc, x, filters)
-    return dx, dfilters, sums.sum(1)
+    dx, dfilters = backward_convolution(dc, x, filters) if needs[0] or needs[1] else (None, None)
+    return [dx, dfilters, *sums.sum(1).unbind()]
 
 
 def backward_convolution(dc: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:

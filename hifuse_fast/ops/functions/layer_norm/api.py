@@ -1,15 +1,13 @@
-"""The contract of layer normalisation: docstring, validation, choice of backend, autograd."""
+"""The contract of layer normalisation: docstring, validation, choice of backend."""
 
 from __future__ import annotations
-
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
 from hifuse_fast.checks import check_choice, check_eps, check_map, check_parameter
+from hifuse_fast.ops.functions.fused import Fused
 from hifuse_fast.ops.functions.layer_norm import reference
 
 ROWS = ("pixels", "patches")
@@ -52,28 +50,13 @@ def layer_norm(
     if kernels is None:
         return reference.layer_norm(x, weight, bias, eps=eps, rows=rows)
     dtype = torch.float32 if x.is_cuda and autocast_dtype(x.device) else x.dtype
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
-        out: Tensor = _LayerNorm.apply(x, weight, bias, kernels, eps, rows, dtype)
-        return out
-    forwarded: Tensor = kernels.forward(x, weight, bias, eps, rows, dtype)
-    return forwarded
+    return _FUSED(kernels, (x, weight, bias), {"eps": eps, "rows": rows, "dtype": dtype})[0]
 
 
-class _LayerNorm(torch.autograd.Function):
-    """Saves the inputs only. The backward reads x anyway, and computes its statistics again."""
+def _definition(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, rows: str, dtype: torch.dtype) -> Tensor:
+    return reference.layer_norm(x, weight, bias, eps=eps, rows=rows).to(dtype)
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernels: ModuleType, eps: float, rows: str, dtype: torch.dtype
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        ctx.kernels, ctx.eps, ctx.rows = kernels, eps, rows
-        out: Tensor = kernels.forward(x, weight, bias, eps, rows, dtype)
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        grads = ctx.kernels.backward(grad, x, weight, ctx.eps, ctx.rows)
-        return grads[0], grads[1].to(weight.dtype), grads[2].to(bias.dtype), None, None, None, None
+_FUSED = Fused(
+    "layer_norm", "Tensor x, Tensor weight, Tensor bias", "float eps, str rows, ScalarType dtype", _definition
+)  # fmt: skip

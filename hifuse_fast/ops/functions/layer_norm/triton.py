@@ -7,6 +7,7 @@ program, over a fixed share of the rows, and then over programs: no atomics, so 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hifuse_fast.backends import tables
 from hifuse_fast.backends.triton.device import normalise
-from hifuse_fast.backends.triton.launch import blocks, launch, operator, strided
+from hifuse_fast.backends.triton.launch import blocks, launch, strided
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 
 MAX_WIDTH = 16384  # a row has to fit into the registers of a program
@@ -127,10 +128,11 @@ def _backward_kernel(
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
 
 
-@operator("layer_norm_forward")
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: str, dtype: torch.dtype) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, *, keep: bool, eps: float, rows: str, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
     """See `hifuse_fast.ops.layer_norm`; arguments are validated; the result is of `dtype`."""
-    return write(x, weight, bias, eps, rows, dtype)
+    return write(x, weight, bias, eps, rows, dtype), []
 
 
 def write(
@@ -150,9 +152,11 @@ def write(
     return out
 
 
-@operator("layer_norm_backward")
-def backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float, rows: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x in its dtype, and of weight and bias in float32."""
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
+    *, kept: Sequence[Tensor], needs: Sequence[bool], eps: float, rows: str, dtype: torch.dtype,
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of x in its dtype, and of weight and bias in float32: one reading of x gives all."""
     x, grad = strided(x), grad.contiguous()
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     count, tile, options = _tiles("layer_norm_backward", grad)
@@ -162,7 +166,7 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float, rows: str) -> 
         _backward_kernel, (programs,), grad, x, weight.contiguous(), dx, partial,
         count, *_geometry(x), eps, C=x.shape[3], K=grad.shape[3], **_rows(x, rows), **tile, **options,
     )  # fmt: skip
-    return dx, partial[0].sum(0), partial[1].sum(0)
+    return [dx, partial[0].sum(0), partial[1].sum(0)]
 
 
 def _tiles(kernel: str, rows: Tensor) -> tuple[int, dict[str, int], dict[str, int]]:

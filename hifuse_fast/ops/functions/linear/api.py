@@ -1,8 +1,7 @@
-"""The contract of the linear: docstring, validation, choice of backend, autograd."""
+"""The contract of the linear: docstring, validation, choice of backend."""
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
 from hifuse_fast.checks import check_choice, check_eps, check_map, check_parameter
+from hifuse_fast.ops.functions.fused import Fused, Product
 from hifuse_fast.ops.functions.layer_norm.reference import patches
 from hifuse_fast.ops.functions.linear import reference
 
@@ -94,56 +94,19 @@ def linear(
     if norm_weight is None and rows == "patches":
         x, rows = patches(x), "pixels"  # the network has no such call: the kernels gather only what they normalise
     tensors = (x, weight.to(dtype), None if bias is None else bias.to(dtype), norm_weight, norm_bias, residual)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        out: Tensor = _Linear.apply(*tensors, kernels, eps, rows, activation)
-        return out
-    forwarded: Tensor = kernels.forward(*tensors, eps, rows, activation, False)[0]
-    return forwarded
+    return _FUSED(kernels, tensors, {"eps": eps, "rows": rows, "activation": activation})[0]
 
 
-class _Linear(torch.autograd.Function):
-    """Saves the inputs, and where there is a GELU its input. The backward computes the normalised rows again."""
+def _products(x: Tensor, weight: Tensor, *_: Any, rows: str, **__: Any) -> list[Product]:
+    height, width = ((n + 1) // 2 if rows == "patches" else n for n in x.shape[1:3])
+    return [Product(2 * x.shape[0] * height * width * weight.numel(), (0, 3, 4), (1,))]
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        norm_weight: Tensor | None,
-        norm_bias: Tensor | None,
-        residual: Tensor | None,
-        kernels: ModuleType,
-        eps: float,
-        rows: str,
-        activation: str,
-    ) -> Tensor:
-        keep = activation == "gelu" and any(ctx.needs_input_grad[:5])
-        out: Tensor
-        out, z = kernels.forward(x, weight, bias, norm_weight, norm_bias, residual, eps, rows, activation, keep)
-        ctx.save_for_backward(x, weight, norm_weight, norm_bias, z if keep else None)
-        ctx.kernels, ctx.eps, ctx.rows = kernels, eps, rows
-        ctx.residual_dtype = None if residual is None else residual.dtype
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, norm_weight, norm_bias, z = ctx.saved_tensors
-        need_x, need_weight, need_bias, need_scale, need_shift, need_residual = ctx.needs_input_grad[:6]
-        found: Any = (None,) * 5
-        if need_x or need_weight or need_bias or need_scale or need_shift:
-            found = ctx.kernels.backward(
-                grad, z, x, weight, norm_weight, norm_bias, ctx.eps, ctx.rows,
-                need_x or need_scale or need_shift, need_weight, need_bias,
-            )  # fmt: skip
-        dx, dweight, dbias, dscale, dshift = found
-        return (
-            dx if need_x else None,
-            dweight if need_weight else None,
-            dbias.to(weight.dtype) if need_bias else None,
-            dscale.to(norm_weight.dtype) if need_scale else None,
-            dshift.to(norm_bias.dtype) if need_shift else None,
-            grad.to(ctx.residual_dtype) if need_residual else None,
-            None, None, None, None,
-        )  # fmt: skip
+_FUSED = Fused(
+    "linear",
+    "Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? residual",
+    "float eps, str rows, str activation",
+    reference.linear,
+    added=5,
+    products=_products,
+)

@@ -8,6 +8,8 @@ the bias gradient in one kernel, the normalised rows again, two products of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from hifuse_fast.backends import tables
 from hifuse_fast.backends.triton import device, pointwise
-from hifuse_fast.backends.triton.launch import blocks, launch, operator, precision, strided
+from hifuse_fast.backends.triton.launch import blocks, launch, precision, strided
 from hifuse_fast.ops.functions.layer_norm import triton as layer_norm
 from hifuse_fast.ops.functions.layer_norm.triton import row_offsets
 
@@ -70,11 +72,17 @@ def _forward_kernel(
             total += r.to(tl.float32)
         mean = tl.sum(total, 1, keep_dims=True) / K
         total = tl.zeros([BLOCK_M, BLOCK_S], tl.float32)
+        left = tl.zeros([BLOCK_M, BLOCK_S], tl.float32)
         for k in range(0, K, BLOCK_S):
             r = _load_rows(x_ptr, row, k, rows, height, width, stride_b, stride_y, stride_x, C, K, PATCHES, BLOCK_S)
             centred = tl.where(k + tl.arange(0, BLOCK_S)[None, :] < K, r.to(tl.float32) - mean, 0.0)
             total += centred * centred
-        scale = tl.rsqrt(tl.sum(total, 1, keep_dims=True) / K + eps)
+            left += centred
+        # What the rounding of the mean left: times 1 / sqrt(eps) it would be seen in a row of equal values.
+        shift = tl.sum(left, 1, keep_dims=True) / K
+        mean += shift
+        variance = tl.sum(total, 1, keep_dims=True) / K - shift * shift
+        scale = tl.rsqrt(tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL) + eps)
 
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
@@ -105,7 +113,6 @@ def _forward_kernel(
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
 
 
-@operator("linear_forward")
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -113,16 +120,19 @@ def forward(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     residual: Tensor | None,
+    *,
+    keep: bool,
     eps: float,
     rows: str,
     activation: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """See `hifuse_fast.ops.linear`; arguments are validated, patches have a norm, the product is in the dtype of `weight`.
 
-    The second result is what goes into GELU, [rows, N], where it is to be kept; else it is empty.
+    It keeps what goes into GELU, [rows, N].
     """
-    return write(x, weight, bias, norm_weight, norm_bias, residual, eps, rows, activation, keep)
+    keep = keep and activation == "gelu"
+    out, z = write(x, weight, bias, norm_weight, norm_bias, residual, eps, rows, activation, keep)
+    return out, [z] if keep else []
 
 
 def write(
@@ -138,7 +148,7 @@ def write(
     keep: bool,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`forward` into `out`, contiguous, where that is given."""
+    """The result, in `out`, contiguous, where that is given; and what goes into GELU, empty where it is not to be kept."""
     (columns, depth), gelu = weight.shape, activation == "gelu"
     height, width = (blocks(n, 2 if rows == "patches" else 1) for n in x.shape[1:3])
     count = x.shape[0] * height * width
@@ -174,41 +184,44 @@ def write(
     return out, z
 
 
-@operator("linear_backward")
 def backward(
     grad: Tensor,
-    z: Tensor | None,
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
+    residual: None,
+    *,
+    kept: Sequence[Tensor],
+    needs: Sequence[bool],
     eps: float,
     rows: str,
-    need_rows: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and weight in their dtypes, and of bias, norm_weight and norm_bias in float32; empty where not needed.
-
-    `need_rows`: those of x, norm_weight and norm_bias. `z` is what went into GELU, None where there is none.
-    """
-    dx, dweight, dbias, dscale, dshift = (weight.new_empty(0) for _ in range(5))
+    activation: str,
+) -> list[Tensor | None]:
+    """Gradients of x and weight in their dtypes, and of bias, norm_weight and norm_bias in float32."""
+    need_x, need_weight, need_bias, need_scale, need_shift, _ = needs
+    dx, dweight, dbias, dscale, dshift = [None] * 5
     size, grad = grad.shape[:3], grad.reshape(-1, weight.shape[0]).contiguous()
-    if z is None:
-        dz = grad.to(weight.dtype)
-        dbias = grad.sum(0, dtype=torch.float32) if need_bias else dbias
-    else:
+    if kept:
+        (z,) = kept
         dz = torch.empty_like(z)
         dbias = pointwise.gelu_backward(grad, z, dz, need_bias=need_bias)
+    else:
+        dz = grad.to(weight.dtype)
+        dbias = grad.sum(0, dtype=torch.float32) if need_bias else None
     if need_weight:
         dweight = dz.t() @ normalised_rows(x, norm_weight, norm_bias, eps, rows, weight.dtype)
-    if need_rows:
+    if need_x or need_scale or need_shift:
         dr = (dz @ weight).view(*size, weight.shape[1])
-        if norm_weight is None:
+        if norm_weight is None or norm_bias is None:
             dx = dr.to(x.dtype)
         else:
-            dx, dscale, dshift = layer_norm.backward(dr, x, norm_weight, eps, rows)
-    return dx, dweight, dbias, dscale, dshift
+            asked = (need_x, need_scale, need_shift)
+            dx, dscale, dshift = layer_norm.backward(
+                dr, x, norm_weight, norm_bias, kept=(), needs=asked, eps=eps, rows=rows, dtype=dr.dtype
+            )
+    return [dx, dweight, dbias, dscale, dshift, None]
 
 
 def normalised_rows(
@@ -216,5 +229,5 @@ def normalised_rows(
 ) -> Tensor:
     """[rows, K] in the dtype of the product, normalised."""
     if norm_weight is not None and norm_bias is not None:
-        return layer_norm.forward(x, norm_weight, norm_bias, eps, rows, dtype).flatten(0, 2)
+        return layer_norm.write(x, norm_weight, norm_bias, eps, rows, dtype).flatten(0, 2)
     return x.reshape(-1, x.shape[3]).to(dtype)

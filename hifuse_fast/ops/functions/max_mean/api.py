@@ -1,15 +1,12 @@
-"""The contract of largest value and mean: docstring, validation, choice of backend, autograd."""
+"""The contract of largest value and mean: docstring, validation, choice of backend."""
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import select
 from hifuse_fast.checks import check_choice, check_map
+from hifuse_fast.ops.functions.fused import Fused
 from hifuse_fast.ops.functions.max_mean import reference
 
 OVER = ("channels", "pixels")
@@ -42,26 +39,7 @@ def max_mean(x: Tensor, *, over: str, backend: str = "auto") -> Tensor:
     kernels = select("max_mean", backend, key=(x.shape[3], over), device=x.device, dtype=x.dtype, width=x.shape[3])
     if kernels is None:
         return reference.max_mean(x, over=over)
-    if torch.is_grad_enabled() and x.requires_grad:
-        out: Tensor = _MaxMean.apply(x, kernels, over)
-        return out
-    forwarded: Tensor = kernels.forward(x, over)[0]
-    return forwarded
+    return _FUSED(kernels, (x,), {"over": over})[0]
 
 
-class _MaxMean(torch.autograd.Function):
-    """Saves where the largest values are: the backward does not read x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kernels: ModuleType, over: str) -> Tensor:
-        out, index = kernels.forward(x, over)
-        ctx.save_for_backward(index)
-        ctx.kernels, ctx.over, ctx.shape = kernels, over, x.shape
-        result: Tensor = out
-        return result
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (index,) = ctx.saved_tensors
-        return ctx.kernels.backward(grad, index, ctx.over, *ctx.shape), None, None
+_FUSED = Fused("max_mean", "Tensor x", "str over", reference.max_mean)

@@ -1,11 +1,12 @@
 """Largest value and mean in Triton.
 
 Over channels a program takes whole rows. Over pixels it takes a share of an image's pixels and a block of channels, and another
-kernel merges the shares in their order, so that of equal values the first one is found.
+kernel merges the shares in their order, so that of equal values the first one is found. A NaN is larger than any number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hifuse_fast.backends import tables
-from hifuse_fast.backends.triton.launch import blocks, launch, operator
+from hifuse_fast.backends.triton import device
+from hifuse_fast.backends.triton.launch import blocks, launch
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 
 MAX_WIDTH = 16384  # a row has to fit into the registers of a program
@@ -42,7 +44,8 @@ def _channels_kernel(
     channel = tl.arange(0, BLOCK_C)[None, :]
     kept = (row[:, None] < rows) & (channel < C)
     x = tl.load(x_ptr + row[:, None] * C + channel, mask=kept, other=0.0).to(tl.float32)
-    largest, index = tl.max(tl.where(kept, x, float("-inf")), 1, return_indices=True)
+    largest = device.largest(tl.where(kept, x, float("-inf")), 1)
+    index = tl.min(tl.where(((x == largest[:, None]) | device.is_nan(x)) & kept, channel, C - 1), 1)  # of the first such value
     tl.store(out_ptr + 2 * row, largest.to(out_ptr.dtype.element_ty), mask=row < rows)
     tl.store(out_ptr + 2 * row + 1, (tl.sum(x, 1) / C).to(out_ptr.dtype.element_ty), mask=row < rows)
     tl.store(index_ptr + row, index.to(tl.int32), mask=row < rows)
@@ -89,10 +92,10 @@ def _pixels_kernel(
         kept = (pixel < end) & inside[None, :]
         x = tl.load(x_ptr + (pixel.to(tl.int64) * C + channel[None, :]), mask=kept, other=float("-inf")).to(tl.float32)
         total += tl.where(kept, x, 0.0)
-        place = tl.where(x > largest, pixel, place)
-        largest = tl.maximum(largest, x)
-    most = tl.max(largest, 0)
-    first = tl.min(tl.where(largest == most[None, :], place, pixels), 0)
+        place = tl.where((x > largest) | device.is_nan(x), pixel, place)
+        largest = tl.maximum(largest, x, propagate_nan=tl.PropagateNan.ALL)
+    most = device.largest(largest, 0)
+    first = tl.min(tl.where((largest == most[None, :]) | device.is_nan(largest), place, pixels), 0)
     offset = (image * shares + share) * C + channel
     tl.store(partial_ptr + offset, most, mask=inside)
     tl.store(partial_ptr + images * shares * C + offset, tl.sum(total, 0), mask=inside)
@@ -118,8 +121,9 @@ def _merge_kernel(
         offset = (image * shares + share) * C + channel
         of_share = tl.load(partial_ptr + offset, mask=inside, other=0.0)
         total += tl.load(partial_ptr + images * shares * C + offset, mask=inside, other=0.0)
-        place = tl.where(of_share > largest, tl.load(place_ptr + offset, mask=inside, other=0), place)
-        largest = tl.maximum(largest, of_share)
+        larger = (of_share > largest) | device.is_nan(of_share)
+        place = tl.where(larger, tl.load(place_ptr + offset, mask=inside, other=0), place)
+        largest = tl.maximum(largest, of_share, propagate_nan=tl.PropagateNan.ALL)
     tl.store(out_ptr + 2 * image * C + channel, largest.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(out_ptr + (2 * image + 1) * C + channel, (total / pixels).to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(index_ptr + image * C + channel, place, mask=inside)
@@ -147,8 +151,7 @@ def _pixels_backward_kernel(
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
 
 
-@operator("max_mean_forward")
-def forward(x: Tensor, over: str) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, *, keep: bool, over: str) -> tuple[Tensor, list[Tensor]]:
     """See `hifuse_fast.ops.max_mean`; also where the largest values are: the channel [B, H, W] or the pixel [B, C], int32."""
     batch, height, width, channels = x.shape
     x, pixels = x.contiguous(), height * width
@@ -158,7 +161,7 @@ def forward(x: Tensor, over: str) -> tuple[Tensor, Tensor]:
         tile, _, options = _tiles("max_mean_channels", x, whole_rows=True)
         grid = (blocks(batch * pixels, tile["BLOCK_R"]),)
         launch(_channels_kernel, grid, x, out, index, batch * pixels, C=channels, **tile, **options)
-        return out, index
+        return out, [index]
     tile, shares, options = _tiles("max_mean_pixels", x)
     out = x.new_empty((batch, 2, 1, channels))
     index = x.new_empty((batch, channels), dtype=torch.int32)
@@ -172,23 +175,26 @@ def forward(x: Tensor, over: str) -> tuple[Tensor, Tensor]:
         _merge_kernel, (blocks(channels, 128), batch), partial, place, out, index, pixels, shares,
         C=channels, BLOCK_C=128, num_warps=4,
     )  # fmt: skip
-    return out, index
+    return out, [index]
 
 
-@operator("max_mean_backward")
-def backward(grad: Tensor, index: Tensor, over: str, batch: int, height: int, width: int, channels: int) -> Tensor:
+def backward(
+    grad: Tensor, x: Tensor, *, kept: Sequence[Tensor], needs: Sequence[bool], over: str
+) -> list[Tensor]:  # fmt: skip
     """The gradient of x, in the dtype of `grad`."""
+    batch, height, width, channels = x.shape
+    (index,) = kept
     grad, rows = grad.contiguous(), batch * height * width
     dx = grad.new_empty((batch, height, width, channels))
     if over == "channels":
         tile, _, options = _tiles("max_mean_channels_backward", dx, whole_rows=True)
         grid: tuple[int, ...] = (blocks(rows, tile["BLOCK_R"]),)
         launch(_channels_backward_kernel, grid, grad, index, dx, rows, C=channels, **tile, **options)
-        return dx
+        return [dx]
     tile, _, options = _tiles("max_mean_pixels_backward", dx)
     grid = (blocks(rows, tile["BLOCK_R"]), blocks(channels, tile["BLOCK_C"]))
     launch(_pixels_backward_kernel, grid, grad, index, dx, rows, height * width, C=channels, **tile, **options)
-    return dx
+    return [dx]
 
 
 def _tiles(kernel: str, x: Tensor, whole_rows: bool = False) -> tuple[dict[str, int], int, dict[str, int]]:

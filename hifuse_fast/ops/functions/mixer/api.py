@@ -1,15 +1,13 @@
-"""The contract of the mixer: docstring, validation, choice of backend, autograd."""
+"""The contract of the mixer: docstring, validation, choice of backend."""
 
 from __future__ import annotations
-
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
 from hifuse_fast.checks import check_map, check_parameter
+from hifuse_fast.ops.functions.fused import Fused, Product
 from hifuse_fast.ops.functions.mixer import reference
 
 MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 it leaves as it is
@@ -54,28 +52,12 @@ def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     kernels = select("mixer", backend, key=key, device=z.device, dtype=dtype)
     if kernels is None:
         return reference.mixer(z, weight)
-    weight = weight.to(dtype)
-    if torch.is_grad_enabled() and (z.requires_grad or weight.requires_grad):
-        out: Tensor = _Mixer.apply(z, weight, kernels)
-        return out
-    forwarded: Tensor = kernels.forward(z, weight, False)[0]
-    return forwarded
+    return _FUSED(kernels, (z, weight.to(dtype)), {})[0]
 
 
-class _Mixer(torch.autograd.Function):
-    """Saves the inputs and what goes into GELU."""
+def _products(z: Tensor, weight: Tensor) -> list[Product]:
+    pixels, groups = z.shape[0] * z.shape[1] * z.shape[2], len(weight) // weight.shape[1]
+    return [Product(2 * pixels * weight.numel(), (0,), (1,), groups)]
 
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, weight: Tensor, kernels: ModuleType) -> Tensor:
-        out: Tensor
-        out, c = kernels.forward(z, weight, True)
-        ctx.save_for_backward(z, weight, c)
-        ctx.kernels = kernels
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        need_z, need_weight, _ = ctx.needs_input_grad
-        dz, dweight = ctx.kernels.backward(grad, *ctx.saved_tensors, need_z, need_weight)
-        return dz if need_z else None, dweight if need_weight else None, None
+_FUSED = Fused("mixer", "Tensor z, Tensor weight", "", reference.mixer, products=_products)

@@ -8,6 +8,7 @@ convolution, the vendor's if it is dense, those of `depthwise_norm` if not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hifuse_fast.backends import tables
 from hifuse_fast.backends.triton import device, pointwise
-from hifuse_fast.backends.triton.launch import blocks, launch, operator, precision, strided
+from hifuse_fast.backends.triton.launch import blocks, launch, precision, strided
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 from hifuse_fast.ops.functions.depthwise_norm import triton as depthwise_norm
 
@@ -107,13 +108,13 @@ def _depthwise_kernel(
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
 
 
-@operator("mixer_forward")
-def forward(z: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+def forward(z: Tensor, weight: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
     """See `hifuse_fast.ops.mixer`; arguments are validated, the convolution is in the dtype of `weight`.
 
     The second result is what goes into GELU, [B, H, W, C], where it is to be kept; else it is empty.
     """
-    return write(z, weight, keep, z.new_empty(z.shape, dtype=torch.promote_types(weight.dtype, z.dtype)))
+    out, c = write(z, weight, keep, z.new_empty(z.shape, dtype=torch.promote_types(weight.dtype, z.dtype)))
+    return out, [c] if keep else []
 
 
 def write(z: Tensor, weight: Tensor, keep: bool, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,15 +148,15 @@ def write(z: Tensor, weight: Tensor, keep: bool, out: Tensor) -> tuple[Tensor, T
     return out, product if keep else c
 
 
-@operator("mixer_backward")
 def backward(
-    grad: Tensor, z: Tensor, weight: Tensor, c: Tensor, need_z: bool, need_weight: bool
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of z and weight in their dtypes; empty where not needed. `c` is what went into GELU."""
+    grad: Tensor, z: Tensor, weight: Tensor, *, kept: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of z and weight in their dtypes. What went into GELU was kept."""
+    (c,), (need_z, need_weight) = kept, needs
     channels, depth = weight.shape[:2]
     grad, dc = grad.contiguous(), torch.empty_like(c)
     pointwise.gelu_backward(grad.view(-1, channels), c.view(-1, channels), dc.view(-1, channels), need_bias=False)
-    dz, dweight = z.new_empty(0), weight.new_empty(0)
+    dz: Tensor | None = None
     if depth == 1:
         dz, dweight = depthwise_norm.backward_convolution(dc, strided(z), weight)
         dweight = dweight.to(weight.dtype)
@@ -164,11 +165,9 @@ def backward(
             _channels_last(dc), _channels_last(z.to(dc.dtype)), _weight(weight), None,
             [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [need_z, need_weight, False],
         )  # fmt: skip
-        dweight = found[1] if need_weight else dweight
-        dz = found[0].permute(0, 2, 3, 1) if need_z else dz
-    if need_z:
-        dz = (grad + dz).to(z.dtype)
-    return dz, dweight
+        dweight = found[1]
+        dz = found[0].permute(0, 2, 3, 1) if need_z else None
+    return [None if dz is None else (grad + dz).to(z.dtype), dweight if need_weight else None]
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -1,15 +1,13 @@
-"""The contract of the MLP: docstring, validation, choice of backend, autograd."""
+"""The contract of the MLP: docstring, validation, choice of backend."""
 
 from __future__ import annotations
-
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
 from hifuse_fast.checks import check_map, check_parameter
+from hifuse_fast.ops.functions.fused import Fused, Product
 from hifuse_fast.ops.functions.mlp import reference
 
 MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 it leaves as it is
@@ -56,27 +54,12 @@ def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: st
     kernels = select("mlp", backend, key=key, device=u.device, dtype=dtype)
     if kernels is None:
         return reference.mlp(u, expand_weight, project_weight)
-    tensors = (u, expand_weight.to(dtype), project_weight.to(dtype))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        out: Tensor = _Mlp.apply(*tensors, kernels)
-        return out
-    forwarded: Tensor = kernels.forward(*tensors)
-    return forwarded
+    return _FUSED(kernels, (u, expand_weight.to(dtype), project_weight.to(dtype)), {})[0]
 
 
-class _Mlp(torch.autograd.Function):
-    """Saves the inputs; the hidden map is computed again."""
+def _products(u: Tensor, expand_weight: Tensor, project_weight: Tensor) -> list[Product]:
+    twice = 2 * u.shape[0] * u.shape[1] * u.shape[2]
+    return [Product(twice * expand_weight.numel(), (0,), (1,)), Product(twice * project_weight.numel(), (0, 1), (2,))]
 
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, expand_weight: Tensor, project_weight: Tensor, kernels: ModuleType) -> Tensor:
-        ctx.save_for_backward(u, expand_weight, project_weight)
-        ctx.kernels = kernels
-        out: Tensor = kernels.forward(u, expand_weight, project_weight)
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[:3]
-        found = ctx.kernels.backward(grad, *ctx.saved_tensors, *needs)
-        return (*(gradient if need else None for gradient, need in zip(found, needs, strict=True)), None)
+_FUSED = Fused("mlp", "Tensor u, Tensor expand_weight, Tensor project_weight", "", reference.mlp, products=_products)

@@ -11,6 +11,7 @@ after another, in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from hifuse_fast.backends import tables
 from hifuse_fast.backends.triton import device, pointwise
-from hifuse_fast.backends.triton.launch import blocks, launch, operator, precision, strided
+from hifuse_fast.backends.triton.launch import blocks, launch, precision, strided
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 
 FEW_ROWS = 32768  # of which the one kernel, 128 rows a program, has too few programs to fill a GPU
@@ -117,10 +118,9 @@ def _backward_kernel(
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
 
 
-@operator("mlp_forward")
-def forward(u: Tensor, expand_weight: Tensor, project_weight: Tensor) -> Tensor:
+def forward(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
     """See `hifuse_fast.ops.mlp`; arguments are validated, the products are in the dtype of the weights."""
-    return write(u, expand_weight, None, project_weight, None, None)
+    return write(u, expand_weight, None, project_weight, None, None), []
 
 
 def write(
@@ -171,17 +171,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None 
     return torch.addmm(bias, x, weight.t(), out=out)
 
 
-@operator("mlp_backward")
 def backward(
-    grad: Tensor,
-    u: Tensor,
-    expand_weight: Tensor,
-    project_weight: Tensor,
-    need_u: bool,
-    need_expand: bool,
-    need_project: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of u, expand_weight and project_weight in their dtypes; empty where not needed."""
+    grad: Tensor, u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, kept: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of u, expand_weight and project_weight in their dtypes."""
+    need_u, need_expand, need_project = needs
     (hidden, depth), columns, dtype = expand_weight.shape, len(project_weight), expand_weight.dtype
     rows, grads = u.reshape(-1, depth), grad.reshape(-1, columns)
     config = dict(tables.lookup("mlp_backward", "*", tables.architecture(u.device)))
@@ -201,7 +195,11 @@ def backward(
             dexpand = _add(dexpand, dh.t() @ x, i, parts)
         if need_u:
             torch.mm(dh, expand_weight, out=du[part])
-    return du.view(u.shape if need_u else 0).to(u.dtype), dexpand.to(dtype), dproject.to(dtype)
+    return [
+        du.view(u.shape).to(u.dtype) if need_u else None,
+        dexpand.to(dtype) if need_expand else None,
+        dproject.to(dtype) if need_project else None,
+    ]
 
 
 def _add(total: Tensor, part: Tensor, i: int, parts: int) -> Tensor:

@@ -1,16 +1,16 @@
-"""The contract of window attention: docstring, validation, choice of backend, autograd."""
+"""The contract of window attention: docstring, validation, choice of backend."""
 
 from __future__ import annotations
 
 import math
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import select
-from hifuse_fast.checks import check_count, check_integer
+from hifuse_fast.checks import check_count, check_dense, check_integer
+from hifuse_fast.ops.functions.fused import Fused, Product
 from hifuse_fast.ops.functions.window_attention import reference
 
 MAX_WINDOW_SIZE = 16
@@ -81,31 +81,27 @@ def window_attention(
     )
     if kernels is None:
         return reference.window_attention(qkv, bias_table, qkv_bias=qkv_bias, dropout_p=dropout_p, **options)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, bias_table, qkv_bias)):
-        out: Tensor = _WindowAttention.apply(qkv, bias_table, qkv_bias, kernels, options)
-        return out
-    forwarded: Tensor = kernels.forward(qkv, bias_table, qkv_bias, **options)
-    return forwarded
+    return _FUSED(kernels, (qkv, bias_table, qkv_bias), options)[0]
 
 
-class _WindowAttention(torch.autograd.Function):
-    """Saves the inputs only. The backward computes the attention weights again; they are N / head_dim times as large as q."""
+def _definition(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options: Any) -> Tensor:
+    return reference.window_attention(qkv, bias_table, qkv_bias=qkv_bias, **options)
 
-    @staticmethod
-    def forward(
-        ctx: Any, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, kernels: ModuleType, options: dict[str, Any]
-    ) -> Tensor:
-        ctx.save_for_backward(qkv, bias_table, qkv_bias)
-        ctx.kernels, ctx.options = kernels, options
-        out: Tensor = kernels.forward(qkv, bias_table, qkv_bias, **options)
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, bias_table, qkv_bias = ctx.saved_tensors
-        grads = ctx.kernels.backward(grad, qkv, bias_table, qkv_bias, **ctx.options)
-        return (*grads, None, None)
+def _products(qkv: Tensor, *_: Any, num_heads: int, window_size: int, **__: Any) -> list[Product]:
+    batch, height, width, channels = qkv.shape
+    windows = batch * -(-height // window_size) * -(-width // window_size)
+    flops = 2 * windows * window_size**4 * (channels // 3)
+    return [Product(flops, (0, 2), (0, 2)), Product(flops, (0, 1, 2), (0, 2))]
+
+
+_FUSED = Fused(
+    "window_attention",
+    "Tensor qkv, Tensor bias_table, Tensor? qkv_bias",
+    "int num_heads, int window_size, int shift_size, float scale",
+    _definition,
+    products=_products,
+)
 
 
 def check_sizes(num_heads: int, window_size: int, shift_size: int) -> tuple[int, int, int]:
@@ -127,6 +123,8 @@ def _check_tensors(
     for name, tensor in (("qkv", qkv), ("bias_table", bias_table), ("qkv_bias", qkv_bias)):
         if not isinstance(tensor, Tensor) and not (name == "qkv_bias" and tensor is None):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor is not None:
+            check_dense(name, tensor)
     if qkv.dim() != 4:
         raise ValueError(f"qkv must be [B, H, W, 3C], got {qkv.dim()} dimensions: {list(qkv.shape)}")
     if qkv.dtype not in DTYPES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,20 +22,29 @@ def why_not(*, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dro
     return None
 
 
-def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options: Any) -> Tensor:
+def forward(
+    qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, *, keep: bool, **options: Any
+) -> tuple[Tensor, list[Tensor]]:
     """See `hifuse_fast.ops.window_attention`; arguments are validated."""
     table, padding = _in_arithmetic(qkv, bias_table), _in_arithmetic(qkv, qkv_bias)
-    out: Tensor = torch.ops.hifuse_fast.window_attention(qkv, table, padding, **options)
-    return out
+    return torch.ops.hifuse_fast.window_attention(qkv, table, padding, **options), []
 
 
 def backward(
-    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of qkv, bias_table and qkv_bias, each in the dtype of its own tensor."""
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None,
+    *, kept: Sequence[Tensor], needs: Sequence[bool], **options: Any,
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of qkv in its dtype, and of bias_table and qkv_bias in that of the arithmetic."""
     table, padding = _in_arithmetic(qkv, bias_table), _in_arithmetic(qkv, qkv_bias)
-    grads = torch.ops.hifuse_fast.window_attention_backward(grad, qkv, table, padding, **options)
-    return grads[0], grads[1].to(bias_table.dtype), None if qkv_bias is None else grads[2].to(qkv_bias.dtype)
+    need_map, need_table = needs[0] or needs[2], needs[1]
+    grads = torch.ops.hifuse_fast.window_attention_backward(
+        grad, qkv, table, padding, **options, need_map=need_map, need_table=need_table
+    )
+    return [
+        grads[0] if need_map else None,
+        grads[1] if need_table else None,
+        grads[2] if need_map and qkv_bias is not None else None,
+    ]
 
 
 def _in_arithmetic(qkv: Tensor, tensor: Tensor | None) -> Tensor | None:

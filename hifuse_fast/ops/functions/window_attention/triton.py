@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import triton
 from torch import Tensor
 
 from hifuse_fast.backends import tables
-from hifuse_fast.backends.triton.launch import blocks, launch, operator, precision, strided
+from hifuse_fast.backends.triton.launch import blocks, launch, precision, strided
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 from hifuse_fast.ops.functions.window_attention.triton_kernels import (
     backward_kernel,
@@ -32,9 +33,12 @@ def why_not(*, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dro
     return why_not_triton(device, dtype)
 
 
-def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options: Any) -> Tensor:
+def forward(
+    qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, *, keep: bool, **options: Any
+) -> tuple[Tensor, list[Tensor]]:
     """See `hifuse_fast.ops.window_attention`; arguments are validated."""
-    return _forward(qkv, bias_table, qkv_bias, **options)
+    out = qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
+    return write(qkv, bias_table, qkv_bias, out, **options), []
 
 
 def write(
@@ -54,30 +58,11 @@ def write(
 
 
 def backward(
-    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of qkv, bias_table and qkv_bias, each in the dtype of its own tensor."""
-    dqkv, dtable, dpadding = _backward(grad, qkv, bias_table, qkv_bias, **options)
-    return dqkv, dtable, None if qkv_bias is None else dpadding.to(qkv_bias.dtype)
-
-
-@operator("window_attention_forward")
-def _forward(
-    qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None,
-    num_heads: int, window_size: int, shift_size: int, scale: float,
-) -> Tensor:  # fmt: skip
-    out = qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
-    return write(
-        qkv, bias_table, qkv_bias, out, num_heads=num_heads, window_size=window_size, shift_size=shift_size, scale=scale
-    )
-
-
-@operator("window_attention_backward")
-def _backward(
     grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None,
-    num_heads: int, window_size: int, shift_size: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    *, kept: Sequence[Tensor], needs: Sequence[bool], num_heads: int, window_size: int, shift_size: int, scale: float,
+) -> list[Tensor | None]:  # fmt: skip
     """Gradients of qkv and bias_table in their dtypes, and of the bias in float32."""
+    need_map, need_table = needs[0] or needs[2], needs[1]
     qkv, table, tokens = strided(qkv), bias_table.contiguous(), window_size**2
     dqkv, dtable = torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table)
     constants, programs, options = _plan("window_attention_backward", qkv, num_heads, window_size, shift_size)
@@ -88,15 +73,19 @@ def _backward(
     dpadding = qkv.new_empty((windows * tokens - qkv[..., 0].numel(), qkv.shape[3]))
     inputs = (qkv, table, _padded_token(qkv, qkv_bias), grad.contiguous(), dqkv, dpadding)
     if parts == 1:
-        launch(backward_kernel, grid, *inputs, dbias, *geometry, scale, **constants, **options)
+        launch(backward_kernel, grid, *inputs, dbias, *geometry, scale, MAP=need_map, **constants, **options)
     else:
         statistics = qkv.new_empty((windows, num_heads, 3, parts * constants["BLOCK"]), dtype=torch.float32)
         launch(queries_kernel, grid, *inputs, statistics, dbias.zero_(), *geometry, scale, **constants, **options)
-        launch(keys_kernel, grid, *inputs, statistics, *geometry, scale, **constants, **options)
+        if need_map:
+            launch(keys_kernel, grid, *inputs, statistics, *geometry, scale, **constants, **options)
     block = triton.next_power_of_2(tokens)
     tile = {"BLOCK_S": max(1, SUMMANDS // block), "BLOCK_N": block}
-    launch(table_kernel, (num_heads, len(table)), dbias, dtable, shares, HEADS=num_heads, M=window_size, **tile, num_warps=4)
-    return dqkv, dtable, dpadding.sum(0, dtype=torch.float32)
+    if need_table:
+        launch(
+            table_kernel, (num_heads, len(table)), dbias, dtable, shares, HEADS=num_heads, M=window_size, **tile, num_warps=4
+        )
+    return [dqkv, dtable, dpadding.sum(0, dtype=torch.float32) if needs[2] else None]
 
 
 def _plan(

@@ -180,7 +180,7 @@ def backward_kernel(
     dbias_ptr,  # [shares, HEADS, M^2, M^2] float32
     windows, rows, columns, height, width, stride_b, stride_y, stride_x, scale,
     HEADS: tl.constexpr, D: tl.constexpr, M: tl.constexpr, SHIFT: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCKS: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCKS: tl.constexpr, MAP: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(BLOCKS == 1)
     head, share, C = tl.program_id(0), tl.program_id(1), HEADS * D
@@ -205,16 +205,18 @@ def backward_kernel(
         p = exponential(s, tl.max(s, 1))
         p *= (1.0 / tl.sum(p, 1))[:, None]
         place = gradient_rows(dqkv_ptr, dpadding_ptr, image, y, x, on_map, rows, columns, height, width, C, M, PADDED)
-        dv = dot(tl.trans(p.to(q.dtype)), grad, PRECISION)
-        tl.store(place + (2 * C + channel), dv.to(q.dtype), mask=kept)
+        if MAP:
+            dv = dot(tl.trans(p.to(q.dtype)), grad, PRECISION)
+            tl.store(place + (2 * C + channel), dv.to(q.dtype), mask=kept)
         dp = dot(grad, tl.trans(v), PRECISION)
         ds = p * (dp - tl.sum(p * dp, 1)[:, None])
         dbias += ds
-        ds = ds.to(q.dtype)
-        dq = dot(ds, k, PRECISION) * scale
-        tl.store(place + channel, dq.to(q.dtype), mask=kept)
-        dk = dot(tl.trans(ds), q, PRECISION) * scale
-        tl.store(place + (C + channel), dk.to(q.dtype), mask=kept)
+        if MAP:
+            ds = ds.to(q.dtype)
+            dq = dot(ds, k, PRECISION) * scale
+            tl.store(place + channel, dq.to(q.dtype), mask=kept)
+            dk = dot(tl.trans(ds), q, PRECISION) * scale
+            tl.store(place + (C + channel), dk.to(q.dtype), mask=kept)
     i, j = token[:, None], token[None, :]
     place = dbias_ptr + (share * HEADS + head).to(tl.int64) * (M * M * M * M) + i * (M * M) + j
     tl.store(place, dbias, mask=(i < M * M) & (j < M * M))

@@ -50,12 +50,13 @@ def prepare_gated_concat(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. Maps and `out` are contiguous, of `dtype`. A call writes to `out` and returns it; where `out` is None, it makes
-        a fresh map. No autograd.
+        The op. Maps and `out` are contiguous, of `dtype`. A call writes to `out`, which shares no memory with a map or the
+        packed tensors, and returns it; where `out` is None, it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
+        RuntimeError: at a call, under a function transform, or for a tensor that requires a gradient unless under no_grad.
 
     Source: Huo et al. 2024 (HiFuse), section 3.3; the official `HFF_block`.
     """
@@ -84,7 +85,9 @@ def prepare_gated_concat(
     call = {"key": key, "device": filters.device, "dtype": dtype, "width": len(expand)}
     cls = prepared_class("prepare_gated_concat", backend, **call, **options)
     op: PreparedOp = cls.prepare(tensors, dtype, **options)
-    return check_calls(op, partial(_check_call, like=filters.new_empty(0, dtype=dtype), channels=len(expand)))
+    return check_calls(
+        op, partial(_check_call, like=filters.new_empty(0, dtype=dtype), channels=len(expand)), "max_mean", "concat_norm"
+    )
 
 
 def _check_call(local_map: Any, global_map: Any, x: Any, out: Any = None, *, like: Tensor, channels: int) -> None:

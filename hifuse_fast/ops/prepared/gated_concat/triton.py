@@ -87,7 +87,7 @@ def _channel_gates_kernel(
 
 def pixel_gates(x: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
     """[B, H, W, 1] of a map; filters [7, 7, 2] and bias [1] are float32."""
-    statistics = max_mean.forward(x, "channels")[0]
+    statistics = max_mean.forward(x, keep=False, over="channels")[0]
     gates = x.new_empty((*x.shape[:3], 1), dtype=torch.float32)
     config = dict(tables.lookup("pixel_gates", "*", tables.architecture(x.device)))
     block, pixels = config.pop("pixels"), gates.numel()
@@ -100,7 +100,7 @@ def pixel_gates(x: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
 
 def channel_gates(x: Tensor, squeeze: Tensor, expand: Tensor, twice: bool) -> Tensor:
     """[B, 1, 1, C] of a map; squeeze is [S, C], expand [C, S]."""
-    statistics = max_mean.forward(x, "pixels")[0]
+    statistics = max_mean.forward(x, keep=False, over="pixels")[0]
     channels, squeezed = expand.shape
     gates = x.new_empty((x.shape[0], 1, 1, channels), dtype=torch.float32)
     config = dict(tables.lookup("channel_gates", "*", tables.architecture(x.device)))

@@ -61,11 +61,13 @@ def prepare_linear(
 
     Returns:
         The op. Its maps, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. A call
-        writes to `out` and returns it; where `out` is None, it makes a fresh map. No autograd.
+        writes to `out`, which shares no memory with a map, `residual` or the packed weights, and returns it; where `out` is
+        None, it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
+        RuntimeError: at a call, under a function transform, or for a tensor that requires a gradient unless under no_grad.
 
     Source: the linears of the official HiFuse `Global_block`, `PatchMerging` and `HFF_block`; Strassen 1969.
     """
@@ -91,7 +93,7 @@ def prepare_linear(
     depth = weight.shape[1] // 4 if rows == "patches" else weight.shape[1]
     like = weight.new_empty(0, dtype=dtype)
     return check_calls(
-        op, partial(_check_call, like=like, depth=depth, columns=len(weight), patches=rows == "patches", pool=pool)
+        op, partial(_check_call, like=like, depth=depth, columns=len(weight), patches=rows == "patches", pool=pool), "linear"
     )
 
 

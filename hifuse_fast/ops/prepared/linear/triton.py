@@ -47,13 +47,14 @@ class Linear(PreparedOp):
         one, zero = (None, None) if norm is None else self._affine(self.weight.shape[1])
         if activation != "relu" and not o["pool"]:
             return linear.write(x, self.weight, self.bias, one, zero, residual, eps, rows, activation, False, out)[0]
-        columns, half = len(self.weight), 2 if o["pool"] else 1
+        columns, half = len(self.weight), 2 if rows == "patches" else 1
         product = torch.mm(linear.normalised_rows(x, one, zero, eps, rows, x.dtype), self.weight.t()).view(
-            *x.shape[:3], columns
+            x.shape[0], x.shape[1] // half, x.shape[2] // half, columns
         )
         ones, zeros = self._affine(columns)
         if out is None:
-            out = x.new_empty((x.shape[0], x.shape[1] // half, x.shape[2] // half, columns))
+            batch, height, width, _ = product.shape
+            out = x.new_empty((batch, height // 2, width // 2, columns) if o["pool"] else product.shape)
         return batch_norm.write(product, ones, self.bias, residual, zeros, ones, 0.0, activation, o["pool"], out)
 
     def _affine(self, width: int) -> tuple[Tensor, Tensor]:

@@ -40,12 +40,13 @@ def prepare_local_block(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. `x` and `out` are contiguous, of `dtype`, and do not overlap. A call writes to `out` and returns it; where
-        `out` is None, it makes a fresh map. No autograd.
+        The op. `x` and `out` are contiguous, of `dtype`. A call writes to `out`, which shares no memory with `x` or the packed
+        weights, and returns it; where `out` is None, it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
+        RuntimeError: at a call, under a function transform, or for a tensor that requires a gradient unless under no_grad.
 
     Source: the official HiFuse `Local_block`.
     """
@@ -56,12 +57,12 @@ def prepare_local_block(
     call = {"key": (len(weight),), "device": weight.device, "dtype": dtype, "channels": len(weight)}
     cls = prepared_class("prepare_local_block", backend, **call, **options)
     op: PreparedOp = cls.prepare(tensors, dtype, **options)
-    return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
+    return check_calls(
+        op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)), "depthwise_norm", "linear"
+    )
 
 
 def _check_call(x: Any, out: Any = None, *, like: Tensor, channels: int) -> None:
     """`like`: of the op's dtype and device."""
     check_operand("x", x, (*ANY_SIZE, channels), like)
     check_results(x.shape, like, out=out)
-    if out is not None and out.data_ptr() == x.data_ptr() and x.numel():
-        raise ValueError("out must not be x, whose neighbours are still read")

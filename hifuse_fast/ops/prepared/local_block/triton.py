@@ -41,7 +41,7 @@ class LocalBlock(PreparedOp):
     @torch.no_grad()
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         eps = self.options["eps"]
-        normed = depthwise_norm.forward(
+        normed = depthwise_norm.write(
             x, self.filters.t(), self.filter_bias, self.ones, self.zeros, eps, x.dtype, x.dtype
         )  # fmt: skip
         return linear.write(normed, self.weight, self.bias, None, None, x, eps, "pixels", "gelu", False, out)[0]

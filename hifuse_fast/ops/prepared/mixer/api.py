@@ -34,12 +34,13 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. `z` and `out` are contiguous, of `dtype`, and do not overlap. A call writes to `out` and returns it; where
-        `out` is None, it makes a fresh map. No autograd.
+        The op. `z` and `out` are contiguous, of `dtype`. A call writes to `out`, which shares no memory with `z` or the packed
+        weight, and returns it; where `out` is None, it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
+        RuntimeError: at a call, under a function transform, or for a tensor that requires a gradient unless under no_grad.
 
     Source: the official HiFuse `IRMLP`; Lavin and Gray 2016 (Winograd's algorithm for convolutions); Meng and Brothers 2019
     (complex points).
@@ -51,12 +52,10 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     key = (len(weight), "depthwise" if depthwise else "dense")
     cls = prepared_class("prepare_mixer", backend, key=key, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls.prepare({"weight": weight}, dtype, **options)
-    return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)))
+    return check_calls(op, partial(_check_call, like=weight.new_empty(0, dtype=dtype), channels=len(weight)), "mixer")
 
 
 def _check_call(z: Any, out: Any = None, *, like: Tensor, channels: int) -> None:
     """`like`: of the op's dtype and device."""
     check_operand("z", z, (*ANY_SIZE, channels), like)
     check_results(z.shape, like, out=out)
-    if out is not None and out.data_ptr() == z.data_ptr() and z.numel():
-        raise ValueError("out must not be z, whose neighbours are still read")

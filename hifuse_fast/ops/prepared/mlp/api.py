@@ -45,11 +45,13 @@ def prepare_mlp(
 
     Returns:
         The op. `u`, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. A call
-        writes to `out` and returns it; where `out` is None, it makes a fresh map. No autograd.
+        writes to `out`, which shares no memory with `u`, `residual` or the packed weights, and returns it; where `out` is None,
+        it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
+        RuntimeError: at a call, under a function transform, or for a tensor that requires a gradient unless under no_grad.
 
     Source: the official HiFuse `IRMLP`; Strassen 1969.
     """
@@ -63,7 +65,7 @@ def prepare_mlp(
     cls = prepared_class("prepare_mlp", backend, key=key, device=expand.device, dtype=dtype, **options)
     op: PreparedOp = cls.prepare(tensors, dtype, **options)
     like = expand.new_empty(0, dtype=dtype)
-    return check_calls(op, partial(_check_call, like=like, depth=expand.shape[1], columns=len(project)))
+    return check_calls(op, partial(_check_call, like=like, depth=expand.shape[1], columns=len(project)), "mlp")
 
 
 def _check_call(u: Any, residual: Any = None, out: Any = None, *, like: Tensor, depth: int, columns: int) -> None:

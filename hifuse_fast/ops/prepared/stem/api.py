@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import prepared_class
-from hifuse_fast.checks import check_dtype, check_eps, check_weights
+from hifuse_fast.checks import check_dtype, check_eps, check_dense, check_weights
 from hifuse_fast.ops.prepared.base import DTYPES, PreparedOp, check_calls, check_operand
 
 
@@ -38,12 +38,13 @@ def prepare_stem(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. Images are of `dtype` and of any strides. `out` is a pair of contiguous maps to write to; where it is None, the
-        op makes fresh maps. No autograd.
+        The op. Images are of `dtype` and of any strides. `out` is a pair of contiguous maps to write to, which share no memory
+        with each other, the images or the packed tensors; where it is None, the op makes fresh maps. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
+        RuntimeError: at a call, under a function transform, or for a tensor that requires a gradient unless under no_grad.
 
     Source: the official HiFuse `PatchEmbed` and the first of its `downsample_layers`.
     """
@@ -58,13 +59,14 @@ def prepare_stem(
     cls = prepared_class("prepare_stem", backend, key=key, device=weight.device, dtype=dtype, width=channels, **options)
     op: PreparedOp = cls.prepare(tensors, dtype, **options)
     like = weight.new_empty(0, dtype=dtype)
-    return check_calls(op, partial(_check_call, like=like, channels=channels, in_chans=in_chans))
+    return check_calls(op, partial(_check_call, like=like, channels=channels, in_chans=in_chans), "layer_norm")
 
 
 def _check_call(images: Any, out: Any = None, *, like: Tensor, channels: int, in_chans: int) -> None:
     """`like`: of the op's dtype and device."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    check_dense("images", images)
     shape = list(images.shape)
     if len(shape) != 4 or shape[1] != in_chans or 0 in shape[2:] or shape[2] % 4 or shape[3] % 4:
         raise ValueError(f"images must be [B, {in_chans}, 4H, 4W] with H and W at least 1, got {shape}")

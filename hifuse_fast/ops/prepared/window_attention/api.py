@@ -46,12 +46,13 @@ def prepare_window_attention(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        The op. `qkv` and `out` are contiguous, of `dtype`. A call writes to `out` and returns it; where `out` is None, it makes
-        a fresh map. No autograd.
+        The op. `qkv` and `out` are contiguous, of `dtype`. A call writes to `out`, which shares no memory with `qkv` or the
+        packed tensors, and returns it; where `out` is None, it makes a fresh map. No autograd.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, here or at a call; the message names it.
         BackendError: the backend asked for by name cannot serve this.
+        RuntimeError: at a call, under a function transform, or for a tensor that requires a gradient unless under no_grad.
 
     Source: Liu et al. 2021 (Swin), equation 4; the official HiFuse `Global_block`.
     """
@@ -74,7 +75,7 @@ def prepare_window_attention(
     cls = prepared_class("prepare_window_attention", backend, key=key, device=bias_table.device, dtype=dtype, **options)
     op: PreparedOp = cls.prepare(tensors, dtype, **options)
     like = bias_table.new_empty(0, dtype=dtype)
-    return check_calls(op, partial(_check_call, like=like, channels=num_heads * head_dim))
+    return check_calls(op, partial(_check_call, like=like, channels=num_heads * head_dim), "window_attention")
 
 
 def _check_call(qkv: Any, out: Any = None, *, like: Tensor, channels: int) -> None:

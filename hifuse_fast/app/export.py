@@ -1,0 +1,53 @@
+"""A checkpoint -> an ONNX file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hifuse_fast import create_model_from_checkpoint
+from hifuse_fast.checkpoints.kinds import is_frozen
+from hifuse_fast.data.classes import load_classes
+from hifuse_fast.data.images import Preprocess
+from hifuse_fast.export import Exported, to_onnx
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    classes: Path | None,
+    preprocess: Preprocess,
+    *,
+    channel_gate: str | None = None,
+    ema: bool = False,
+    dynamic: Sequence[str] = (),
+    batch_size: int = 1,
+    note: Callable[[str], object],
+) -> Exported:
+    """Write the network of a checkpoint as ONNX; arguments are those of `create_model_from_checkpoint` and `to_onnx`.
+
+    Args:
+        classes: a file of names, see `load_classes`, or None for a file without names.
+        preprocess: for the metadata; left out for networks of neither 1 nor 3 channels.
+        note: told what a user should know.
+
+    Raises:
+        ValueError, OSError: an argument or a network that does not fit, or a package that is not installed.
+    """
+    if is_frozen(checkpoint):
+        raise ValueError(f"{checkpoint} is a frozen network: export the checkpoint that it was made of")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        model = create_model_from_checkpoint(checkpoint, channel_gate, ema=ema)
+    for warning in caught:
+        note(str(warning.message))
+    names = None if classes is None else load_classes(classes, model.num_classes)
+    prepared = preprocess if model.in_chans in (1, 3) else None
+    try:
+        return to_onnx(
+            model, output, image_size=preprocess.image_size, batch_size=batch_size, dynamic=dynamic, classes=names,
+            preprocess=prepared,
+        )  # fmt: skip
+    except ImportError as error:
+        raise ValueError(str(error)) from None

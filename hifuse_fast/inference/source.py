@@ -1,0 +1,135 @@
+"""What freezing reads of a model: its options, its weights by their official names, and what its modules have been set to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hifuse_fast.blocks import CHANNEL_GATES
+from hifuse_fast.checkpoints import CheckpointError
+from hifuse_fast.checkpoints.recognise import check_weights, deduce_options
+from hifuse_fast.checkpoints.tensors import why_no_weight
+from hifuse_fast.checkpoints.wrappers import find_networks, is_transparent, wrappers_of
+from hifuse_fast.checks import check_eps
+from hifuse_fast.inference.compare import check_global_hooks, check_hooks, compare, tree
+from hifuse_fast.model import HiFuse, HiFuseFeatures
+from hifuse_fast.options import HiFuseOptions
+
+
+class Source(NamedTuple):
+    """A model as it is to be frozen."""
+
+    weights: dict[str, Tensor]  # by their official names, and the eps of each batch norm as `<name>.eps`
+    options: HiFuseOptions
+    settings: dict[str, Any]  # attributes by name, where they differ from what the options say
+    out_indices: tuple[int, ...] | None  # of a network that returns maps
+
+
+def read_source(model: Any) -> Source:
+    """What `model` says to the one who freezes it.
+
+    Raises:
+        TypeError: it is no module.
+        ValueError: it is not in eval mode, no HiFuse, or does what a frozen network would not; the message names it.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    network = _unwrap(model)
+    training = next((name for name, module in network.named_modules() if module.training), None)
+    if training is not None:
+        where = f"its {training} is" if training else "it is"
+        raise ValueError(f"model must be in eval mode, {where} in training mode: call model.eval() first")
+    weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
+    try:
+        options = _options(network, weights)
+        expected = new_network(HiFuseFeatures if isinstance(network, HiFuseFeatures) else HiFuse, options)
+        changed = compare(network, expected)
+        weights = _complete(weights, expected, network)
+        check_weights(weights, expected)
+    except CheckpointError as error:
+        raise ValueError(f"model must be HiFuse with the official state_dict: {error}") from None
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    _check_values(weights)
+    settings = {}
+    for name, value in changed.items():
+        if isinstance(expected.get_submodule(name.rpartition(".")[0]), nn.BatchNorm2d):
+            weights[name] = torch.tensor(check_eps(name, value), dtype=torch.float64, device="cpu")
+        else:
+            settings[name] = value
+    maps = network.feature_info.info if isinstance(network, HiFuseFeatures) else None
+    return Source(weights, options, settings, None if maps is None else tuple(each["index"] for each in maps))
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The network that `model` is, or only passes its input to."""
+    found = find_networks(model)
+    if len(found) > 1 and "" not in found:
+        raise ValueError(f"model must be one network, got a {type(model).__name__} with {', '.join(found)}: freeze one")
+    if not found or "" in found:
+        return model  # a message will say what it lacks
+    ((name, network),) = found.items()
+    for wrapper in wrappers_of(model, name):
+        check_hooks(wrapper, f"the {type(wrapper).__name__} around the network")
+        if not is_transparent(wrapper):
+            raise ValueError(
+                f"model is a {type(wrapper).__name__} around a network, and has a forward of its own, which would be left out:"
+                f" freeze the network alone, model.{name}"
+            )
+    return network
+
+
+def _options(network: nn.Module, weights: Mapping[str, Tensor]) -> HiFuseOptions:
+    """Those of a HiFuse, with the classes and the gate that its modules have; or what names and shapes tell."""
+    check_global_hooks()
+    if not isinstance(network, HiFuse):
+        return deduce_options(weights)
+    head, options = weights.get("conv_head.weight"), network.options
+    if not isinstance(options, HiFuseOptions):
+        raise ValueError(f"model.options must be HiFuseOptions, got {type(options).__name__}")
+    if head is not None and head.dim() == 2:
+        options = replace(options, num_classes=len(head))
+    elif type(network.conv_head) is nn.Identity:
+        options = replace(options, num_classes=0)
+    gates: set[str] = {getattr(getattr(network, f"fu{i}", None), "channel_gate", "") for i in (1, 2, 3, 4)}
+    return replace(options, channel_gate=gates.pop()) if len(gates) == 1 and gates <= set(CHANNEL_GATES) else options
+
+
+@functools.lru_cache(4)
+def new_network(cls: type[HiFuse], options: HiFuseOptions) -> HiFuse:
+    """A new network without memory. It takes longer than all else that is read, and is only looked at."""
+    with torch.device("meta"):
+        return cls(**options.to_dict())
+
+
+def _complete(weights: Mapping[str, Tensor], expected: HiFuse, network: nn.Module) -> dict[str, Tensor]:
+    """The weights, with ones and zeros where a norm or a linear has None, and with a `head` that fits: nothing uses it."""
+    complete = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    modules = dict(tree(network))
+    like = next(iter(complete.values()), torch.empty(0))
+    for name, tensor in expected.state_dict().items():
+        place, _, key = name.rpartition(".")
+        if place == "head":
+            complete[name] = tensor
+        elif name not in complete and place in modules and modules[place]._parameters.get(key, like) is None:
+            if key == "bias":
+                complete[name] = torch.zeros(tensor.shape, dtype=torch.float64, device=like.device)
+            elif isinstance(expected.get_submodule(place), (nn.LayerNorm, nn.BatchNorm2d)):
+                complete[name] = torch.ones(tensor.shape, dtype=torch.float64, device=like.device)
+    return complete
+
+
+def _check_values(weights: Mapping[str, Tensor]) -> None:
+    devices = {str(tensor.device) for tensor in weights.values()}
+    if len(devices) != 1 or "meta" in devices:
+        raise ValueError(f"model must have its weights on one device, and not on meta, got {', '.join(sorted(devices))}")
+    for name, tensor in weights.items():
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise ValueError(f"model cannot be frozen: {name} is a {type(tensor).__name__}, and no plain tensor")
+        reason = why_no_weight(tensor)
+        if reason is not None:
+            raise ValueError(f"model cannot be frozen: {name} {reason}")
