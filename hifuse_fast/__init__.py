@@ -13,7 +13,7 @@ from hifuse_fast.checkpoints import (
     save_checkpoint,
 )
 from hifuse_fast.inference import OptimizedHiFuse, load_optimized, optimize_for_inference
-from hifuse_fast.model import HiFuse, HiFuseFeatures, StageMaps, create_model, list_models
+from hifuse_fast.model import HiFuse, HiFuseFeatures, StageMaps, create_model, list_models, reshape_transform
 from hifuse_fast.options import HiFuseOptions
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "load_optimized",
     "ops",
     "optimize_for_inference",
+    "reshape_transform",
     "save_checkpoint",
     "use_backend",
 ]

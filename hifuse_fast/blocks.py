@@ -2,18 +2,36 @@
 
 Parameter names are the official ones, so that a block of an official checkpoint loads into the block here. BN is batch
 normalisation (eps 1e-5), LN is layer normalisation over the channels, GELU is the exact one, with erf.
+
+A child that is not as the block made it (replaced, hooked, parametrised, wrapped) is called as a module, and the rest stays
+fused. Hooks on a child get [B, H, W, C]. `hifuse_fast.layers.call` says which layout a replaced child gets.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifuse_fast import ops
 from hifuse_fast.checks import check_choice, check_count, check_flag, check_heads, check_map, check_rate
-from hifuse_fast.layers import BatchNorm2d, Conv2d, ConvNorm, DropPath, batch_norm
+from hifuse_fast.layers import (
+    BatchNorm2d,
+    Conv2d,
+    ConvNorm,
+    DropPath,
+    Sequential,
+    affine,
+    batch_norm,
+    call,
+    conv_norm,
+    is_plain,
+    is_plain_conv,
+    pad_to_multiple,
+)
+from hifuse_fast.ops.functions.layer_norm.reference import patches
 from hifuse_fast.ops.functions.window_attention.api import MAX_WINDOW_SIZE
 from hifuse_fast.ops.functions.window_attention.reference import relative_position_index
 
@@ -80,17 +98,21 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """The attention of x, or of norm(x)."""
         check_map("x", x, self.dim)
-        scale: dict[str, Any] = {} if norm is None else {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
+        height, width = x.shape[1:3]
+        plain = is_plain(self.qkv, nn.Linear)
+        if not plain:  # what it gives for the padding is not known, so the padding is given to it, as in the official network
+            x, norm = pad_to_multiple(x if norm is None else norm(x), self.window_size), None
         x = ops.window_attention(
-            ops.linear(x, self.qkv.weight, self.qkv.bias, **scale),
+            _linear(self.qkv, x, norm),
             self.relative_position_bias_table,
             num_heads=self.num_heads,
             window_size=self.window_size,
             shift_size=self.shift_size,
-            qkv_bias=self.qkv.bias,
+            qkv_bias=self.qkv.bias if plain else None,
             dropout_p=self.attn_drop if self.training else 0.0,
         )
-        out: Tensor = self.proj_drop(ops.linear(x, self.proj.weight, self.proj.bias))
+        x = x if plain else x[:, :height, :width]
+        out: Tensor = self.proj_drop(_linear(self.proj, x))
         return out
 
 
@@ -122,7 +144,8 @@ class GlobalBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(check_count("dim", dim))
+        self.dim = check_count("dim", dim)
+        self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(
             dim,
             num_heads,
@@ -137,8 +160,9 @@ class GlobalBlock(nn.Module):
         self.fc1 = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_map("x", x, self.attn.dim)
-        return _add_gelu_linear(x, self.attn(x, self.norm1), self.fc1, self.drop_path)
+        check_map("x", x, self.dim)
+        mixed = self.attn(x, self.norm1) if is_plain(self.attn, WindowAttention) else self.attn(self.norm1(x))
+        return _add_gelu_linear(x, mixed, self.fc1, self.drop_path)
 
 
 class LocalBlock(nn.Module):
@@ -162,7 +186,11 @@ class LocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_map("x", x, self.dim)
         conv, norm = self.dwconv, self.norm
-        mixed = ops.depthwise_norm(x, conv.weight, cast(Tensor, conv.bias), norm.weight, norm.bias, eps=norm.eps)
+        if is_plain(norm, nn.LayerNorm) and _is_depthwise(conv):
+            bias = x.new_zeros(self.dim) if conv.bias is None else conv.bias
+            mixed = ops.depthwise_norm(x, conv.weight, bias, *affine(norm, self.dim, x), eps=norm.eps)
+        else:
+            mixed = norm(call(conv, x))
         return _add_gelu_linear(x, mixed, self.pwconv, self.drop_path)
 
 
@@ -185,10 +213,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map("x", x, self.dim)
-        norm = self.norm
-        return ops.linear(
-            x, self.reduction.weight, norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps, rows="patches"
-        )  # fmt: skip
+        return _linear(self.reduction, x, self.norm, rows="patches")
 
 
 class InvertedMLP(nn.Module):
@@ -208,6 +233,8 @@ class InvertedMLP(nn.Module):
     Source: Huo et al. 2024 (HiFuse), equation of the IRMLP.
     """
 
+    channels_last = True
+
     def __init__(self, dim: int, out_dim: int, mixer: str = "dense") -> None:
         super().__init__()
         self.dim = check_count("dim", dim)
@@ -221,9 +248,19 @@ class InvertedMLP(nn.Module):
     def forward(self, z: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """The MLP of z, or shortcut + that."""
         check_map("z", z, self.dim)
-        mixed = batch_norm(self.bn1, ops.mixer(z, self.conv1.conv.weight))
-        expand, project = (conv.conv.weight.flatten(1) for conv in (self.conv2, self.conv3))
-        return batch_norm(cast(nn.Module, self.conv3.bn), ops.mlp(mixed, expand, project), residual=shortcut)
+        mixed = batch_norm(self.bn1, self._mix(z))
+        convs = self.conv2, self.conv3
+        usual = all(is_plain(each, ConvNorm) and is_plain_conv(each.conv, 1) and each.conv.groups == 1 for each in convs)
+        if usual and self.conv2.bn is None:
+            expand, project = (each.conv.weight.flatten(1) for each in convs)
+            return batch_norm(self.conv3.bn, ops.mlp(mixed, expand, project), residual=shortcut)
+        return conv_norm(self.conv3, F.gelu(conv_norm(self.conv2, mixed)), residual=shortcut)
+
+    def _mix(self, z: Tensor) -> Tensor:
+        conv = self.conv1
+        if is_plain(conv, ConvNorm) and conv.bn is None and is_plain_conv(conv.conv, 3):
+            return ops.mixer(z, conv.conv.weight)
+        return z + F.gelu(conv_norm(conv, z))
 
 
 class HFFBlock(nn.Module):
@@ -266,7 +303,7 @@ class HFFBlock(nn.Module):
         self.fused_dim = max(1, dim // 2) if fused_dim is None else check_count("fused_dim", fused_dim)
         self.channel_gate = check_choice("channel_gate", channel_gate, CHANNEL_GATES)
         squeezed_dim = max(1, dim // SQUEEZE)
-        self.se = nn.Sequential(
+        self.se = Sequential(
             Conv2d(dim, squeezed_dim, 1, bias=False),
             nn.ReLU(),
             Conv2d(squeezed_dim, dim, 1, bias=False),
@@ -285,29 +322,27 @@ class HFFBlock(nn.Module):
 
     def forward(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None = None) -> Tensor:
         self._check(local_map, global_map, fused_map)
-        w_l, w_g = self.W_l(local_map), self.W_g(global_map)
+        w_l, w_g = conv_norm(self.W_l, local_map), conv_norm(self.W_g, global_map)
         if fused_map is None:
             w_f, norm, reduce, maps = None, self.norm2, self.W, [w_l, w_g]
         else:
-            w_f = self.Updim(fused_map, activation="relu", pool=True)
+            w_f = conv_norm(self.Updim, fused_map, activation="relu", pool=True)
             norm, reduce, maps = self.norm1, self.W3, [w_f, w_l, w_g]
-        x = reduce(ops.concat_norm(*maps, weight=norm.weight, bias=norm.bias, eps=norm.eps), activation="gelu")
+        x = conv_norm(reduce, _concat_norm(norm, maps), activation="gelu")
         gates = [self._channel_gate(global_map), self._spatial_gate(local_map), None]
-        norm = self.norm3
-        z = ops.concat_norm(global_map, local_map, x, weight=norm.weight, bias=norm.bias, gates=gates, eps=norm.eps)
-        out: Tensor
-        if w_f is None or not self.drop_path.active:
-            out = self.drop_path(self.residual(z, w_f))
-        else:
-            out = w_f + self.drop_path(self.residual(z))
-        return out
+        z = _concat_norm(self.norm3, [global_map, local_map, x], gates)
+        path, residual = self.drop_path, self.residual
+        if w_f is not None and is_plain(residual, InvertedMLP) and is_plain(path, DropPath) and not path.active:
+            out: Tensor = residual(z, w_f)
+            return out
+        out = path(call(residual, z))
+        return out if w_f is None else w_f + out
 
     def _spatial_gate(self, x: Tensor) -> Tensor:
-        gate: Tensor = self.spatial(ops.max_mean(x, over="channels"), activation="sigmoid")
-        return gate  # [B, H, W, 1]
+        return conv_norm(self.spatial, ops.max_mean(x, over="channels"), activation="sigmoid")  # [B, H, W, 1]
 
     def _channel_gate(self, x: Tensor) -> Tensor:
-        gate: Tensor = self.se(ops.max_mean(x, over="pixels")).sum(1, keepdim=True).sigmoid()
+        gate: Tensor = call(self.se, ops.max_mean(x, over="pixels")).sum(1, keepdim=True).sigmoid()
         return gate.sigmoid() if self.channel_gate == "double_sigmoid" else gate  # [B, 1, 1, C]
 
     def _check(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None) -> None:
@@ -332,7 +367,46 @@ def check_window_size(window_size: int) -> int:
 
 def _add_gelu_linear(x: Tensor, branch: Tensor, linear: nn.Linear, drop_path: DropPath) -> Tensor:
     """x + drop_path(GELU(linear(branch))), in one op where no path is dropped."""
-    if drop_path.active:
-        out: Tensor = x + drop_path(ops.linear(branch, linear.weight, linear.bias, activation="gelu"))
-        return out
-    return ops.linear(branch, linear.weight, linear.bias, activation="gelu", residual=x)
+    if is_plain(linear, nn.Linear) and is_plain(drop_path, DropPath) and not drop_path.active:
+        return ops.linear(branch, linear.weight, linear.bias, activation="gelu", residual=x)
+    out: Tensor = x + drop_path(_linear(linear, branch, activation="gelu"))
+    return out
+
+
+def _linear(
+    linear: nn.Linear, x: Tensor, norm: nn.LayerNorm | None = None, rows: str = "pixels", activation: str = "none"
+) -> Tensor:
+    """act(linear(norm(rows of x))), in one op where the children are plain."""
+    depth = x.shape[-1] * (4 if rows == "patches" else 1)
+    before: dict[str, Any] = {}
+    if norm is not None and is_plain(norm, nn.LayerNorm) and is_plain(linear, nn.Linear):
+        weight, bias = affine(norm, depth, x)
+        before = {"norm_weight": weight, "norm_bias": bias, "eps": norm.eps, "rows": rows}
+    elif norm is not None:
+        x = norm(patches(x) if rows == "patches" else x)
+    if is_plain(linear, nn.Linear):
+        return ops.linear(x, linear.weight, linear.bias, activation=activation, **before)
+    out: Tensor = linear(x)
+    return F.gelu(out) if activation == "gelu" else out
+
+
+def _concat_norm(norm: nn.LayerNorm, maps: list[Tensor], gates: list[Tensor | None] | None = None) -> Tensor:
+    """norm of the maps, each times its gate, side by side."""
+    if is_plain(norm, nn.LayerNorm):
+        weight, bias = affine(norm, sum(x.shape[-1] for x in maps), maps[0])
+        return ops.concat_norm(*maps, weight=weight, bias=bias, gates=gates, eps=norm.eps)
+    gated = maps if gates is None else [x if gate is None else x * gate for x, gate in zip(maps, gates, strict=True)]
+    out: Tensor = norm(torch.cat(gated, -1))
+    return out
+
+
+def _is_depthwise(conv: nn.Module) -> bool:
+    """Whether `conv` is the plain depthwise 3x3 one of a local block; its bias may be there or not."""
+    return (
+        isinstance(conv, Conv2d)
+        and is_plain(conv, Conv2d)
+        and conv.kernel_size == (3, 3)
+        and conv.padding == conv.stride == conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+        and conv.groups == conv.in_channels
+    )

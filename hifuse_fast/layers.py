@@ -1,4 +1,8 @@
-"""The small modules that blocks are made of. Maps are channels last: [B, H, W, C]."""
+"""The small modules that blocks are made of. Maps are channels last: [B, H, W, C].
+
+A fused op reads the weights of several children and calls none of them, so it serves only where every child is plain: see
+`is_plain`. Any other child is called as a module. `call` gives it the layout that it works on.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from hifuse_fast import ops
 from hifuse_fast.checks import check_rate
@@ -16,8 +21,80 @@ from hifuse_fast.ops.functions.batch_norm.reference import finish
 from hifuse_fast.ops.functions.mixer.reference import convolve
 
 
+def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether a call of `child` does what `kind` says and nothing else, so that an op may read its weights instead.
+
+    Its type is exactly `kind`: a parametrisation, FSDP or an adapter makes another one. It has no `forward` of its own, is not
+    compiled by itself, and no hook is on it or on all modules. It is asked at every call, for a hook may come later.
+    """
+    return type(child) is kind and not (
+        child._forward_hooks
+        or child._forward_pre_hooks
+        or child._backward_hooks
+        or child._backward_pre_hooks
+        or "forward" in child.__dict__
+        or child._compiled_call_impl is not None
+        or hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )
+
+
+def is_plain_conv(conv: nn.Module | None, size: int) -> bool:
+    """Whether `conv` is a plain `Conv2d`, "same", without a bias, of kernels of `size`, over all channels or one at a time."""
+    return (
+        isinstance(conv, Conv2d)
+        and is_plain(conv, Conv2d)
+        and conv.bias is None
+        and conv.kernel_size == (size, size)
+        and conv.padding == (size // 2, size // 2)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+        and conv.groups in (1, conv.in_channels)
+    )
+
+
+def call(child: nn.Module, x: Tensor) -> Tensor:
+    """`child` of a map [B, H, W, C], as a module.
+
+    A child of this package, a wrapper around one, an `nn.LayerNorm` or an `nn.Linear` gets the map as it is. Any other one, as
+    an `nn.Conv2d` or an `nn.SyncBatchNorm` that a user put there, gets [B, C, H, W] and gives that.
+    """
+    own = (getattr(each, "channels_last", False) or isinstance(each, nn.LayerNorm | nn.Linear) for each in child.modules())
+    if any(own):
+        out: Tensor = child(x)
+        return out
+    return child(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+
+
+def affine(norm: nn.Module, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a norm over `size` channels. One that it does not have is ones or zeros, of the dtype of `like`."""
+    weight, bias = norm.weight, norm.bias
+    return (
+        like.new_ones(size) if weight is None else weight,  # type: ignore[return-value]
+        like.new_zeros(size) if bias is None else bias,
+    )
+
+
+NOTHING: dict[str, Any] = {"activation": "none", "pool": False, "residual": None}  # what follows a norm, where none asks
+
+
+class Sequential(nn.Sequential):
+    """`nn.Sequential` of a map [B, H, W, C]; see `call` for what a replaced layer gets."""
+
+    channels_last = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = call(layer, x)
+        return x
+
+
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` from [B, H, W, C] to [B, H', W', C'], computed in the layout of its weight."""
+
+    channels_last = True
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(super().forward, x, self.weight)
@@ -25,6 +102,8 @@ class Conv2d(nn.Conv2d):
 
 class BatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` over the channels of [B, H, W, C], and what follows it: see `hifuse_fast.ops.batch_norm`."""
+
+    channels_last = True
 
     def forward(self, x: Tensor, activation: str = "none", pool: bool = False, residual: Tensor | None = None) -> Tensor:
         momentum = 0.0 if self.momentum is None else self.momentum
@@ -34,16 +113,18 @@ class BatchNorm2d(nn.BatchNorm2d):
                 momentum = 1.0 / float(self.num_batches_tracked)
         kept = (self.running_mean, self.running_var) if not self.training or self.track_running_stats else (None, None)
         return ops.batch_norm(
-            x, self.weight, self.bias, *kept, training=self.training or self.running_mean is None, momentum=momentum,
-            eps=self.eps, activation=activation, pool=pool, residual=residual,
+            x, *affine(self, self.num_features, x), *kept, training=self.training or self.running_mean is None,
+            momentum=momentum, eps=self.eps, activation=activation, pool=pool, residual=residual,
         )  # fmt: skip
 
 
 class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` over the channels of [B, H, W, C]."""
 
+    channels_last = True
+
     def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
+        return ops.layer_norm(x, *affine(self, self.normalized_shape[0], x), eps=self.eps)
 
 
 class ConvNorm(nn.Module):
@@ -51,6 +132,8 @@ class ConvNorm(nn.Module):
 
     A call may also ask for what `BatchNorm2d` does after the norm: `activation`, `pool`, `residual`.
     """
+
+    channels_last = True
 
     def __init__(
         self, in_dim: int, out_dim: int, kernel_size: int, *, bias: bool = True, norm: bool = True, groups: int = 1
@@ -60,18 +143,23 @@ class ConvNorm(nn.Module):
         self.bn = BatchNorm2d(out_dim) if norm else None
 
     def forward(self, x: Tensor, **after: Any) -> Tensor:
-        x = self.conv(x)
-        return x if self.bn is None else batch_norm(self.bn, x, **after)
+        return batch_norm(self.bn, call(self.conv, x), **after)
 
 
-def batch_norm(
-    norm: nn.Module, x: Tensor, activation: str = "none", pool: bool = False, residual: Tensor | None = None
-) -> Tensor:
-    """`norm` of a map. It is a `BatchNorm2d`, or a module for [B, C, H, W] that a user put there, as `nn.SyncBatchNorm`."""
-    if isinstance(norm, BatchNorm2d):
-        out: Tensor = norm(x, activation, pool, residual)
+def conv_norm(child: nn.Module, x: Tensor, **after: Any) -> Tensor:
+    """`child` of a map, then `after`: in one where it is a plain `ConvNorm`, else what the child gives is the norm alone."""
+    if is_plain(child, ConvNorm):
+        out: Tensor = child(x, **after)
         return out
-    return finish(norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), activation, pool, residual)
+    return finish(call(child, x), **{**NOTHING, **after})
+
+
+def batch_norm(norm: nn.Module | None, x: Tensor, **after: Any) -> Tensor:
+    """`norm` of a map, then `after`: in one where it is a plain `BatchNorm2d`, else what the norm gives is the norm alone."""
+    if isinstance(norm, BatchNorm2d) and is_plain(norm, BatchNorm2d):
+        out: Tensor = norm(x, **after)
+        return out
+    return finish(x if norm is None else call(norm, x), **{**NOTHING, **after})
 
 
 class DropPath(nn.Module):
@@ -112,7 +200,7 @@ def frozen_statistics(block: nn.Module) -> Iterator[None]:
 
     Gradient checkpointing computes a batch a second time, and the statistics shall count it once.
     """
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

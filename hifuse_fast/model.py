@@ -7,7 +7,7 @@ official one in plain PyTorch, under "auto" the same modules run the fused ops.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hifuse_fast.backends.select import current_backend, use_backend
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
 from hifuse_fast.checks import check_choice, check_count, check_dense, check_flag
-from hifuse_fast.layers import Conv2d, LayerNorm, frozen_statistics, pad_to_multiple
+from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, frozen_statistics, is_plain, pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
 
 STRIDE = 32  # of the last stage; images are padded to a multiple of it
@@ -52,6 +53,24 @@ class GlobalStage(nn.Module):
             for i, rate in enumerate(drop_path)
         )
         self.downsample = None if in_dim is None else PatchMerging(in_dim, dim)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.downsample is None else self.downsample(x)
+        for block in self.blocks:
+            x = run(block, x, checkpointing=self.grad_checkpointing)
+        return x
+
+
+class LocalStage(nn.Sequential):
+    """Local blocks, [B, H, W, C] -> [B, H, W, C]."""
+
+    grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = run(block, x, checkpointing=self.grad_checkpointing)
+        return x
 
 
 class PatchEmbed(nn.Module):
@@ -63,8 +82,7 @@ class PatchEmbed(nn.Module):
         self.norm = LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.proj(x))
-        return out
+        return call(self.norm, call(self.proj, x))
 
 
 class HiFuse(nn.Module):
@@ -111,14 +129,14 @@ class HiFuse(nn.Module):
 
         # The order of construction is the official one: it is the order of the state_dict and of the random draws.
         self.downsample_layers = nn.ModuleList(
-            [nn.Sequential(Conv2d(in_chans, dims[0], kernel_size=4, stride=4), LayerNorm(dims[0], eps=1e-6))]
+            [Sequential(Conv2d(in_chans, dims[0], kernel_size=4, stride=4), LayerNorm(dims[0], eps=1e-6))]
             + [
-                nn.Sequential(LayerNorm(dims[i], eps=1e-6), Conv2d(dims[i], dims[i + 1], kernel_size=2, stride=2))
+                Sequential(LayerNorm(dims[i], eps=1e-6), Conv2d(dims[i], dims[i + 1], kernel_size=2, stride=2))
                 for i in range(STAGES - 1)
             ]
         )
         self.stages = nn.ModuleList(
-            nn.Sequential(*[LocalBlock(width, rate) for rate in rates]) for width, rates in zip(dims, local_rates, strict=True)
+            LocalStage(*[LocalBlock(width, rate) for rate in rates]) for width, rates in zip(dims, local_rates, strict=True)
         )
         self.conv_norm = nn.LayerNorm(dim, eps=1e-6)
         self.conv_head = _classifier(dim, num_classes)
@@ -191,18 +209,14 @@ class HiFuse(nn.Module):
         x = self.pos_drop(self.patch_embed(x))
         maps = []
         for stage in (self.layers1, self.layers2, self.layers3, self.layers4):
-            x = x if stage.downsample is None else stage.downsample(x)
-            for block in stage.blocks:
-                x = self._run(block, x)
+            x = stage(x)
             maps.append(x)
         return maps
 
     def _local_branch(self, x: Tensor) -> list[Tensor]:
         maps = []
-        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
-            x = downsample(x)
-            for block in blocks.children():
-                x = self._run(block, x)
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(call(downsample, x))
             maps.append(x)
         return maps
 
@@ -210,19 +224,9 @@ class HiFuse(nn.Module):
         maps: list[Tensor] = []
         fused: Tensor | None = None
         for block, *inputs in zip((self.fu1, self.fu2, self.fu3, self.fu4), local_maps, global_maps, strict=True):
-            fused = self._run(block, *inputs, fused)
+            fused = run(block, *inputs, fused, checkpointing=self.grad_checkpointing)
             maps.append(fused)
         return maps
-
-    def _run(self, block: nn.Module, *maps: Tensor | None) -> Tensor:
-        """The block's result; under gradient checkpointing, its insides are computed again in the backward pass."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(
-                block, *maps, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(block))
-            )
-            return out
-        result: Tensor = block(*maps)
-        return result
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
@@ -233,7 +237,10 @@ class HiFuse(nn.Module):
             raise ValueError(f"images must be [B, {self.in_chans}, H, W] with H and W at least 1, got {shape}")
         if not images.is_floating_point():
             raise TypeError(f"images must be floating point, got {images.dtype}: scale and normalise them first")
-        weight = self.patch_embed.proj.weight
+        embed = self.patch_embed
+        if not is_plain(embed, PatchEmbed) or not is_plain(embed.proj, Conv2d):
+            return  # a wrapper as FSDP moves and casts what it is given
+        weight = embed.proj.weight
         if images.device != weight.device:
             raise ValueError(f"images must be on the model's device, {weight.device}, got {images.device}")
         if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
@@ -250,7 +257,7 @@ class HiFuse(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a new one of `num_classes` outputs (0 for none), initialised as at construction."""
         self.options = replace(self.options, num_classes=num_classes)
-        like = self.conv_norm.weight
+        like = next(weight for weight in self.parameters() if weight.is_floating_point())
         for name in ("conv_head", "head"):
             head = _classifier(self.num_features, num_classes).to(like.device, like.dtype)
             _init_weights(head)
@@ -262,6 +269,9 @@ class HiFuse(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """In training, keep the maps between blocks only and compute the rest again in the backward pass."""
         self.grad_checkpointing = check_flag("enable", enable)
+        for stage in self.modules():
+            if isinstance(stage, (GlobalStage, LocalStage)):
+                stage.grad_checkpointing = enable
 
 
 class HiFuseFeatures(HiFuse):
@@ -343,6 +353,34 @@ def create_model(
     with torch.device(device) if device is not None else contextlib.nullcontext():
         model = network(**{**SIZES[name], **options})
     return model.to(dtype=dtype)
+
+
+def run(block: nn.Module, *maps: Tensor | None, checkpointing: bool) -> Tensor:
+    """The block's result; with `checkpointing`, its insides are computed again in the backward pass, on the same backend."""
+    if not checkpointing or not torch.is_grad_enabled():
+        result: Tensor = block(*maps)
+        return result
+    options: dict[str, Any] = {"use_reentrant": False}
+    if not torch.compiler.is_compiling():  # compiled code keeps its backend, and updates statistics in the forward only
+        backend = current_backend()
+        options["context_fn"] = lambda: (contextlib.nullcontext(), _as_in_forward(block, backend))
+    out: Tensor = checkpoint(block, *maps, **options)
+    return out
+
+
+@contextlib.contextmanager
+def _as_in_forward(block: nn.Module, backend: str) -> Iterator[None]:
+    with use_backend(backend), frozen_statistics(block):
+        yield
+
+
+def reshape_transform(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, C, H, W]: what CAM tools need for the layers of HiFuse, whose maps are channels last.
+
+    Hand it to a CAM tool as its `reshape_transform` with any of the layers `stages.N`, `layersN`, `fuN` or a block of them. The
+    maps of `forward_features` and `forward_stages` are [B, C, H, W] already.
+    """
+    return x.permute(0, 3, 1, 2)
 
 
 def _rising_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:

@@ -1,0 +1,140 @@
+"""What a user hangs on the modules of a network, or puts in their place, has its effect."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+import hifuse_fast
+from hifuse_fast.layers import Conv2d
+
+UNUSED = ("norm2", "Updim", "norm1", "W3", "W", "norm", "head")
+
+
+def narrow(**options: object) -> hifuse_fast.HiFuse:
+    torch.manual_seed(0)
+    sizes = {"dims": (16, 32, 48, 64), "num_heads": (1, 2, 2, 2), "depths": (2, 1, 1, 1), "conv_depths": (1, 1, 1, 1)}
+    return hifuse_fast.HiFuse(3, **{**sizes, **options}).double().eval()  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 40, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_module_is_called_and_its_hooks_run(images: Tensor) -> None:
+    model, called = narrow(), set()
+    expected = model(images)
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda m, args, out, name=name: called.add(name))
+    torch.testing.assert_close(model(images), expected, rtol=1e-9, atol=1e-9)
+    missing = {name for name, module in model.named_modules() if name not in called and not isinstance(module, nn.ModuleList)}
+    assert [n for n in sorted(missing) if not set(n.split(".")) & set(UNUSED)] == []
+
+
+def test_one_hook_on_any_module_runs_and_may_change_its_output(images: Tensor) -> None:
+    model = narrow()
+    expected = model(images)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) or set(name.split(".")) & set(UNUSED):
+            continue
+        handle = module.register_forward_hook(lambda m, args, out: out * 1.5 + 0.25)
+        assert not torch.allclose(model(images), expected, rtol=1e-9, atol=1e-9), name
+        handle.remove()
+
+
+@pytest.mark.parametrize("wrap", [weight_norm, spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm,
+                                  lambda m: prune.l1_unstructured(m, "weight", 0.5)])  # fmt: skip
+def test_reparametrised_weights_train(wrap: Callable[[nn.Module], nn.Module], images: Tensor) -> None:
+    model = narrow().train()
+    for module in [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]:
+        wrap(module)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(images).square().sum().backward()
+        optimizer.step()
+    assert model.layers1.blocks[0].attn.qkv._parameters or model.layers1.blocks[0].attn.qkv.parametrizations
+    used = [p for n, p in model.layers1.blocks[0].attn.named_parameters()]
+    assert all(p.grad is not None for p in used)
+
+
+def test_a_replaced_convolution_gets_channels_first(images: Tensor) -> None:
+    model = narrow()
+    expected = model(images)
+    changed = copy.deepcopy(model)
+    for module in list(changed.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is Conv2d:
+                new = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding,
+                                groups=child.groups, bias=child.bias is not None, dtype=torch.float64)  # fmt: skip
+                new.load_state_dict(child.state_dict())
+                setattr(module, name, new)
+    torch.testing.assert_close(changed(images), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_norms_without_weights_are_ones_and_zeros(images: Tensor) -> None:
+    model = narrow()
+    expected = model(images)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            module.weight = module.bias = None  # they were ones and zeros
+    torch.testing.assert_close(model(images), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("first", ["reference", "auto"])
+def test_recomputation_takes_the_backend_of_the_forward(first: str, images: Tensor) -> None:
+    model = narrow().float().train()
+    model.set_grad_checkpointing()
+    with hifuse_fast.use_backend(first):
+        loss = model(images.float()).square().sum()
+    with hifuse_fast.use_backend("auto" if first == "reference" else "reference"):
+        loss.backward()
+
+
+@pytest.mark.slow
+def test_checkpointing_compiles(images: Tensor) -> None:
+    plain = narrow(depths=(1, 1, 1, 1)).train()
+    model = copy.deepcopy(plain)
+    model.set_grad_checkpointing()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    plain(images).square().sum().backward()
+    compiled(images).square().sum().backward()
+    for (name, a), b in zip(plain.named_parameters(), model.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad, msg=name)
+    for a, b in zip(plain.buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(b, a)
+
+
+def test_a_tied_weight_is_saved(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model = narrow().float()
+    model.head.weight = model.conv_head.weight
+    hifuse_fast.save_checkpoint(model, tmp_path / "tied.safetensors")
+    again = hifuse_fast.create_model_from_checkpoint(tmp_path / "tied.safetensors")
+    assert torch.equal(again.head.weight, model.conv_head.weight)
+
+
+def test_adapters_of_peft(images: Tensor) -> None:
+    peft = pytest.importorskip("peft")
+    model = narrow()
+    expected = model(images)
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and getattr(m, "groups", 1) == 1]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=names)).double().eval()
+    torch.testing.assert_close(adapted(images), expected, rtol=1e-9, atol=1e-9)
+    adapted(images).square().sum().backward()
+    loras = [p for n, p in adapted.named_parameters() if "lora_B" in n and not set(n.split(".")) & set(UNUSED)]
+    assert loras
+    assert all(p.grad is not None for p in loras)
+
+
+def test_grad_cam(images: Tensor) -> None:
+    cam = pytest.importorskip("pytorch_grad_cam")
+    model = narrow().float()
+    with cam.GradCAM(model, [model.stages[3]], reshape_transform=hifuse_fast.reshape_transform) as tool:
+        assert tool(images.float()).shape == (2, 40, 64)
