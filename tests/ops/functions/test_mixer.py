@@ -15,6 +15,7 @@ from torch import Tensor
 import hifuse_fast
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import mixer
+from hifuse_fast.ops.functions.mixer.reference import _is_channels_last
 from hifuse_fast.testing import relative_error
 from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
@@ -216,3 +217,14 @@ BAD = [
 def test_bad_input_is_named(changed: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         mixer(**{"z": Z, "weight": W, **changed})
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 3, 3), (6, 1, 3, 3)], ids=str)
+def test_the_reference_is_served_to_vmap(shape: tuple[int, ...]) -> None:
+    z, weights = uniform("z", 1, 4, 3, 6), uniform("weights", 2, *shape)
+    found = torch.func.vmap(lambda weight: mixer(z, weight))(weights)
+    for each, weight in zip(found, weights, strict=True):
+        torch.testing.assert_close(each, mixer(z, weight))
+    for layout in (torch.channels_last, torch.contiguous_format):
+        weight = weights[0].contiguous(memory_format=layout)
+        assert _is_channels_last(weight) == weight.is_contiguous(memory_format=torch.channels_last)
