@@ -189,7 +189,8 @@ class _FusedOp(torch.autograd.Function):
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         asked = fused.asked(needs)
-        tensors, kept = ctx.saved_tensors[: fused.count], ctx.saved_tensors[fused.count :]
+        saved = ctx.saved_tensors  # once: checkpointing computes them when they are read
+        tensors, kept = saved[: fused.count], saved[fused.count :]
         found: Gradients = [None] * fused.count
         if any(asked):
             if transforms.active() or transforms.batched(grad):
