@@ -163,7 +163,7 @@ def test_every_op_compiles_with_the_choice(call: calls.Call) -> None:
 @pytest.fixture
 def third(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A third backend of layer norm, twice the reference, and of the prepared mixer; `refuses` may be set to a reason."""
-    function, prepared = ModuleType("function"), ModuleType("prepared")
+    function, prepared = ModuleType("layer_norm.third"), ModuleType("mixer.third")
     function.refuses = None
 
     def why_not(**call: Any) -> str | None:
@@ -173,7 +173,7 @@ def third(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         backend = "third"
 
     function.why_not = prepared.why_not = why_not
-    function.forward = lambda x, weight, bias, eps, rows, dtype: 2 * ops.layer_norm(x, weight, bias, backend="reference")
+    function.forward = lambda x, w, b, *, keep, **_: (2 * ops.layer_norm(x, w, b, backend="reference"), [])
     prepared.Mixer = Mixer
     monkeypatch.setitem(sys.modules, "hifuse_fast.ops.functions.layer_norm.third", function)
     monkeypatch.setitem(sys.modules, "hifuse_fast.ops.prepared.mixer.third", prepared)

@@ -91,7 +91,7 @@ def test_what_is_no_network_with_its_weights_is_refused(model: Any, error: type[
 def test_a_program_with_our_ops_is_refused_by_the_name_of_the_op() -> None:
     attn = narrow().layers1.blocks[0].float()
     program = torch.export.export(attn, (torch.zeros(1, 8, 8, 8),))
-    with pytest.raises(ValueError, match=r"the op hifuse_fast.window_attention.*use_backend"):
+    with pytest.raises(ValueError, match=r"the op hifuse_fast.fused_window_attention.*use_backend"):
         check_plain(program)
     with use_backend("reference"):
         plain = torch.export.export(attn, (torch.zeros(1, 8, 8, 8),))

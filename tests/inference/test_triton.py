@@ -10,7 +10,7 @@ import torch
 
 from hifuse_fast import BackendError, load_optimized, optimize_for_inference
 from hifuse_fast.backends import tables
-from hifuse_fast.inference.network import ALGORITHMS
+from hifuse_fast.inference.configuration import ALGORITHMS
 from hifuse_fast.testing import assert_within_rule
 from tests.support.frozen import image, narrow, run
 from tests.support.kernels import DEVICE, kernels, needs_gpu

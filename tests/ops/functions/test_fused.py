@@ -17,6 +17,8 @@ from hifuse_fast import BackendError, ops, use_backend
 from hifuse_fast.backends.select import OPS, kernels_on
 from tests.support.kernels import DEVICE, device_of, kernels, uniform
 
+pytestmark = pytest.mark.gpu
+
 Call = Callable[..., Tensor]
 C = 6
 
@@ -58,6 +60,16 @@ def examples() -> dict[str, tuple[Call, dict[str, Tensor]]]:
 FUNCTIONS = [op for op in OPS if not op.startswith("prepare_")]
 NAMED = [pytest.param(op, *each.values, id=f"{op}-{each.values[0]}", marks=each.marks) for op in FUNCTIONS
          for each in kernels(op, *OPS[op])]  # fmt: skip
+
+#: Of what takes seconds a case, the usual run has an op with something kept, one with something added, and attention.
+FEW = [
+    pytest.param(
+        *each.values,
+        id=each.id,
+        marks=[*each.marks] + [pytest.mark.slow] * (each.values[0] not in ("linear", "window_attention")),
+    )
+    for each in NAMED
+]
 
 
 def leaves(op: str, dtype: torch.dtype, device: torch.device = DEVICE) -> tuple[Call, dict[str, Tensor]]:
@@ -173,7 +185,7 @@ def test_batched_gradients(op: str, kernel: str) -> None:
             close(each[i], expected.double())
 
 
-@pytest.mark.parametrize(("op", "kernel"), NAMED)
+@pytest.mark.parametrize(("op", "kernel"), FEW)
 def test_a_traced_graph_keeps_its_gradients(op: str, kernel: str) -> None:
     call, tensors = leaves(op, torch.float32, device_of(kernel))
     wanted = list(tensors.values())
@@ -236,7 +248,7 @@ def test_gradients_that_nobody_needs_are_not_computed(kernel: str, monkeypatch: 
         assert seen[list(tensors).index("bias_table")] == [False, True, False]
 
 
-@pytest.mark.parametrize(("op", "kernel"), NAMED)
+@pytest.mark.parametrize(("op", "kernel"), FEW)
 def test_opcheck(op: str, kernel: str) -> None:
     call, tensors = leaves(op, torch.float32, device_of(kernel))
     calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []

@@ -181,7 +181,7 @@ def test_sparse_and_nested_maps_are_refused(subject: Subject, kind: str) -> None
     rest = list(subject.inputs().values())[1:]
     with pytest.raises(TypeError) as error:
         subject.prepare(dtype=torch.float32)(SPARSE[kind](x.shape), *rest)
-    assert re.match(f"{name} must be (a|one) dense tensor, got (a nested one|{re.escape(kind)}):", str(error.value))
+    assert re.match(rf"{re.escape(name)} must be (a|one) dense tensor, got (a nested one|{re.escape(kind)}):", str(error.value))
 
 
 @pytest.mark.parametrize("kind", SPARSE)
