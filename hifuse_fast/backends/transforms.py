@@ -13,7 +13,7 @@ REMEDY = 'the reference serves it: take backend="reference" or "auto", or leave 
 
 
 def active() -> str | None:
-    """The transform that is at work in this thread, by its name in PyTorch, or None. It takes 0.1 us."""
+    """The transform that is at work in this thread, by its name in PyTorch, or None."""
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func (grad, vmap, jvp, ...)"
     if forward_ad._current_level >= 0:

@@ -9,8 +9,8 @@ A backend's module of an op brings two functions and nothing else:
 tensor whether its gradient is wanted.
 
 There are two ways in. A plain eager call takes `_FusedOp`, an autograd.Function around the kernels, because an operator costs
-10 to 30 us more. Whatever traces or watches operators (torch.compile, torch.export, make_fx, fake tensors, FlopCounterMode, a
-tensor subclass) takes the operator `hifuse_fast::fused_<op>`, which carries its own gradients.
+far more. Whatever traces or watches operators (torch.compile, torch.export, make_fx, fake tensors, FlopCounterMode,
+a tensor subclass) takes the operator `hifuse_fast::fused_<op>`, which carries its own gradients.
 
 Kernels give first derivatives. The derivatives of these come from the definition, see `Fused.again`. Function transforms never
 come here: `backends.select` leaves them to the reference.
