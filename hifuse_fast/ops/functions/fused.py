@@ -5,15 +5,17 @@ A backend's module of an op brings two functions and nothing else:
     forward(*tensors, keep, **options) -> (out, kept)
     backward(grad, *tensors, kept, needs, **options) -> [a gradient of each tensor, or None]
 
-`kept` is a list of what the forward leaves for the backward beside its inputs, where `keep` asks for it. `needs` says for each
-tensor whether its gradient is wanted.
+`keep` says whether a backward may follow, and `kept` is a list of what the forward leaves for it beside the inputs. `needs`
+says for each tensor whether its gradient is wanted; what stands in the other places does not matter. Autograd casts each
+gradient to the dtype of its tensor.
 
-There are two ways in. A plain eager call takes `_FusedOp`, an autograd.Function around the kernels, because an operator costs
+There are two ways in. A plain eager call takes `_Eager`, an autograd.Function around the kernels, because an operator costs
 far more. Whatever traces or watches operators (torch.compile, torch.export, make_fx, fake tensors, FlopCounterMode,
-a tensor subclass) takes the operator `hifuse_fast::fused_<op>`, which carries its own gradients.
+a tensor subclass) takes the operator `hifuse_fast::fused_<op>`. Both ways differentiate by `Fused.gradients`.
 
-Kernels give first derivatives. The derivatives of these come from the definition, see `Fused.again`. Function transforms never
-come here: `backends.select` leaves them to the reference.
+Kernels give first derivatives. The derivatives of these come from the definition: the operator of the backward,
+`hifuse_fast::fused_<op>_backward`, has them as its own gradients. Function transforms never come here: `backends.select`
+leaves them to the reference.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
 from hifuse_fast.backends import flops, transforms
 from hifuse_fast.backends.select import autocast_dtype, kernels_on
@@ -34,7 +35,6 @@ Tensors = Sequence[Tensor | None]
 Gradients = list[Tensor | None]
 
 _LIBRARY = torch.library.Library("hifuse_fast", "FRAGMENT")
-_PLAIN = Tensor.__torch_dispatch__
 
 
 class Product(NamedTuple):
@@ -46,14 +46,26 @@ class Product(NamedTuple):
     groups: int = 1  #: of a convolution; PyTorch counts the gradient of its filters as if there were one
 
 
+class _Call(NamedTuple):
+    """What a backward must know of a call beside its tensors."""
+
+    fused: Fused
+    kernels: ModuleType
+    options: dict[str, Any]
+    autocast: torch.dtype | None  #: that the definition was called under
+    keep: bool  #: whether the forward kept what the backward needs
+
+
 class Fused:
     """An op as autograd sees it.
 
     Args:
         name: as in `backends.select.OPS`.
-        tensors, options: arguments of the kernels, as in an operator's schema: "Tensor x, Tensor? bias", "float eps".
+        tensors, options: arguments of the kernels, as in an operator's schema: "Tensor x, Tensor? bias", "float eps". The
+            first tensor is never None.
         definition: the op in plain PyTorch, `definition(*tensors, **options) -> Tensor`.
-        added: the place of a tensor that is added to the result at last, and so has the result's gradient. -1 for none.
+        added: the place of a tensor that is added to the result at last. Its gradient is that of the result, and the kernels
+            get None for it in their backward. -1 for none.
         products: `products(*tensors, **options)`, for FLOP counters.
     """
 
@@ -69,242 +81,225 @@ class Fused:
     ) -> None:
         self.name, self.definition, self.added = name, definition, added
         self.count = len(tensors.split(","))
-        self.options = [each.split()[-1] for each in options.split(",") if each.strip()]
-        self.operator, self.backward_operator = _register(self, tensors, options)
+        named = f"{options}, str backend, ScalarType? autocast".removeprefix(", ")
+        self.operator = _forward_operator(self, tensors, named)
+        self.backward_operator = _backward_operator(self, tensors, named)
         if products is not None:
             _register_flops(self, products)
 
     def __call__(self, kernels: ModuleType, tensors: Tensors, options: dict[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
         """The result, and what the kernels kept; `kernels` is a module of the op's folder that serves this call."""
-        grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         if not _is_plain(tensors):
-            out, kept = self.operator(*tensors, **options, backend=kernels.__name__.rpartition(".")[2], keep=grads)
+            keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+            call = _Call(self, kernels, options, autocast_dtype(_device(tensors)), keep)
+            out, kept = self.operator(*tensors, **_named(call), keep=keep)
             return out, kept
-        if grads:
-            out, *kept = _FusedOp.apply(self, kernels, options, *tensors)
-            return out, kept
-        found: tuple[Tensor, Sequence[Tensor]] = kernels.forward(*tensors, keep=False, **options)
+        if not torch.is_grad_enabled() or not torch._C._any_requires_grad(*tensors):
+            found: tuple[Tensor, Sequence[Tensor]] = kernels.forward(*tensors, keep=False, **options)
+            return found
+        autocast = autocast_dtype(_device(tensors)) if torch._C._is_any_autocast_enabled() else None
+        out, *kept = _Eager.apply(_Call(self, kernels, options, autocast, keep=True), *tensors)
+        return out, kept
+
+    def save(self, ctx: Any, call: _Call, tensors: Tensors, kept: Tensors) -> None:
+        """Leave in `ctx` what `gradients` needs."""
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        if self.added >= 0:
+            tensors = (*tensors[: self.added], None, *tensors[self.added + 1 :])
+        ctx.save_for_backward(*tensors, *kept)
+
+    def gradients(self, ctx: Any, grad: Tensor | None, needs: Sequence[bool]) -> Gradients:
+        """The gradients of the tensors of a call, each where it is needed, of the gradient of its result."""
+        found: Gradients = [None] * self.count
+        if grad is None:
+            return found
+        asked = [need and place != self.added for place, need in enumerate(needs)]
+        if any(asked):
+            saved = ctx.saved_tensors  # once: checkpointing computes them when they are read
+            computed = self._differentiate(ctx.call, grad, saved[: self.count], saved[self.count :], asked)
+            found = [each if ask else None for each, ask in zip(computed, asked, strict=True)]
+        if self.added >= 0 and needs[self.added]:
+            found[self.added] = grad
         return found
 
-    def to_save(self, tensors: Tensors) -> Tensors:
-        """Of the tensors those that the backward reads."""
-        return [None if place == self.added else t for place, t in enumerate(tensors)]
+    def _differentiate(self, call: _Call, grad: Tensor, tensors: Tensors, kept: Tensors, needs: Sequence[bool]) -> Tensors:
+        """The gradients of the tensors that are needed, and anything for the others."""
+        if transforms.active() or transforms.batched(grad):
+            return self.by_definition(call, grad, tensors, needs)
+        if not call.keep:  # traced where nobody asked for gradients, as an exported program often is
+            with torch.no_grad():
+                kept = self.operator(*tensors, **_named(call), keep=True)[1]
+        found: Tensors
+        if torch.is_grad_enabled() or not _is_plain((grad, *tensors)):
+            found = self.backward_operator(grad, *tensors, kept, needs, **_named(call))
+        else:
+            found = call.kernels.backward(grad, *tensors, kept=kept, needs=needs, **call.options)
+        return found
 
-    def added_dtype(self, tensors: Tensors) -> torch.dtype | None:
-        """The dtype of the tensor that is added at last, None where there is none."""
-        added = tensors[self.added] if self.added >= 0 else None
-        return None if added is None else added.dtype
-
-    def asked(self, needs: Sequence[bool]) -> list[bool]:
-        """Of the gradients that are needed those that the kernels compute."""
-        return [need and place != self.added for place, need in enumerate(needs)]
-
-    def first(
-        self,
-        kernels: ModuleType,
-        grad: Tensor,
-        tensors: Tensors,
-        kept: Tensors,
-        needs: Sequence[bool],
-        options: dict[str, Any],
-    ) -> Gradients:
-        """The gradients by the kernels, those alone that are needed, each in the dtype of its tensor."""
-        found = kernels.backward(grad, *tensors, kept=kept, needs=needs, **options)
-        return [
-            each.to(t.dtype) if need and each is not None and t is not None else None
-            for each, t, need in zip(found, tensors, needs, strict=True)
-        ]
-
-    def again(
-        self, grad: Tensor, tensors: Tensors, needs: Sequence[bool], options: dict[str, Any], autocast: torch.dtype | None
-    ) -> Gradients:
+    def by_definition(self, call: _Call, grad: Tensor, tensors: Tensors, needs: Sequence[bool]) -> Gradients:
         """The gradients by the definition, as functions of `grad` and of the tensors, which may be differentiated again.
 
         The definition takes aliases of the tensors. One may depend on another, and each gradient is that of its own place
         alone; detached tensors would cut what comes of the gradients from the tensors.
         """
         create_graph = torch.is_grad_enabled()
-        device = grad.device.type
-        cast = contextlib.nullcontext() if autocast is None else torch.autocast(device, autocast)
-        with torch.enable_grad(), cast:
-            inputs = [t.view_as(t) if need and t is not None else t for t, need in zip(tensors, needs, strict=True)]
-            out = self.definition(*inputs, **options)
-        wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
-        found = iter(torch.autograd.grad(out, wanted, grad.to(out.dtype), create_graph=create_graph, allow_unused=True))
-        return [next(found) if need else None for need in needs]
+        with torch.enable_grad(), _autocast(grad.device.type, call.autocast):
+            inputs = _aliases(tensors, needs)
+            out = self.definition(*inputs, **call.options)
+        return _grad([out], inputs, needs, [grad.to(out.dtype)], create_graph)
 
-    def once_more(
-        self,
-        grads: Tensors,
-        grad: Tensor,
-        tensors: Tensors,
-        needs: Sequence[bool],
-        options: dict[str, Any],
-        autocast: torch.dtype | None,
-    ) -> Gradients:
-        """Of the gradients, whose gradients are `grads`, back to `grad` and the tensors: a second derivative."""
+    def of_gradients(self, call: _Call, grads: Tensors, grad: Tensor, tensors: Tensors, needs: Sequence[bool]) -> Gradients:
+        """The gradients of `grad` and of the tensors, of those of `by_definition`, which are `grads`: second derivatives."""
         create_graph = torch.is_grad_enabled()
+        again = [t is not None and t.requires_grad for t in (grad, *tensors)]
         with torch.enable_grad():
-            inputs = [t.view_as(t) if t is not None and t.requires_grad else t for t in (grad, *tensors)]
-            firsts = self.again(inputs[0], inputs[1:], needs, options, autocast)  # type: ignore[arg-type]
+            inputs = _aliases((grad, *tensors), again)
+            firsts = self.by_definition(call, inputs[0], inputs[1:], needs)  # type: ignore[arg-type]
         pairs = [(f, g) for f, g in zip(firsts, grads, strict=True) if f is not None and g is not None and f.requires_grad]
-        wanted = [t for t in inputs if t is not None and t.requires_grad]
-        if not pairs or not wanted:
+        if not pairs or not any(again):
             return [None] * len(inputs)
         outputs, into = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(outputs, wanted, into, create_graph=create_graph, allow_unused=True))
-        return [next(found) if t is not None and t.requires_grad else None for t in inputs]
+        return _grad(outputs, inputs, again, into, create_graph)
+
+
+def _autocast(device: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    """Autocast as it was in the forward, whatever it is now."""
+    if dtype is None and not torch._C._is_any_autocast_enabled():
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype, enabled=dtype is not None)
+
+
+def _aliases(tensors: Tensors, wanted: Sequence[bool]) -> Tensors:
+    """The tensors, with an alias in the place of each that is wanted."""
+    return [t.view_as(t) if want and t is not None else t for t, want in zip(tensors, wanted, strict=True)]
+
+
+def _grad(outputs: Sequence[Tensor], inputs: Tensors, wanted: Sequence[bool], into: Sequence[Tensor], again: bool) -> Gradients:
+    """`autograd.grad` of those inputs that are wanted, and None in the places of the others."""
+    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
+    found = iter(torch.autograd.grad(outputs, chosen, into, create_graph=again, allow_unused=True))
+    return [next(found) if want else None for want in wanted]
+
+
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None)}
+_BEFORE_DISPATCH = torch._C.DispatchKey.PreDispatch  # of make_fx(pre_dispatch=True), whose modes have a stack of their own
 
 
 def _is_plain(tensors: Tensors) -> bool:
     """Whether nothing traces or watches this call, so that kernels may be called as they are."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch():
+    if (
+        torch.compiler.is_dynamo_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._dispatch_tls_is_dispatch_key_included(_BEFORE_DISPATCH)
+    ):
         return False
-    return all(t is None or type(t).__torch_dispatch__ is _PLAIN for t in tensors)
+    if _PLAIN_TYPES.issuperset(map(type, tensors)):  # nearly always, and many times as fast
+        return True
+    return all(t is None or type(t).__torch_dispatch__ is Tensor.__torch_dispatch__ for t in tensors)
+
+
+def _device(tensors: Tensors) -> torch.device:
+    device: torch.device = tensors[0].device  # type: ignore[union-attr]
+    return device
 
 
 # ---- Eager -------------------------------------------------------------------------------------------------------------
 
 
-class _FusedOp(torch.autograd.Function):
-    """Saves the inputs, and what the kernels keep."""
+class _Eager(torch.autograd.Function):
+    """The kernels as they are. Saves the inputs, and what the kernels keep."""
 
     @staticmethod
-    def forward(
-        ctx: Any, fused: Fused, kernels: ModuleType, options: dict[str, Any], *tensors: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        keep = any(fused.asked(ctx.needs_input_grad[3:]))
-        out, kept = kernels.forward(*tensors, keep=keep, **options)
-        ctx.fused, ctx.kernels, ctx.options = fused, kernels, options
-        ctx.autocast = autocast_dtype(out.device)
-        ctx.added = fused.added_dtype(tensors)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*kept)
-        ctx.save_for_backward(*fused.to_save(tensors), *kept)
+    def forward(ctx: Any, call: _Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        out, kept = call.kernels.forward(*tensors, keep=True, **call.options)
+        if kept:
+            ctx.mark_non_differentiable(*kept)
+        call.fused.save(ctx, call, tensors, kept)
         return (out, *kept)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-        fused, needs = ctx.fused, ctx.needs_input_grad[3:]
-        if grad is None:
-            return (None,) * len(ctx.needs_input_grad)
-        asked = fused.asked(needs)
-        saved = ctx.saved_tensors  # once: checkpointing computes them when they are read
-        tensors, kept = saved[: fused.count], saved[fused.count :]
-        found: Gradients = [None] * fused.count
-        if any(asked):
-            if transforms.active() or transforms.batched(grad):
-                found = fused.again(grad, tensors, asked, ctx.options, ctx.autocast)
-            elif torch.is_grad_enabled():
-                found = list(_FusedOpGradients.apply(ctx, asked, grad, *tensors, *kept))
-            else:
-                found = fused.first(ctx.kernels, grad, tensors, kept, asked, ctx.options)
-        if fused.added >= 0 and needs[fused.added]:
-            found[fused.added] = grad.to(ctx.added)
-        return (None, None, None, *found)
-
-
-class _FusedOpGradients(torch.autograd.Function):
-    """The kernels' backward, where its result may be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, of: Any, needs: list[bool], grad: Tensor, *saved: Tensor | None) -> tuple[Tensor | None, ...]:
-        ctx.of, ctx.needs = of, needs
-        tensors, kept = saved[: of.fused.count], saved[of.fused.count :]
-        ctx.save_for_backward(grad, *tensors)
-        ctx.set_materialize_grads(False)
-        return tuple(of.fused.first(of.kernels, grad, tensors, kept, needs, of.options))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        grad, *tensors = ctx.saved_tensors
-        of = ctx.of
-        found = of.fused.once_more(grads, grad, tensors, ctx.needs, of.options, of.autocast)
-        return (None, None, *found, *[None] * (len(ctx.needs_input_grad) - 2 - len(found)))
+        return (None, *ctx.call.fused.gradients(ctx, grad, ctx.needs_input_grad[1:]))
 
 
 # ---- Operators ---------------------------------------------------------------------------------------------------------
 
 
-def _register(fused: Fused, tensors: str, options: str) -> tuple[Any, Any]:
-    """Define the operators of the forward and of the backward, with shapes and gradients."""
-    name, count = f"fused_{fused.name}", fused.count
-    more = f"{options}, " if options else ""
-    _LIBRARY.define(f"{name}({tensors}, *, {more}str backend, bool keep) -> (Tensor, Tensor[])")
-    saved = tensors.replace("Tensor ", "Tensor? ") if fused.added >= 0 else tensors
-    _LIBRARY.define(f"{name}_backward(Tensor grad, {saved}, Tensor[] kept, bool[] needs, *, {more}str backend) -> Tensor[]")
-    forward_op, backward_op = (getattr(torch.ops.hifuse_fast, each) for each in (name, f"{name}_backward"))
+def _named(call: _Call) -> dict[str, Any]:
+    """The arguments of a call's operators that have names."""
+    return {**call.options, "backend": call.kernels.__name__.rpartition(".")[2], "autocast": call.autocast}
 
-    def forward(*tensors: Tensor | None, backend: str, keep: bool, **options: Any) -> tuple[Tensor, list[Tensor]]:
-        out, kept = kernels_on(fused.name, backend, _device(tensors)).forward(*tensors, keep=keep, **options)
+
+def _call_of(fused: Fused, device: torch.device, options: dict[str, Any], keep: bool) -> _Call:
+    """The call whose operators were given these `options`."""
+    options = dict(options)
+    backend, autocast = options.pop("backend"), options.pop("autocast")
+    return _Call(fused, kernels_on(fused.name, backend, device), options, autocast, keep)
+
+
+def _forward_operator(fused: Fused, tensors: str, options: str) -> Any:
+    """`hifuse_fast::fused_<op>`: the result, and what the backward needs beside the tensors."""
+
+    def run(*tensors: Tensor | None, keep: bool, **options: Any) -> tuple[Tensor, list[Tensor]]:
+        call = _call_of(fused, _device(tensors), options, keep)
+        out, kept = call.kernels.forward(*tensors, keep=keep, **call.options)
         return out, list(kept)
 
-    def backward(grad: Tensor, *rest: Any, backend: str, **options: Any) -> list[Tensor]:
-        *tensors, kept, needs = rest
-        found = fused.first(kernels_on(fused.name, backend, grad.device), grad, tensors, kept, needs, options)
-        return [grad.new_empty(0) if each is None else each for each in found]
-
     def save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
-        ctx.options = {key: keyword_only_inputs[key] for key in (*fused.options, "backend")}
-        ctx.autocast, ctx.keep = autocast_dtype(_device(inputs)), keyword_only_inputs["keep"]
-        ctx.added = fused.added_dtype(inputs)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*fused.to_save(inputs), *output[1])
+        options = dict(keyword_only_inputs)
+        keep = options.pop("keep")
+        fused.save(ctx, _call_of(fused, _device(inputs), options, keep), inputs, output[1])
 
     def differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[:count]
-        found: Gradients = [None] * count
-        if grad is None:
-            return tuple(found)
-        asked, saved = fused.asked(needs), ctx.saved_tensors
-        if transforms.active() or transforms.batched(grad):
-            options = {key: ctx.options[key] for key in fused.options}
-            found = fused.again(grad, saved[:count], asked, options, ctx.autocast)
-        elif any(asked):
-            tensors, kept = saved[:count], list(saved[count:])
-            if not ctx.keep:  # traced where nobody asked for gradients, as an exported program often is
-                with torch.no_grad():
-                    _, kept = forward_op(*tensors, **ctx.options, keep=True)
-            found = list(backward_op(grad, *tensors, kept, asked, **ctx.options))
-        found = [each if need else None for each, need in zip(found, needs, strict=True)]
-        if fused.added >= 0 and needs[fused.added]:
-            found[fused.added] = grad.to(ctx.added)
-        return tuple(found)
+        return tuple(fused.gradients(ctx, grad, ctx.needs_input_grad[: fused.count]))
 
-    def save_again(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    schema = f"({tensors}, *, {options}, bool keep) -> (Tensor, Tensor[])"
+    return _register(f"fused_{fused.name}", schema, run, save, differentiate)
+
+
+def _backward_operator(fused: Fused, tensors: str, options: str) -> Any:
+    """`hifuse_fast::fused_<op>_backward`: the gradients that are needed, and in the other places tensors without elements."""
+
+    def run(grad: Tensor, *rest: Any, **options: Any) -> list[Tensor]:
+        *tensors, kept, needs = rest
+        call = _call_of(fused, grad.device, options, keep=True)
+        found = call.kernels.backward(grad, *tensors, kept=kept, needs=needs, **call.options)
+        return [each if need else grad.new_empty(0) for each, need in zip(found, needs, strict=True)]
+
+    def save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
         grad, *tensors, kept, needs = inputs
-        ctx.options = {key: keyword_only_inputs[key] for key in fused.options}
-        ctx.kept, ctx.needs, ctx.autocast = len(kept), needs, None
+        ctx.call = _call_of(fused, grad.device, keyword_only_inputs, keep=True)
+        ctx.kept, ctx.needs = len(kept), needs
         ctx.save_for_backward(grad, *tensors)
 
-    def differentiate_again(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    def differentiate(ctx: Any, grads: Tensors) -> tuple[Any, ...]:
         grad, *tensors = ctx.saved_tensors
-        into = [each if need else None for each, need in zip(grads, ctx.needs, strict=True)]
-        found = fused.once_more(into, grad, tensors, ctx.needs, ctx.options, ctx.autocast)
-        return (*found, [None] * ctx.kept, None)
+        wanted = [each if need else None for each, need in zip(grads, ctx.needs, strict=True)]
+        return (*fused.of_gradients(ctx.call, wanted, grad, tensors, ctx.needs), [None] * ctx.kept, None)
 
-    for op, run, setup, formula in (
-        (name, forward, save, differentiate),
-        (f"{name}_backward", backward, save_again, differentiate_again),
-    ):
-        _LIBRARY.impl(op, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"hifuse_fast::{op}", run, lib=_LIBRARY)
-        torch.library.register_autograd(f"hifuse_fast::{op}", formula, setup_context=setup, lib=_LIBRARY)
-    return forward_op, backward_op
+    schema = f"(Tensor grad, {tensors}, Tensor[] kept, bool[] needs, *, {options}) -> Tensor[]"
+    return _register(f"fused_{fused.name}_backward", schema, run, save, differentiate)
 
 
-def _device(tensors: Sequence[Any]) -> torch.device:
-    device: torch.device = next(t for t in tensors if t is not None).device
-    return device
+def _register(
+    name: str, schema: str, run: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
+) -> Any:
+    """The operator `name`: of `run` on every device and for shapes alone, with the gradients that `differentiate` gives."""
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"hifuse_fast::{name}", run, lib=_LIBRARY)
+    torch.library.register_autograd(f"hifuse_fast::{name}", differentiate, setup_context=save, lib=_LIBRARY)
+    return getattr(torch.ops.hifuse_fast, name)
 
 
 def _register_flops(fused: Fused, products: Callable[..., list[Product]]) -> None:
     """Tell FLOP counters what the definition costs: a product once forward, and once for each side whose gradient is needed."""
 
-    def forward(*args: Any, backend: str, keep: bool, out_val: Any = None, **options: Any) -> int:
+    def forward(*args: Any, backend: str, autocast: Any, keep: bool, out_val: Any = None, **options: Any) -> int:
         return sum(product.flops for product in products(*args, **options))
 
-    def backward(grad: Tensor, *args: Any, backend: str, out_val: Any = None, **options: Any) -> int:
+    def backward(grad: Tensor, *args: Any, backend: str, autocast: Any, out_val: Any = None, **options: Any) -> int:
         *tensors, _, needs = args
         found = products(*tensors, **options)
         sides = [(p.flops, p.left) for p in found] + [(p.flops * p.groups, p.right) for p in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -120,6 +121,24 @@ def test_derivatives_of_every_order_and_of_what_depends_on_each_other() -> None:
 
     torch.testing.assert_close(third("auto"), third("reference"), rtol=1e-9, atol=0)
     assert torch.autograd.gradgradcheck(lambda qkv, table, bias: call(qkv, table, qkv_bias=bias), tuple(tensors.values()))
+
+
+@pytest.mark.parametrize("kernel", kernels("linear", "triton"))
+@pytest.mark.parametrize("way", [contextlib.nullcontext, partial(FlopCounterMode, display=False)], ids=["eager", "operators"])
+def test_second_derivatives_under_the_autocast_of_the_forward(kernel: str, way: Callable[[], Any]) -> None:
+    device = device_of(kernel)
+
+    def seconds(backend: str) -> Tensor:
+        call, tensors = leaves("linear", torch.float32, device)
+        with way():
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = scalar(call, tensors, backend=backend)
+            (first,) = torch.autograd.grad(loss, tensors["x"], create_graph=True)
+            (second,) = torch.autograd.grad(first.sum(), tensors["x"])
+        return second
+
+    expected = seconds("reference").double()
+    torch.testing.assert_close(seconds(kernel).double(), expected, rtol=0, atol=0.03 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(("op", "kernel"), NAMED)
