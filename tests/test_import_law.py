@@ -25,7 +25,8 @@ LAYERS = [*OPS, "layers"]
 BLOCKS = [*LAYERS, "blocks"]
 MODEL = [*BLOCKS, "options", "model"]
 CHECKPOINTS = [*MODEL, "checkpoints"]
-INFERENCE = [*CHECKPOINTS, "inference"]
+EDITS = [*CHECKPOINTS, "edits"]
+INFERENCE = [*EDITS, "inference"]
 PUBLIC = [*INFERENCE, "data", "export", "testing"]
 LAW = {
     "checks.py": [],
@@ -65,8 +66,9 @@ LAW = {
     "options.py": BLOCKS,
     "model.py": [*BLOCKS, "options"],
     "checkpoints/*.py": CHECKPOINTS,
+    "edits.py": CHECKPOINTS,
     "inference/*.py": INFERENCE,
-    "export/*.py": [*CHECKPOINTS, "data", "export"],
+    "export/*.py": [*EDITS, "data", "export"],
     # The application, and tools over the ops, which nothing in the package imports.
     "bench/*.py": [*PUBLIC, "bench", "PUBLIC API"],
     "app/*.py": [*PUBLIC, "bench", "app", "PUBLIC API"],

@@ -1,28 +1,29 @@
-"""Whether a network is as `create_model` makes it: what an export that reads weights and options must ask."""
+"""Which networks can be exported: those whose modules do what their types, weights and options say."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.modules.module as global_hooks
 from torch import nn
 
-from hifuse_fast.checkpoints.wrappers import find_networks, is_transparent, wrappers_of
-from hifuse_fast.model import HiFuse, HiFuseFeatures, create_model
+from hifuse_fast.checkpoints.wrappers import uncompiled
+from hifuse_fast.edits import check_eval, edits, is_used, network_of, new_network
+from hifuse_fast.model import HiFuse, HiFuseFeatures
 from hifuse_fast.ops.prepared.base import PreparedOp
 
-REMEDY = "torch.onnx.export(model, ...) takes networks that were changed, and calls their modules as they are"
-_FREE = ("conv_head", "norm", "head")  # the classifier is called as a module, the other two are not used
+_CALLED = ["conv_head"]  # the classifier
 
 
 def check_plain(model: Any) -> HiFuse:
-    """The network that `model` is or wraps, whose modules compute what their types, weights and options say.
+    """The network that `model` is or wraps.
+
+    Its classifier may be anything, because the export calls it. It reads the other modules, and calls none of them.
 
     Raises:
         TypeError: `model` is a program that was exported before without our ops, a frozen network, or no HiFuse.
-        ValueError: a program with our ops; a network in training mode; one whose modules were replaced, hooked,
-            parametrised or given a forward of their own; the message names the first of them.
+        ValueError: a program with our ops; a network in training mode; one with a module that was replaced, hooked,
+            parametrised, compiled or given a method of its own; the message names the module.
     """
     if isinstance(model, torch.export.ExportedProgram):
         _refuse_program(model)
@@ -32,62 +33,22 @@ def check_plain(model: Any) -> HiFuse:
         raise TypeError(
             f"model must have its official weights, got a frozen {type(model).__name__}: export the network that it was made of"
         )
-    network = _unwrap(model)
-    if network is None:
+    network = network_of(model)
+    if not isinstance(network, HiFuse):
         raise TypeError(
             f"model must be a HiFuse, got {type(model).__name__}; for weights of the official class, save its state_dict and"
             " take create_model_from_checkpoint"
         )
-    training = next((name for name, module in network.named_modules() if module.training), None)
-    if training is not None:
-        where = f"its {training} is" if training else "it is"
-        raise ValueError(f"model must be in eval mode, {where} in training mode: call model.eval() first")
-    reason = _why_not_plain(network)
-    if reason is not None:
-        raise ValueError(f"model must be as create_model makes it, but {reason}; {REMEDY}")
+    check_eval(network)
+    expected = new_network(HiFuseFeatures if isinstance(network, HiFuseFeatures) else HiFuse, network.options)
+    modules = [(name, each) for name, each in network.named_modules() if is_used(expected, _CALLED)(name)]
+    compiled = [f"{name} is compiled" for name, module in modules if uncompiled(module) is not module]
+    for reason in (*edits(network, expected, _CALLED), *compiled):
+        raise ValueError(
+            f"model cannot be exported: {reason}; torch.onnx.export(model, ...) takes networks that were changed, and calls"
+            " their modules as they are"
+        )
     return network
-
-
-def _unwrap(model: nn.Module) -> HiFuse | None:
-    """The one network that `model` is, or only passes its input to."""
-    for name, network in find_networks(model).items():
-        if isinstance(network, HiFuse) and all(is_transparent(wrapper) for wrapper in wrappers_of(model, name)):
-            return network
-    return None
-
-
-def _why_not_plain(network: HiFuse) -> str | None:
-    if type(network) not in (HiFuse, HiFuseFeatures):
-        return f"it is of the class {type(network).__name__}, which may have a forward of its own"
-    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
-        return "there are global forward hooks"
-    made = _modules(create_model("hifuse_tiny", **network.options.to_dict(), device="meta"))
-    found = _modules(network)
-    gone = [f"{name} is gone" for name in made if name not in found]
-    reasons = [f"{name} {reason}" for name in found if (reason := _why_not(found[name], made.get(name)))]
-    return next(iter(gone + reasons), None)
-
-
-def _modules(network: nn.Module) -> dict[str, nn.Module]:
-    """By name, the modules that the export reads."""
-    return {name or "the network": each for name, each in network.named_modules() if name.split(".")[0] not in _FREE}
-
-
-def _why_not(module: nn.Module, made: nn.Module | None) -> str | None:
-    """Why a module may compute something else than the one of `create_model`, for a sentence that begins with its name."""
-    if made is None:
-        return "was added"
-    if not isinstance(module, HiFuse) and not _same_kind(module, made):
-        return f"is a {type(module).__name__}, and not a {type(made).__name__}"
-    own = next((name for name in vars(module) if callable(getattr(type(module), name, None))), None)
-    if own is not None:
-        return f"has a {own} of its own"
-    return "has a forward hook" if module._forward_hooks or module._forward_pre_hooks else None
-
-
-def _same_kind(module: nn.Module, made: nn.Module) -> bool:
-    """Of one type. In eval mode, a batch norm is the same whether it is synchronised in training or not."""
-    return type(module) is type(made) or (isinstance(made, nn.BatchNorm2d) and type(module) is nn.SyncBatchNorm)
 
 
 def _refuse_program(program: torch.export.ExportedProgram) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,11 +13,19 @@ from hifuse_fast.blocks import CHANNEL_GATES
 from hifuse_fast.checkpoints import CheckpointError
 from hifuse_fast.checkpoints.recognise import check_weights, deduce_options
 from hifuse_fast.checkpoints.tensors import why_no_weight
-from hifuse_fast.checkpoints.wrappers import find_networks, is_transparent, wrappers_of
 from hifuse_fast.checks import check_eps
-from hifuse_fast.inference.compare import check_global_hooks, check_hooks, compare, tree
+from hifuse_fast.edits import check_eval, edits, is_used, network_of, new_network, stands_for, tree
 from hifuse_fast.model import HiFuse, HiFuseFeatures
 from hifuse_fast.options import HiFuseOptions
+
+# What the attributes of modules are to a frozen network. All others must be as in a new network.
+READ = {"eps", "shift_size", "channel_gate"}  #: of each module on its own
+WITHOUT_EFFECT = {
+    *("training", "grad_checkpointing", "p", "inplace", "rate", "attn_drop", "momentum", "track_running_stats"),  # in eval mode
+    *("affine", "elementwise_affine", "weight_shapes"),  # the weights tell
+    *("options", "feature_info"),  # of the whole model, which are read
+}
+_OF_EVERY_MODULE = set(vars(nn.Module()))
 
 
 class Source(NamedTuple):
@@ -39,16 +46,15 @@ def read_source(model: Any) -> Source:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    network = _unwrap(model)
-    training = next((name for name, module in network.named_modules() if module.training), None)
-    if training is not None:
-        where = f"its {training} is" if training else "it is"
-        raise ValueError(f"model must be in eval mode, {where} in training mode: call model.eval() first")
+    network = network_of(model)
+    check_eval(network)
     weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
     try:
         options = _options(network, weights)
         expected = new_network(HiFuseFeatures if isinstance(network, HiFuseFeatures) else HiFuse, options)
-        changed = compare(network, expected)
+        for reason in edits(network, expected):
+            raise ValueError(f"model cannot be frozen: {reason}; or use the model as it is")
+        changed = _settings(network, expected)
         weights = _complete(weights, expected, network)
         check_weights(weights, expected)
     except CheckpointError as error:
@@ -65,27 +71,37 @@ def read_source(model: Any) -> Source:
     return Source(weights, options, settings, None if maps is None else tuple(each["index"] for each in maps))
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    """The network that `model` is, or only passes its input to."""
-    found = find_networks(model)
-    if len(found) > 1 and "" not in found:
-        raise ValueError(f"model must be one network, got a {type(model).__name__} with {', '.join(found)}: freeze one")
-    if not found or "" in found:
-        return model  # a message will say what it lacks
-    ((name, network),) = found.items()
-    for wrapper in wrappers_of(model, name):
-        check_hooks(wrapper, f"the {type(wrapper).__name__} around the network")
-        if not is_transparent(wrapper):
-            raise ValueError(
-                f"model is a {type(wrapper).__name__} around a network, and has a forward of its own, which would be left out:"
-                f" freeze the network alone, model.{name}"
-            )
-    return network
+def _settings(network: nn.Module, expected: HiFuse) -> dict[str, Any]:
+    """The attributes `READ` that differ from those of `expected`, a new network, by name; ValueError where another one does."""
+    used, foreign, found = is_used(expected), not isinstance(network, HiFuse), dict(tree(network))
+    changed = {}
+    for name, module in tree(expected):
+        if not used(name) or name not in found:
+            continue
+        keys = set(vars(module)) - _OF_EVERY_MODULE - WITHOUT_EFFECT
+        holders = [found[name]]
+        if stands_for(module, found[name], foreign) is None:  # the official block has the shift, not its attention
+            keys, holders = keys & READ, [found[name], found[name.rpartition(".")[0]]]
+        for key in sorted(keys):
+            value = getattr(module, key)
+            given = next((getattr(each, key) for each in holders if hasattr(each, key)), value)
+            path = f"{name}.{key}".removeprefix(".")
+            if not _same(given, value):
+                changed[path] = given
+                if key not in READ:
+                    raise ValueError(f"model cannot be frozen: {path} must be {value!r} as its options say, got {given!r}")
+    return changed
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return a is b or bool(a == b)
+    except (RuntimeError, TypeError, ValueError):  # as of tensors and arrays
+        return False
 
 
 def _options(network: nn.Module, weights: Mapping[str, Tensor]) -> HiFuseOptions:
     """Those of a HiFuse, with the classes and the gate that its modules have; or what names and shapes tell."""
-    check_global_hooks()
     if not isinstance(network, HiFuse):
         return deduce_options(weights)
     head, options = weights.get("conv_head.weight"), network.options
@@ -97,13 +113,6 @@ def _options(network: nn.Module, weights: Mapping[str, Tensor]) -> HiFuseOptions
         options = replace(options, num_classes=0)
     gates: set[str] = {getattr(getattr(network, f"fu{i}", None), "channel_gate", "") for i in (1, 2, 3, 4)}
     return replace(options, channel_gate=gates.pop()) if len(gates) == 1 and gates <= set(CHANNEL_GATES) else options
-
-
-@functools.lru_cache(4)
-def new_network(cls: type[HiFuse], options: HiFuseOptions) -> HiFuse:
-    """A new network without memory. It takes longer than all else that is read, and is only looked at."""
-    with torch.device("meta"):
-        return cls(**options.to_dict())
 
 
 def _complete(weights: Mapping[str, Tensor], expected: HiFuse, network: nn.Module) -> dict[str, Tensor]:

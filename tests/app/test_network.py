@@ -8,7 +8,7 @@ import torch
 import hifuse_fast
 from hifuse_fast.checkpoints import create_model_from_checkpoint, load_checkpoint, save_checkpoint
 from hifuse_fast.data.images import Preprocess, load_image
-from hifuse_fast.inference.source import new_network
+from hifuse_fast.edits import new_network
 from tests.support.cli import SMALL, by_hand, probabilities
 
 

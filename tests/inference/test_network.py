@@ -317,7 +317,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (lambda: nn.Linear(2, 2).eval(), {}, ValueError, "model must be HiFuse with the official state_dict: .*missing"),
     (lambda: broken(lambda m: m.train()), {}, ValueError, "model must be in eval mode, it is in training mode: call"),
     (lambda: broken(lambda m: m.fu3.spatial.train()), {}, ValueError, "its fu3.spatial is in training mode"),
-    (lambda: broken(lambda m: setattr(m.fu1.W_l, "bn", None)), {}, ValueError, "4 missing: fu1.W_l.bn.weight, "),
+    (lambda: broken(lambda m: setattr(m.fu1.W_l, "bn", None)), {}, ValueError, "fu1.W_l.bn is gone"),
     (lambda: broken(spoil), {}, ValueError, r"fu2\.W_l\.conv\.weight has values that are not finite"),
     (lambda: broken(overflow), {}, ValueError, "not finite once folded and in torch.float32: weight of fu2.W_l.conv_norm"),
     (lambda: make().to("meta"), {}, ValueError, "weights on one device, and not on meta, got meta"),

@@ -17,7 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from hifuse_fast import HiFuse, create_model_from_checkpoint, load_optimized, optimize_for_inference, save_checkpoint
 from hifuse_fast.blocks import HFFBlock
-from hifuse_fast.inference.compare import READ, tree
+from hifuse_fast.edits import tree
+from hifuse_fast.inference.source import READ
 from hifuse_fast.layers import Conv2d
 from tests.support.frozen import image, make, run
 from tests.support.official import official_copy
@@ -212,6 +213,12 @@ class Adapter(nn.Module):
         return 2 * self.base_forward(x)
 
 
+class Halved(nn.Linear):
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self._parameters["weight"] / 2
+
+
 class Doubling(HiFuse):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return 2 * super().forward_head(x, pre_logits)
@@ -264,7 +271,12 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "another padding": (lambda m: setattr(m.fu1.spatial, "conv", nn.Conv2d(2, 1, 7, bias=False)), r"spatial\.conv is a "),
     "one more in a stage": (lambda m: m.stages[0].append(nn.Softplus()), r"stages\.0 must have the modules .*, got .*'2'"),
     "one less": (lambda m: m.stages[0].pop(1), r"stages\.0 must have the modules .*'1'\], got \['0'\]"),
-    "a step before a stage": (lambda m: setattr(m.layers1, "downsample", nn.Tanh()), r"layers1\.downsample must be None"),
+    "a step before a stage": (lambda m: setattr(m.layers1, "downsample", nn.Tanh()), r"layers1 has a .*Tanh for its d"),
+    "a norm without weights where none is": (
+        lambda m: setattr(m.fu1.residual.conv1, "bn", nn.BatchNorm2d(24, affine=False, track_running_stats=False)),
+        r"fu1\.residual\.conv1 has a .*BatchNorm2d for its bn, where HiFuse has None",
+    ),
+    "a weight that is computed": (reclassed("stages.0.0.pwconv", Halved), r"pwconv has a weight of its own, of .*Halved"),
     "another weight": (lambda m: setattr(m.fu1, "aux", nn.Linear(2, 2)), r"2 unexpected: fu1\.aux\.weight"),
     "a sparse weight": (lambda m: setattr(m.fu1.W_l.bn, "running_var", torch.ones(8).to_sparse()), r"running_var is not dense"),
 }  # fmt: skip
@@ -324,13 +336,13 @@ def test_wrappers_are_unwrapped_or_named(model: Any, before: Tensor) -> None:
     for wrapped in (AveragedModel(model), Holder(model), nn.Sequential(model), nn.DataParallel(model), torch.compile(model),
                     Holder(AveragedModel(model)), official_copy(model), Holder(official_copy(model))):  # fmt: skip
         assert_frozen_is(wrapped.eval(), before)
-    with pytest.raises(ValueError, match=r"a Scaled around a network, .* forward of its own.*: freeze .* alone, model\.model$"):
+    with pytest.raises(ValueError, match=r"a Scaled around a network, .* forward of its own.*: take .* alone, model\.model$"):
         frozen(Scaled(model).eval())
-    with pytest.raises(ValueError, match=r"model must be one network, got a ModuleDict with teacher, student: freeze one"):
+    with pytest.raises(ValueError, match=r"model must be one network, got a ModuleDict with teacher, student: take one"):
         frozen(nn.ModuleDict({"teacher": model, "student": copy.deepcopy(model)}).eval())
     wrapped = Holder(model).eval()
     wrapped.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="the Holder around the network has a forward hook"):
+    with pytest.raises(ValueError, match=r"a Holder around a network, and has a forward hook, .*: take model\.model"):
         frozen(wrapped)
 
 

@@ -23,7 +23,7 @@ from hifuse_fast import (
     save_checkpoint,
 )
 from hifuse_fast.checkpoints.read import OPTIONS
-from hifuse_fast.inference.source import new_network
+from hifuse_fast.edits import new_network
 
 WIDTHS: dict[str, Any] = {
     "num_classes": 3, "in_chans": 1, "dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 2,
