@@ -13,7 +13,8 @@ from hifuse_fast.checkpoints import (
     save_checkpoint,
 )
 from hifuse_fast.inference import OptimizedHiFuse, load_optimized, optimize_for_inference
-from hifuse_fast.model import HiFuse, HiFuseFeatures, StageMaps, create_model, list_models, reshape_transform
+from hifuse_fast.layers import reshape_transform
+from hifuse_fast.model import HiFuse, HiFuseFeatures, StageMaps, create_model, list_models
 from hifuse_fast.options import HiFuseOptions
 
 __all__ = [

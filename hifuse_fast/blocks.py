@@ -9,8 +9,6 @@ fused. Hooks on a child get [B, H, W, C]. `hifuse_fast.layers.call` says which l
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,12 +24,13 @@ from hifuse_fast.layers import (
     affine,
     batch_norm,
     call,
+    concat_norm,
     conv_norm,
     is_plain,
     is_plain_conv,
+    linear,
     pad_to_multiple,
 )
-from hifuse_fast.ops.functions.layer_norm.reference import patches
 from hifuse_fast.ops.functions.window_attention.api import MAX_WINDOW_SIZE
 from hifuse_fast.ops.functions.window_attention.reference import relative_position_index
 
@@ -103,7 +102,7 @@ class WindowAttention(nn.Module):
         if not plain:  # what it gives for the padding is not known, so the padding is given to it, as in the official network
             x, norm = pad_to_multiple(x if norm is None else norm(x), self.window_size), None
         x = ops.window_attention(
-            _linear(self.qkv, x, norm),
+            linear(self.qkv, x, norm),
             self.relative_position_bias_table,
             num_heads=self.num_heads,
             window_size=self.window_size,
@@ -112,7 +111,7 @@ class WindowAttention(nn.Module):
             dropout_p=self.attn_drop if self.training else 0.0,
         )
         x = x if plain else x[:, :height, :width]
-        out: Tensor = self.proj_drop(_linear(self.proj, x))
+        out: Tensor = self.proj_drop(linear(self.proj, x))
         return out
 
 
@@ -186,7 +185,7 @@ class LocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_map("x", x, self.dim)
         conv, norm = self.dwconv, self.norm
-        if is_plain(norm, nn.LayerNorm) and _is_depthwise(conv):
+        if is_plain(norm, nn.LayerNorm) and is_plain_conv(conv, 3, groups=(self.dim,), bias=True):
             bias = x.new_zeros(self.dim) if conv.bias is None else conv.bias
             mixed = ops.depthwise_norm(x, conv.weight, bias, *affine(norm, self.dim, x), eps=norm.eps)
         else:
@@ -213,7 +212,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map("x", x, self.dim)
-        return _linear(self.reduction, x, self.norm, rows="patches")
+        return linear(self.reduction, x, self.norm, rows="patches")
 
 
 class InvertedMLP(nn.Module):
@@ -250,7 +249,7 @@ class InvertedMLP(nn.Module):
         check_map("z", z, self.dim)
         mixed = batch_norm(self.bn1, self._mix(z))
         convs = self.conv2, self.conv3
-        usual = all(is_plain(each, ConvNorm) and is_plain_conv(each.conv, 1) and each.conv.groups == 1 for each in convs)
+        usual = all(is_plain(each, ConvNorm) and is_plain_conv(each.conv, 1, groups=(1,)) for each in convs)
         if usual and self.conv2.bn is None:
             expand, project = (each.conv.weight.flatten(1) for each in convs)
             return batch_norm(self.conv3.bn, ops.mlp(mixed, expand, project), residual=shortcut)
@@ -258,7 +257,7 @@ class InvertedMLP(nn.Module):
 
     def _mix(self, z: Tensor) -> Tensor:
         conv = self.conv1
-        if is_plain(conv, ConvNorm) and conv.bn is None and is_plain_conv(conv.conv, 3):
+        if is_plain(conv, ConvNorm) and conv.bn is None and is_plain_conv(conv.conv, 3, groups=(1, self.dim)):
             return ops.mixer(z, conv.conv.weight)
         return z + F.gelu(conv_norm(conv, z))
 
@@ -328,9 +327,9 @@ class HFFBlock(nn.Module):
         else:
             w_f = conv_norm(self.Updim, fused_map, activation="relu", pool=True)
             norm, reduce, maps = self.norm1, self.W3, [w_f, w_l, w_g]
-        x = conv_norm(reduce, _concat_norm(norm, maps), activation="gelu")
+        x = conv_norm(reduce, concat_norm(norm, maps), activation="gelu")
         gates = [self._channel_gate(global_map), self._spatial_gate(local_map), None]
-        z = _concat_norm(self.norm3, [global_map, local_map, x], gates)
+        z = concat_norm(self.norm3, [global_map, local_map, x], gates)
         path, residual = self.drop_path, self.residual
         if w_f is not None and is_plain(residual, InvertedMLP) and is_plain(path, DropPath) and not path.active:
             out: Tensor = residual(z, w_f)
@@ -365,48 +364,9 @@ def check_window_size(window_size: int) -> int:
     return window_size
 
 
-def _add_gelu_linear(x: Tensor, branch: Tensor, linear: nn.Linear, drop_path: DropPath) -> Tensor:
-    """x + drop_path(GELU(linear(branch))), in one op where no path is dropped."""
-    if is_plain(linear, nn.Linear) and is_plain(drop_path, DropPath) and not drop_path.active:
-        return ops.linear(branch, linear.weight, linear.bias, activation="gelu", residual=x)
-    out: Tensor = x + drop_path(_linear(linear, branch, activation="gelu"))
+def _add_gelu_linear(x: Tensor, branch: Tensor, child: nn.Linear, drop_path: DropPath) -> Tensor:
+    """x + drop_path(GELU(child(branch))), in one op where no path is dropped."""
+    if is_plain(child, nn.Linear) and is_plain(drop_path, DropPath) and not drop_path.active:
+        return ops.linear(branch, child.weight, child.bias, activation="gelu", residual=x)
+    out: Tensor = x + drop_path(linear(child, branch, activation="gelu"))
     return out
-
-
-def _linear(
-    linear: nn.Linear, x: Tensor, norm: nn.LayerNorm | None = None, rows: str = "pixels", activation: str = "none"
-) -> Tensor:
-    """act(linear(norm(rows of x))), in one op where the children are plain."""
-    depth = x.shape[-1] * (4 if rows == "patches" else 1)
-    before: dict[str, Any] = {}
-    if norm is not None and is_plain(norm, nn.LayerNorm) and is_plain(linear, nn.Linear):
-        weight, bias = affine(norm, depth, x)
-        before = {"norm_weight": weight, "norm_bias": bias, "eps": norm.eps, "rows": rows}
-    elif norm is not None:
-        x = norm(patches(x) if rows == "patches" else x)
-    if is_plain(linear, nn.Linear):
-        return ops.linear(x, linear.weight, linear.bias, activation=activation, **before)
-    out: Tensor = linear(x)
-    return F.gelu(out) if activation == "gelu" else out
-
-
-def _concat_norm(norm: nn.LayerNorm, maps: list[Tensor], gates: list[Tensor | None] | None = None) -> Tensor:
-    """norm of the maps, each times its gate, side by side."""
-    if is_plain(norm, nn.LayerNorm):
-        weight, bias = affine(norm, sum(x.shape[-1] for x in maps), maps[0])
-        return ops.concat_norm(*maps, weight=weight, bias=bias, gates=gates, eps=norm.eps)
-    gated = maps if gates is None else [x if gate is None else x * gate for x, gate in zip(maps, gates, strict=True)]
-    out: Tensor = norm(torch.cat(gated, -1))
-    return out
-
-
-def _is_depthwise(conv: nn.Module) -> bool:
-    """Whether `conv` is the plain depthwise 3x3 one of a local block; its bias may be there or not."""
-    return (
-        isinstance(conv, Conv2d)
-        and is_plain(conv, Conv2d)
-        and conv.kernel_size == (3, 3)
-        and conv.padding == conv.stride == conv.dilation == (1, 1)
-        and conv.padding_mode == "zeros"
-        and conv.groups == conv.in_channels
-    )

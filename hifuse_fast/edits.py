@@ -122,13 +122,11 @@ def _hook(attributes: dict[str, Any], prefix: str = "") -> str | None:
     """What hangs on a module of these attributes, a hook or a parametrisation."""
     parametrised = attributes.get("_modules", {}).get("parametrizations")
     if parametrised is not None:
-        return (
-            f"a parametrization of {', '.join(parametrised._modules)}; make it a plain weight by"
-            " torch.nn.utils.parametrize.remove_parametrizations"
-        )
+        names = ", ".join(parametrised._modules)
+        return f"a parametrization of {names}, which torch.nn.utils.parametrize.remove_parametrizations makes a plain weight"
     for table, kind in _HOOKS.items():
         for hook in attributes[prefix + table].values():
-            return f"a {kind}, {_name_of(hook)}, which would not be called; remove it"
+            return f"a {kind}, {_name_of(hook)}, which would not be called"
     return None
 
 
@@ -136,7 +134,7 @@ def _why_another(expected: nn.Module, actual: nn.Module, foreign: bool) -> str |
     """Why `actual` may compute something else than `expected` with the same weights: what follows its name in a sentence."""
     cls, base = type(actual), type(expected)
     known = stands_for(expected, actual, foreign)
-    if known is None and not (foreign and not isinstance(expected, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))):
+    if known is None and (not foreign or isinstance(expected, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))):
         return f"is a {_name_of(cls)}, where HiFuse has a {_name_of(base)}"
     own = [key for part in cls.__mro__ if part not in known.__mro__ for key in vars(part)] if known is not None else []
     names = _methods(known or nn.Module) | {*expected._parameters, *expected._buffers}

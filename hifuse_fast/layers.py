@@ -6,8 +6,7 @@ A fused op reads the weights of several children and calls none of them, so it s
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn.modules import module as hooks
 from hifuse_fast import ops
 from hifuse_fast.checks import check_rate
 from hifuse_fast.ops.functions.batch_norm.reference import finish
+from hifuse_fast.ops.functions.layer_norm.reference import patches
 from hifuse_fast.ops.functions.mixer.reference import convolve
 
 
@@ -41,17 +41,17 @@ def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
     )
 
 
-def is_plain_conv(conv: nn.Module | None, size: int) -> bool:
-    """Whether `conv` is a plain `Conv2d`, "same", without a bias, of kernels of `size`, over all channels or one at a time."""
+def is_plain_conv(conv: nn.Module | None, size: int, *, groups: Sequence[int], bias: bool = False) -> bool:
+    """Whether `conv` is a plain `Conv2d`, "same", of kernels of `size` and one of `groups`; `bias`: whether it may have one."""
     return (
         isinstance(conv, Conv2d)
         and is_plain(conv, Conv2d)
-        and conv.bias is None
+        and (bias or conv.bias is None)
         and conv.kernel_size == (size, size)
         and conv.padding == (size // 2, size // 2)
         and conv.stride == conv.dilation == (1, 1)
         and conv.padding_mode == "zeros"
-        and conv.groups in (1, conv.in_channels)
+        and conv.groups in groups
     )
 
 
@@ -162,6 +162,33 @@ def batch_norm(norm: nn.Module | None, x: Tensor, **after: Any) -> Tensor:
     return finish(x if norm is None else call(norm, x), **{**NOTHING, **after})
 
 
+def linear(
+    child: nn.Linear, x: Tensor, norm: nn.LayerNorm | None = None, rows: str = "pixels", activation: str = "none"
+) -> Tensor:
+    """act(child(norm(rows of x))), in one op where the children are plain."""
+    plain = is_plain(child, nn.Linear)
+    before: dict[str, Any] = {}
+    if norm is not None and plain and is_plain(norm, nn.LayerNorm):
+        weight, bias = affine(norm, x.shape[-1] * (4 if rows == "patches" else 1), x)
+        before = {"norm_weight": weight, "norm_bias": bias, "eps": norm.eps, "rows": rows}
+    elif norm is not None:
+        x = norm(patches(x) if rows == "patches" else x)
+    if plain:
+        return ops.linear(x, child.weight, child.bias, activation=activation, **before)
+    out: Tensor = child(x)
+    return F.gelu(out) if activation == "gelu" else out
+
+
+def concat_norm(norm: nn.LayerNorm, maps: list[Tensor], gates: list[Tensor | None] | None = None) -> Tensor:
+    """norm of the maps, each times its gate, side by side."""
+    if is_plain(norm, nn.LayerNorm):
+        weight, bias = affine(norm, sum(x.shape[-1] for x in maps), maps[0])
+        return ops.concat_norm(*maps, weight=weight, bias=bias, gates=gates, eps=norm.eps)
+    gated = maps if gates is None else [x if gate is None else x * gate for x, gate in zip(maps, gates, strict=True)]
+    out: Tensor = norm(torch.cat(gated, -1))
+    return out
+
+
 class DropPath(nn.Module):
     """Stochastic depth. In training an image's branch becomes 0 with probability `rate`; otherwise it is divided by 1 - rate.
 
@@ -194,18 +221,10 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
 
-@contextlib.contextmanager
-def frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Within the block of code, batch norms in training leave their running statistics as they are.
+def reshape_transform(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, C, H, W]: what CAM tools need for the layers of HiFuse, whose maps are channels last.
 
-    Gradient checkpointing computes a batch a second time, and the statistics shall count it once.
+    Hand it to a CAM tool as its `reshape_transform` with any of the layers `stages.N`, `layersN`, `fuN` or a block of them. The
+    maps of `forward_features` and `forward_stages` are [B, C, H, W] already.
     """
-    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+    return x.permute(0, 3, 1, 2)

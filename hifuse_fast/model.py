@@ -7,19 +7,18 @@ official one in plain PyTorch, under "auto" the same modules run the fused ops.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from hifuse_fast.backends.select import current_backend, use_backend
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
 from hifuse_fast.checks import check_choice, check_count, check_dense, check_flag
-from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, frozen_statistics, is_plain, pad_to_multiple
+from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, is_plain, pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
+from hifuse_fast.recompute import run
 
 STRIDE = 32  # of the last stage; images are padded to a multiple of it
 REDUCTIONS = (4, 8, 16, 32)  # image size over map size, stage by stage
@@ -353,34 +352,6 @@ def create_model(
     with torch.device(device) if device is not None else contextlib.nullcontext():
         model = network(**{**SIZES[name], **options})
     return model.to(dtype=dtype)
-
-
-def run(block: nn.Module, *maps: Tensor | None, checkpointing: bool) -> Tensor:
-    """The block's result; with `checkpointing`, its insides are computed again in the backward pass, on the same backend."""
-    if not checkpointing or not torch.is_grad_enabled():
-        result: Tensor = block(*maps)
-        return result
-    options: dict[str, Any] = {"use_reentrant": False}
-    if not torch.compiler.is_compiling():  # compiled code keeps its backend, and updates statistics in the forward only
-        backend = current_backend()
-        options["context_fn"] = lambda: (contextlib.nullcontext(), _as_in_forward(block, backend))
-    out: Tensor = checkpoint(block, *maps, **options)
-    return out
-
-
-@contextlib.contextmanager
-def _as_in_forward(block: nn.Module, backend: str) -> Iterator[None]:
-    with use_backend(backend), frozen_statistics(block):
-        yield
-
-
-def reshape_transform(x: Tensor) -> Tensor:
-    """[B, H, W, C] -> [B, C, H, W]: what CAM tools need for the layers of HiFuse, whose maps are channels last.
-
-    Hand it to a CAM tool as its `reshape_transform` with any of the layers `stages.N`, `layersN`, `fuN` or a block of them. The
-    maps of `forward_features` and `forward_stages` are [B, C, H, W] already.
-    """
-    return x.permute(0, 3, 1, 2)
 
 
 def _rising_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:

@@ -23,7 +23,7 @@ BOTTOM = ["checks", "files", "_version"]
 OPS = [*BOTTOM, "backends", "ops"]
 LAYERS = [*OPS, "layers"]
 BLOCKS = [*LAYERS, "blocks"]
-MODEL = [*BLOCKS, "options", "model"]
+MODEL = [*BLOCKS, "options", "recompute", "model"]
 CHECKPOINTS = [*MODEL, "checkpoints"]
 EDITS = [*CHECKPOINTS, "edits"]
 INFERENCE = [*EDITS, "inference"]
@@ -64,7 +64,8 @@ LAW = {
     "layers.py": OPS,
     "blocks.py": LAYERS,
     "options.py": BLOCKS,
-    "model.py": [*BLOCKS, "options"],
+    "recompute.py": ["backends.select"],
+    "model.py": [*BLOCKS, "options", "recompute"],
     "checkpoints/*.py": CHECKPOINTS,
     "edits.py": CHECKPOINTS,
     "inference/*.py": INFERENCE,

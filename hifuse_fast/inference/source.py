@@ -53,7 +53,7 @@ def read_source(model: Any) -> Source:
         options = _options(network, weights)
         expected = new_network(HiFuseFeatures if isinstance(network, HiFuseFeatures) else HiFuse, options)
         for reason in edits(network, expected):
-            raise ValueError(f"model cannot be frozen: {reason}; or use the model as it is")
+            raise ValueError(f"model cannot be frozen: {reason}; undo that, or use the model as it is")
         changed = _settings(network, expected)
         weights = _complete(weights, expected, network)
         check_weights(weights, expected)
