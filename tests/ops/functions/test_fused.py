@@ -62,15 +62,16 @@ FUNCTIONS = [op for op in OPS if not op.startswith("prepare_")]
 NAMED = [pytest.param(op, *each.values, id=f"{op}-{each.values[0]}", marks=each.marks) for op in FUNCTIONS
          for each in kernels(op, *OPS[op])]  # fmt: skip
 
-#: Of what takes seconds a case, the usual run has an op with something kept, one with something added, and attention.
-FEW = [
-    pytest.param(
-        *each.values,
-        id=each.id,
-        marks=[*each.marks] + [pytest.mark.slow] * (each.values[0] not in ("linear", "window_attention")),
-    )
-    for each in NAMED
-]
+
+def usual(*ops: str) -> list[Any]:
+    """`NAMED`, of which the usual run has these ops alone."""
+    return [
+        pytest.param(*each.values, id=each.id, marks=[*each.marks] + [pytest.mark.slow] * (each.values[0] not in ops))
+        for each in NAMED
+    ]
+
+
+FEW = usual("linear", "window_attention")  # of what takes seconds a case: an op with something kept, one with something added
 
 
 def leaves(op: str, dtype: torch.dtype, device: torch.device = DEVICE) -> tuple[Call, dict[str, Tensor]]:
@@ -246,25 +247,26 @@ def test_flop_counters_say_what_the_reference_costs(op: str, kernel: str) -> Non
         assert flops(kernel, first) == flops("reference", first)
 
 
-@pytest.mark.parametrize("kernel", kernels("window_attention", "native", "triton"))
-def test_gradients_that_nobody_needs_are_not_computed(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    call, tensors = leaves("window_attention", torch.float32, device_of(kernel))
+@pytest.mark.parametrize(("op", "kernel"), usual(*set(FUNCTIONS) - {"depthwise_norm"}))
+def test_gradients_that_nobody_needs_are_not_computed(op: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gradient alone is as it is among all; the kernels leave out the others that are maps, which cost the most."""
+    call, tensors = leaves(op, torch.float32, device_of(kernel))
     expected = torch.autograd.grad(call(**tensors, backend=kernel).sum(), list(tensors.values()))
-    module = kernels_on("window_attention", kernel, device_of(kernel))
-    backward, seen = module.backward, []
+    module = kernels_on(op, kernel, device_of(kernel))
+    backward = module.backward
+    in_vain: list[Tensor] = []
 
-    def watched(*args: Any, **named: Any) -> list[Tensor | None]:
-        seen.append([g is not None for g in backward(*args, **named)])
-        found: list[Tensor | None] = backward(*args, **named)
+    def watched(*args: Any, needs: list[bool], **named: Any) -> list[Tensor | None]:
+        found: list[Tensor | None] = backward(*args, needs=needs, **named)
+        in_vain.extend(g for g, need in zip(found, needs, strict=True) if not need and g is not None and g.dim() == 4)
         return found
 
     monkeypatch.setattr(module, "backward", watched)
-    for place, name in enumerate(tensors):
+    for name, gradient in zip(tensors, expected, strict=True):
         given = {key: t if key == name else t.detach() for key, t in tensors.items()}
         (found,) = torch.autograd.grad(call(**given, backend=kernel).sum(), [tensors[name]])
-        assert torch.equal(found, expected[place])
-    if kernel == "native":
-        assert seen[list(tensors).index("bias_table")] == [False, True, False]
+        assert torch.equal(found, gradient), name
+    assert not in_vain
 
 
 @pytest.mark.parametrize(("op", "kernel"), FEW)

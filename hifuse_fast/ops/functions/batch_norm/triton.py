@@ -280,11 +280,13 @@ def backward(
     vectors, rows = _vectors(weight, bias, *now), x.numel() // channels
     tile, shares, options = _tiles("batch_norm_backward_sums", rows, x)
     partial = x.new_empty((2, shares, channels), dtype=torch.float32)
-    launch(
-        _backward_sums_kernel, (shares, blocks(channels, tile["BLOCK_C"])), grad, x, *vectors, partial,
-        rows, height, width, eps, C=channels, ACTIVATION=activation, POOL=pool, **tile, **options,
-    )  # fmt: skip
-    dweight, dbias = partial[0].sum(0), partial[1].sum(0)
+    dweight, dbias = partial[:, 0]  # sums, which outside training only the gradients of weight and bias ask for
+    if training or needs[1] or needs[2]:
+        launch(
+            _backward_sums_kernel, (shares, blocks(channels, tile["BLOCK_C"])), grad, x, *vectors, partial,
+            rows, height, width, eps, C=channels, ACTIVATION=activation, POOL=pool, **tile, **options,
+        )  # fmt: skip
+        dweight, dbias = partial.sum(1)
     if not needs[0]:
         return [None, dweight, dbias, None, None, None]
     dx = torch.empty_like(x)

@@ -111,11 +111,14 @@ def _scaled_grad(grad_ptr, weight_ptr, place, channel, inside, kept):
 
 
 @triton.jit
-def _store_grads(dmap_ptr, dgate_ptr, dr, x, gate, row, rows, channel, kept, C: tl.constexpr, GATE: tl.constexpr):
+def _store_grads(
+    dmap_ptr, dgate_ptr, dr, x, gate, row, rows, channel, kept, C: tl.constexpr, MAP: tl.constexpr, DGATE: tl.constexpr
+):  # fmt: skip
     """Writes the gradient of a map, and that of a gate of pixels; returns what adds up to that of a gate of channels."""
-    tl.store(dmap_ptr + row * C + channel, (dr * gate).to(dmap_ptr.dtype.element_ty), mask=kept)
+    if MAP:
+        tl.store(dmap_ptr + row * C + channel, (dr * gate).to(dmap_ptr.dtype.element_ty), mask=kept)
     dgate = dr * x
-    if GATE == 1:
+    if DGATE == 1:
         tl.store(dgate_ptr + row, tl.sum(dgate, 1, keep_dims=True), mask=row < rows)
     return tl.sum(dgate, 0, keep_dims=True)
 
@@ -131,8 +134,14 @@ def _backward_kernel(
     partial_ptr,  # [2, images * shares, K] float32: of the gradients of weight and bias
     pixels, eps,
     C: tl.constexpr, K: tl.constexpr, GATE0: tl.constexpr, GATE1: tl.constexpr, GATE2: tl.constexpr,
+    MAP0: tl.constexpr, MAP1: tl.constexpr, MAP2: tl.constexpr,
+    DGATE0: tl.constexpr, DGATE1: tl.constexpr, DGATE2: tl.constexpr, PARAMETERS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """MAP and PARAMETERS say which gradients are needed, DGATE is the kind of a gate whose gradient is needed, or 0.
+
+    What is computed for a gradient that is not stored, the compiler leaves out.
+    """
     THREE: tl.constexpr = K == 3 * C
     share, shares = tl.program_id(0), tl.num_programs(0)
     image = tl.program_id(1).to(tl.int64)
@@ -162,34 +171,37 @@ def _backward_kernel(
             mean += tl.sum(d2, 1, keep_dims=True)
             along += tl.sum(d2 * n2, 1, keep_dims=True)
         mean, along = mean / K, along / K
-        dweight0 += tl.sum(grad0 * n0, 0, keep_dims=True)
-        dweight1 += tl.sum(grad1 * n1, 0, keep_dims=True)
-        dbias0 += tl.sum(grad0, 0, keep_dims=True)
-        dbias1 += tl.sum(grad1, 0, keep_dims=True)
+        if PARAMETERS:
+            dweight0 += tl.sum(grad0 * n0, 0, keep_dims=True)
+            dweight1 += tl.sum(grad1 * n1, 0, keep_dims=True)
+            dbias0 += tl.sum(grad0, 0, keep_dims=True)
+            dbias1 += tl.sum(grad1, 0, keep_dims=True)
+            if THREE:
+                dweight2 += tl.sum(grad2 * n2, 0, keep_dims=True)
+                dbias2 += tl.sum(grad2, 0, keep_dims=True)
         dr0, dr1 = scale * (d0 - mean - n0 * along), scale * (d1 - mean - n1 * along)
-        dgate0 += _store_grads(dmap0_ptr, dgate0_ptr, dr0, x0, gate0, row, end, channel, kept, C, GATE0)
-        dgate1 += _store_grads(dmap1_ptr, dgate1_ptr, dr1, x1, gate1, row, end, channel, kept, C, GATE1)
+        dgate0 += _store_grads(dmap0_ptr, dgate0_ptr, dr0, x0, gate0, row, end, channel, kept, C, MAP0, DGATE0)
+        dgate1 += _store_grads(dmap1_ptr, dgate1_ptr, dr1, x1, gate1, row, end, channel, kept, C, MAP1, DGATE1)
         if THREE:
-            dweight2 += tl.sum(grad2 * n2, 0, keep_dims=True)
-            dbias2 += tl.sum(grad2, 0, keep_dims=True)
             dr2 = scale * (d2 - mean - n2 * along)
-            dgate2 += _store_grads(dmap2_ptr, dgate2_ptr, dr2, x2, gate2, row, end, channel, kept, C, GATE2)
+            dgate2 += _store_grads(dmap2_ptr, dgate2_ptr, dr2, x2, gate2, row, end, channel, kept, C, MAP2, DGATE2)
     program = image * shares + share
-    if GATE0 == 2:
+    if DGATE0 == 2:
         tl.store(dgate0_ptr + program * C + channel, dgate0, mask=inside)
-    if GATE1 == 2:
+    if DGATE1 == 2:
         tl.store(dgate1_ptr + program * C + channel, dgate1, mask=inside)
-    if THREE and GATE2 == 2:
+    if THREE and DGATE2 == 2:
         tl.store(dgate2_ptr + program * C + channel, dgate2, mask=inside)
-    place = partial_ptr + program * K + channel
-    dbias_place = place + tl.num_programs(1).to(tl.int64) * shares * K
-    tl.store(place, dweight0, mask=inside)
-    tl.store(place + C, dweight1, mask=inside)
-    tl.store(dbias_place, dbias0, mask=inside)
-    tl.store(dbias_place + C, dbias1, mask=inside)
-    if THREE:
-        tl.store(place + 2 * C, dweight2, mask=inside)
-        tl.store(dbias_place + 2 * C, dbias2, mask=inside)
+    if PARAMETERS:
+        place = partial_ptr + program * K + channel
+        dbias_place = place + tl.num_programs(1).to(tl.int64) * shares * K
+        tl.store(place, dweight0, mask=inside)
+        tl.store(place + C, dweight1, mask=inside)
+        tl.store(dbias_place, dbias0, mask=inside)
+        tl.store(dbias_place + C, dbias1, mask=inside)
+        if THREE:
+            tl.store(place + 2 * C, dweight2, mask=inside)
+            tl.store(dbias_place + 2 * C, dbias2, mask=inside)
 
 
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
@@ -224,25 +236,32 @@ def backward(
     grad: Tensor, weight: Tensor, bias: Tensor, *maps_and_gates: Tensor | None, kept: Sequence[Tensor], needs: Sequence[bool],
     eps: float, dtype: torch.dtype,
 ) -> list[Tensor | None]:  # fmt: skip
-    """Gradients of weight and bias in float32, of the maps in their dtypes, of the gates in float32 (empty without a gate)."""
+    """Gradients of weight and bias in float32, of the maps in their dtypes, of the gates in float32."""
     maps, gates = _present(maps_and_gates)
     batch, height, width, channels = maps[0].shape
+    need_parameters, need_maps = needs[:2], needs[2 : 2 + MOST_MAPS]
     tile, options = _tiles("concat_norm_backward", maps[0])
     shares = max(1, min(options.pop("programs") // max(1, batch), blocks(height * width, tile["BLOCK_R"])))
-    dmaps = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in maps]
+    dmaps = [
+        torch.empty_like(x, memory_format=torch.contiguous_format) if need else x
+        for x, need in zip(maps, need_maps, strict=False)
+    ]
     kinds = _kinds(gates, maps[0])
+    wanted = [kind if need else NONE for kind, need in zip(kinds.values(), needs[2 + MOST_MAPS :], strict=True)]
     shapes = {NONE: (0,), PIXEL: (batch, height, width, 1), CHANNEL: (batch, shares, 1, channels)}
-    dgates = [grad.new_empty(shapes[kind], dtype=torch.float32) for kind in list(kinds.values())[: len(maps)]]
-    partial = grad.new_empty((2, batch * shares, weight.numel()), dtype=torch.float32)
+    dgates = [grad.new_empty(shapes[kind], dtype=torch.float32) for kind in wanted]
+    partial = grad.new_empty((2, batch * shares if any(need_parameters) else 0, weight.numel()), dtype=torch.float32)
     launch(
         _backward_kernel, (shares, batch), grad.contiguous(), *_three([x.contiguous() for x in maps]),
-        *_pointers(gates, maps[0]), weight.contiguous(), *_three(dmaps), *_three(dgates), partial,
-        height * width, eps, C=channels, K=weight.numel(), **kinds, **tile, **options,
+        *_pointers(gates, maps[0]), weight.contiguous(), *_three(dmaps), *dgates, partial,
+        height * width, eps, C=channels, K=weight.numel(), **kinds,
+        **{f"MAP{i}": need for i, need in enumerate(need_maps)}, **{f"DGATE{i}": kind for i, kind in enumerate(wanted)},
+        PARAMETERS=any(need_parameters), **tile, **options,
     )  # fmt: skip
-    summed = [d.sum(1, keepdim=True) if kind == CHANNEL else d for d, kind in zip(dgates, kinds.values(), strict=False)]
-    own = [None if gate is None else d for gate, d in zip(gates, summed, strict=True)]
-    absent = [None] * (MOST_MAPS - len(maps))
-    return [partial[0].sum(0), partial[1].sum(0), *dmaps, *absent, *own, *absent]
+    parameters = partial.sum(1) if any(need_parameters) else [None, None]
+    summed = [d.sum(1, keepdim=True) if kind == CHANNEL else d for d, kind in zip(dgates, wanted, strict=True)]
+    found = [*parameters, *dmaps, *[None] * (MOST_MAPS - len(maps)), *summed]
+    return [each if need else None for each, need in zip(found, needs, strict=True)]
 
 
 def _present(maps_and_gates: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:

@@ -72,34 +72,34 @@ def backward(
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of x in its dtype, and in float32 of the filters, and [3, C] of filter_bias, weight and bias."""
     x, grad, taps = strided(x), grad.contiguous(), _by_tap(filters)
-    channels = x.shape[3]
-    shared = {"TAKEN": _triton_dtype(taken), "C": channels}
-    dc = x.new_empty(x.shape, dtype=taken)
+    channels, need_convolution, need_parameters = x.shape[3], any(needs[:2]), any(needs[2:])
+    shared = {"TAKEN": _triton_dtype(taken), "C": channels, "CONVOLUTION": need_convolution, "PARAMETERS": need_parameters}
+    dc = x.new_empty(x.shape if need_convolution else 0, dtype=taken)
     sides, tiles, programs, options = _tiles("depthwise_norm_backward_norm", x)
-    sums = x.new_empty((3, programs, channels), dtype=torch.float32)
+    sums = x.new_empty((3, programs if need_parameters else 0, channels), dtype=torch.float32)
     launch(
         backward_norm_kernel, (programs,), grad, x, taps, filter_bias.contiguous(), weight.contiguous(), dc, sums,
         tiles, *_geometry(x), eps, **shared, **sides, **options,
     )  # fmt: skip
-    dx, dfilters = backward_convolution(dc, x, filters) if needs[0] or needs[1] else (None, None)
-    return [dx, dfilters, *sums.sum(1).unbind()]
+    parameters = sums.sum(1).unbind() if need_parameters else [None] * 3
+    return [*(backward_convolution(dc, x, filters, needs[:2]) if need_convolution else [None] * 2), *parameters]
 
 
-def backward_convolution(dc: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the gradient of a depthwise convolution those of x, in its dtype, and of the filters, in float32.
+def backward_convolution(dc: Tensor, x: Tensor, filters: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+    """Of the gradient of a depthwise convolution those of x, in its dtype, and of the filters, in float32, as needed.
 
     x, its channels side by side, and filters are taken in the dtype of `dc`, which is contiguous.
     """
-    channels = x.shape[3]
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    channels, (need_map, need_filters) = x.shape[3], needs
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_map else x
     sides, tiles, programs, options = _tiles("depthwise_norm_backward_filters", x, whole=False)
     slices = blocks(channels, sides["BLOCK_C"])
-    dfilters = x.new_empty((programs, 9, channels), dtype=torch.float32)
+    dfilters = x.new_empty((programs if need_filters else 0, 9, channels), dtype=torch.float32)
     launch(
         backward_filters_kernel, (slices, programs), dc, x, _by_tap(filters), dx, dfilters,
-        tiles, *_geometry(x), TAKEN=_triton_dtype(dc.dtype), C=channels, **sides, **options,
+        tiles, *_geometry(x), TAKEN=_triton_dtype(dc.dtype), C=channels, MAP=need_map, FILTERS=need_filters, **sides, **options,
     )  # fmt: skip
-    return dx, dfilters.sum(0).t().reshape(filters.shape)
+    return [dx if need_map else None, dfilters.sum(0).t().reshape(filters.shape) if need_filters else None]
 
 
 def _tiles(kernel: str, x: Tensor, *, whole: bool = True) -> tuple[dict[str, int], int, int, dict[str, int]]:

@@ -78,8 +78,9 @@ def backward_norm_kernel(
     partial_ptr,  # [3, programs, C] float32: of the gradients of filter_bias, weight and bias
     tiles, height, width, stride_b, stride_y, stride_x, eps, DENSE: tl.constexpr, WHOLE: tl.constexpr, TAKEN: tl.constexpr,
     C: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
-    PIXELS: tl.constexpr, RUN: tl.constexpr, ROWS: tl.constexpr,
+    PIXELS: tl.constexpr, RUN: tl.constexpr, ROWS: tl.constexpr, CONVOLUTION: tl.constexpr, PARAMETERS: tl.constexpr,
 ):  # fmt: skip
+    """CONVOLUTION and PARAMETERS say whether dc is needed, and the sums."""
     columns = maps.columns_of(0, CHUNKS, BLOCK_C, LANES)
     taps = maps.load_filters(filters_ptr, columns, False, TAKEN, PIXELS, C, CHUNKS, BLOCK_C)
     filter_bias = maps.load_parameter(filter_bias_ptr, columns, PIXELS, C, CHUNKS, BLOCK_C)
@@ -116,20 +117,23 @@ def backward_norm_kernel(
                 convolved = maps.convolve(above, row, taps, 2, CHUNKS, RUN)
                 normed, scales = maps.normalise(convolved, columns, eps, C, CHUNKS, BLOCK_C, RUN)
                 dc = maps.normalise_backward(grad, weight, normed, scales, C, CHUNKS, RUN)
-                for i in tl.static_range(RUN):
-                    dweight = maps.multiply_add(grad[i], normed[i], dweight, CHUNKS)
-                    dbias = maps.add(dbias, grad[i], CHUNKS)
-                    dfilter_bias = maps.add(dfilter_bias, dc[i], CHUNKS)
-                maps.store_row(targets, x, width, on_map, columns, dc, WHOLE, C, CHUNKS, BLOCK_C, RUN)
+                if PARAMETERS:
+                    for i in tl.static_range(RUN):
+                        dweight = maps.multiply_add(grad[i], normed[i], dweight, CHUNKS)
+                        dbias = maps.add(dbias, grad[i], CHUNKS)
+                        dfilter_bias = maps.add(dfilter_bias, dc[i], CHUNKS)
+                if CONVOLUTION:
+                    maps.store_row(targets, x, width, on_map, columns, dc, WHOLE, C, CHUNKS, BLOCK_C, RUN)
                 grads = maps.advance(grads, width * C, CHUNKS)
                 targets = maps.advance(targets, width * C, CHUNKS)
             above = maps.convolve(here, row, taps, 1, CHUNKS, RUN)
             here = maps.convolve(start, row, taps, 0, CHUNKS, RUN)
-    size = tl.num_programs(0).to(tl.int64) * C
-    place = partial_ptr + tl.program_id(0).to(tl.int64) * C
-    maps.store_sums(place, dfilter_bias, columns, C, CHUNKS, BLOCK_C)
-    maps.store_sums(place + size, dweight, columns, C, CHUNKS, BLOCK_C)
-    maps.store_sums(place + 2 * size, dbias, columns, C, CHUNKS, BLOCK_C)
+    if PARAMETERS:
+        size = tl.num_programs(0).to(tl.int64) * C
+        place = partial_ptr + tl.program_id(0).to(tl.int64) * C
+        maps.store_sums(place, dfilter_bias, columns, C, CHUNKS, BLOCK_C)
+        maps.store_sums(place + size, dweight, columns, C, CHUNKS, BLOCK_C)
+        maps.store_sums(place + 2 * size, dbias, columns, C, CHUNKS, BLOCK_C)
 
 
 @triton.jit
@@ -155,8 +159,9 @@ def backward_filters_kernel(
     partial_ptr,  # [programs, 9, C] float32: of the gradient of the filters
     tiles, height, width, stride_b, stride_y, stride_x, DENSE: tl.constexpr, WHOLE: tl.constexpr, TAKEN: tl.constexpr,
     C: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
-    PIXELS: tl.constexpr, RUN: tl.constexpr, ROWS: tl.constexpr,
+    PIXELS: tl.constexpr, RUN: tl.constexpr, ROWS: tl.constexpr, MAP: tl.constexpr, FILTERS: tl.constexpr,
 ):  # fmt: skip
+    """MAP and FILTERS say whether the gradient of x is needed, and that of the filters."""
     columns = maps.columns_of(tl.program_id(0) * BLOCK_C, 1, BLOCK_C, LANES)
     zero = tl.zeros([PIXELS, LANES, BLOCK_C // LANES], tl.float32)
     zeros = maps.repeat((zero,), RUN)
@@ -183,22 +188,25 @@ def backward_filters_kernel(
                 tl.float32, C, 1, BLOCK_C, RUN,
             )  # fmt: skip
             sources = maps.advance(sources, width * C, 1)
-            if step < ROWS:
-                on_map = maps.row_on_map(y + 1, height, step, WHOLE, ROWS)
-                x_below = maps.load_row(
-                    x_sources, x, width, on_map, step_x, columns, 0, WHOLE, TAKEN, C, 1, BLOCK_C, RUN
-                )  # fmt: skip
-                x_sources = maps.advance(x_sources, stride_y, 1)
-            dtaps = _correlate(dtaps, row, x_below, x_here, x_above, step, ROWS, RUN)
-            x_above = x_here
-            x_here = x_below
-            if step >= 2:
-                dx = maps.convolve(above, row, taps, 2, 1, RUN)
-                on_map = maps.row_on_map(y - 1, height, step - 2, WHOLE, ROWS)
-                maps.store_row(targets, x, width, on_map, columns, dx, WHOLE, C, 1, BLOCK_C, RUN)
-                targets = maps.advance(targets, width * C, 1)
-            above = maps.convolve(here, row, taps, 1, 1, RUN)
-            here = maps.convolve(zeros, row, taps, 0, 1, RUN)
-    place = partial_ptr + tl.program_id(1).to(tl.int64) * 9 * C
-    for i in tl.static_range(9):
-        maps.store_sums(place + (8 - i) * C, (dtaps[i],), columns, C, 1, BLOCK_C)
+            if FILTERS:
+                if step < ROWS:
+                    on_map = maps.row_on_map(y + 1, height, step, WHOLE, ROWS)
+                    x_below = maps.load_row(
+                        x_sources, x, width, on_map, step_x, columns, 0, WHOLE, TAKEN, C, 1, BLOCK_C, RUN
+                    )  # fmt: skip
+                    x_sources = maps.advance(x_sources, stride_y, 1)
+                dtaps = _correlate(dtaps, row, x_below, x_here, x_above, step, ROWS, RUN)
+                x_above = x_here
+                x_here = x_below
+            if MAP:
+                if step >= 2:
+                    dx = maps.convolve(above, row, taps, 2, 1, RUN)
+                    on_map = maps.row_on_map(y - 1, height, step - 2, WHOLE, ROWS)
+                    maps.store_row(targets, x, width, on_map, columns, dx, WHOLE, C, 1, BLOCK_C, RUN)
+                    targets = maps.advance(targets, width * C, 1)
+                above = maps.convolve(here, row, taps, 1, 1, RUN)
+                here = maps.convolve(zeros, row, taps, 0, 1, RUN)
+    if FILTERS:
+        place = partial_ptr + tl.program_id(1).to(tl.int64) * 9 * C
+        for i in tl.static_range(9):
+            maps.store_sums(place + (8 - i) * C, (dtaps[i],), columns, C, 1, BLOCK_C)

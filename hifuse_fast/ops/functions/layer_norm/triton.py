@@ -99,7 +99,9 @@ def _backward_kernel(
     partial_ptr,  # [2, programs, K] float32: of the gradients of weight and bias
     rows, height, width, stride_b, stride_y, stride_x, eps,
     C: tl.constexpr, K: tl.constexpr, PATCHES: tl.constexpr, FLAT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    MAP: tl.constexpr, PARAMETERS: tl.constexpr,
 ):  # fmt: skip
+    """MAP and PARAMETERS say whether the gradient of x is needed, and those of weight and bias."""
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)[None, :]
     inside = column < K
@@ -113,16 +115,19 @@ def _backward_kernel(
         r = tl.load(x_ptr + offset, mask=kept & on_map, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + row * K + column, mask=kept, other=0.0).to(tl.float32)
         normed, scale = normalise(r, inside, eps, K)
-        dweight += tl.sum(grad * normed, 0, keep_dims=True)
-        dbias += tl.sum(grad, 0, keep_dims=True)
-        grad *= weight
-        along = tl.sum(grad * normed, 1, keep_dims=True) / K
-        dr = scale * (grad - tl.sum(grad, 1, keep_dims=True) / K - normed * along)
-        offset, _ = _offsets(row, column, height, width, height * width * C, width * C, C, C, PATCHES, not PATCHES)
-        tl.store(dx_ptr + offset, dr.to(dx_ptr.dtype.element_ty), mask=kept & on_map)
-    place = partial_ptr + program * K + column
-    tl.store(place, dweight, mask=inside)
-    tl.store(place + tl.num_programs(0) * K, dbias, mask=inside)
+        if PARAMETERS:
+            dweight += tl.sum(grad * normed, 0, keep_dims=True)
+            dbias += tl.sum(grad, 0, keep_dims=True)
+        if MAP:
+            grad *= weight
+            along = tl.sum(grad * normed, 1, keep_dims=True) / K
+            dr = scale * (grad - tl.sum(grad, 1, keep_dims=True) / K - normed * along)
+            offset, _ = _offsets(row, column, height, width, height * width * C, width * C, C, C, PATCHES, not PATCHES)
+            tl.store(dx_ptr + offset, dr.to(dx_ptr.dtype.element_ty), mask=kept & on_map)
+    if PARAMETERS:
+        place = partial_ptr + program * K + column
+        tl.store(place, dweight, mask=inside)
+        tl.store(place + tl.num_programs(0) * K, dbias, mask=inside)
 
 
 # ---- Launchers ---------------------------------------------------------------------------------------------------------
@@ -157,16 +162,18 @@ def backward(
     *, kept: Sequence[Tensor], needs: Sequence[bool], eps: float, rows: str, dtype: torch.dtype,
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of x in its dtype, and of weight and bias in float32: one reading of x gives all."""
-    x, grad = strided(x), grad.contiguous()
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    x, grad, (need_map, *need_parameters) = strided(x), grad.contiguous(), needs
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_map else x
     count, tile, options = _tiles("layer_norm_backward", grad)
     programs = min(options.pop("programs"), blocks(count, tile["BLOCK_R"]))
-    partial = x.new_empty((2, programs, grad.shape[3]), dtype=torch.float32)
+    partial = x.new_empty((2, programs if any(need_parameters) else 0, grad.shape[3]), dtype=torch.float32)
     launch(
         _backward_kernel, (programs,), grad, x, weight.contiguous(), dx, partial,
-        count, *_geometry(x), eps, C=x.shape[3], K=grad.shape[3], **_rows(x, rows), **tile, **options,
+        count, *_geometry(x), eps, C=x.shape[3], K=grad.shape[3], **_rows(x, rows), **tile,
+        MAP=need_map, PARAMETERS=any(need_parameters), **options,
     )  # fmt: skip
-    return [dx, partial[0].sum(0), partial[1].sum(0)]
+    parameters = [each.sum(0) if need else None for each, need in zip(partial, need_parameters, strict=True)]
+    return [dx if need_map else None, *parameters]
 
 
 def _tiles(kernel: str, rows: Tensor) -> tuple[int, dict[str, int], dict[str, int]]:

@@ -151,23 +151,20 @@ def write(z: Tensor, weight: Tensor, keep: bool, out: Tensor) -> tuple[Tensor, T
 def backward(
     grad: Tensor, z: Tensor, weight: Tensor, *, kept: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:  # fmt: skip
-    """Gradients of z and weight in their dtypes. What went into GELU was kept."""
+    """Gradients of z and weight. What went into GELU was kept."""
     (c,), (need_z, need_weight) = kept, needs
     channels, depth = weight.shape[:2]
     grad, dc = grad.contiguous(), torch.empty_like(c)
     pointwise.gelu_backward(grad.view(-1, channels), c.view(-1, channels), dc.view(-1, channels), need_bias=False)
-    dz: Tensor | None = None
     if depth == 1:
-        dz, dweight = depthwise_norm.backward_convolution(dc, strided(z), weight)
-        dweight = dweight.to(weight.dtype)
+        dz, dweight = depthwise_norm.backward_convolution(dc, strided(z), weight, needs)
     else:
         found = torch.ops.aten.convolution_backward(
             _channels_last(dc), _channels_last(z.to(dc.dtype)), _weight(weight), None,
             [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [need_z, need_weight, False],
         )  # fmt: skip
-        dweight = found[1]
-        dz = found[0].permute(0, 2, 3, 1) if need_z else None
-    return [None if dz is None else (grad + dz).to(z.dtype), dweight if need_weight else None]
+        dz, dweight = found[0].permute(0, 2, 3, 1) if need_z else None, found[1]
+    return [None if dz is None else grad + dz, dweight]
 
 
 def _channels_last(x: Tensor) -> Tensor:

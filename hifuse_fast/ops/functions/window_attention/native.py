@@ -41,9 +41,9 @@ def backward(
         grad, qkv, table, padding, **options, need_map=need_map, need_table=need_table
     )
     return [
-        grads[0] if need_map else None,
+        grads[0] if needs[0] else None,
         grads[1] if need_table else None,
-        grads[2] if need_map and qkv_bias is not None else None,
+        grads[2] if needs[2] else None,
     ]
 
 

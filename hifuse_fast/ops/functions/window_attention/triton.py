@@ -85,7 +85,8 @@ def backward(
         launch(
             table_kernel, (num_heads, len(table)), dbias, dtable, shares, HEADS=num_heads, M=window_size, **tile, num_warps=4
         )
-    return [dqkv, dtable, dpadding.sum(0, dtype=torch.float32) if needs[2] else None]
+    dpadded = dpadding.sum(0, dtype=torch.float32) if needs[2] else None
+    return [dqkv if needs[0] else None, dtable if need_table else None, dpadded]
 
 
 def _plan(
