@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -15,23 +13,29 @@ _ON_ALL_MODULES = [getattr(module_state, f"_global{table}") for table in _HOOKS]
 
 
 class Watch:
-    """The modules of a network, as they are now. Its loops are all in C, because every call asks.
+    """The modules of a network, as they are now. Its loops are all in C, over what was looked up before: every call asks.
 
     Tensors need no watch, because a prepared op keeps its own.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._parts = parts = [module for module in network.modules() if module is not network]
-        self._hooks = [getattr(module, table) for module in parts for table in _HOOKS]
-        self._tables = [module._modules for module in (network, *parts) if module._modules]
-        self._contents = list(self._found())
+        parts = [module for module in network.modules() if module is not network]
+        tables = [module._modules for module in (network, *parts) if module._modules]
+        self.__setstate__((parts, tables, [*chain.from_iterable(map(dict.values, tables))]))
 
     def sees_a_change(self) -> bool:
         """Whether another module is in the place of one, or one has a hook or a forward of its own."""
-        if any(self._hooks) or any(_ON_ALL_MODULES) or any(map(operator.contains, map(vars, self._parts), repeat("forward"))):
-            return True
-        found = list(self._found())
-        return len(found) != len(self._contents) or not all(map(operator.is_, found, self._contents))
+        return (
+            any(self._hooks)
+            or any(map(dict.__contains__, self._attributes, self._forward))
+            or [*chain.from_iterable(map(dict.values, self._tables))] != self._contents
+        )
 
-    def _found(self) -> Iterator[Any]:
-        return chain.from_iterable(map(dict.values, self._tables))
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._parts, self._tables, self._contents
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Also of a copy, whose modules have attributes of their own."""
+        self._parts, self._tables, self._contents = state
+        self._attributes, self._forward = [vars(module) for module in self._parts], ["forward"] * len(self._parts)
+        self._hooks = [getattr(module, table) for module in self._parts for table in _HOOKS] + _ON_ALL_MODULES

@@ -180,6 +180,16 @@ def test_copies_are_as_they_were_made(network: OptimizedHiFuse) -> None:
         assert torch.equal(each(X), network(X))
 
 
+@pytest.mark.parametrize("edit", EDITS)
+def test_copies_see_their_own_edits_and_those_before(network: OptimizedHiFuse, edit: Any) -> None:
+    edited = copy.deepcopy(network)
+    edit(edited)
+    before = copy.deepcopy(edited)
+    assert edited._watch.sees_a_change()
+    assert before._watch.sees_a_change()
+    assert not network._watch.sees_a_change()
+
+
 # ---- Conversions and contexts --------------------------------------------------------------------------------------------
 
 
