@@ -24,6 +24,7 @@ class LinearKernel {
       : args_(args),
         depth_((args.channels[0] + args.channels[1] + args.channels[2]) * (args.rows == Rows::patches ? 4 : 1)),
         padded_(padded_depth(depth_)),
+        run_(args.height * args.width == 1 ? kChunk : kRun),
         slots_(args.batch, args.height * args.width, kTogether),
         panels_(divide_up(args.columns, kTogether * kPanel)) {}
 
@@ -57,7 +58,7 @@ class LinearKernel {
     const S* const weight = static_cast<const S*>(args_.weight);
     for (; panel < end; ++panel) {
       const S* const at = weight + panel * padded_ * kPanel;
-      product<S>(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, {sums, kPanel},
+      product<S>(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, {sums, kPanel, false, run_},
                  {panel + 1 < end ? at + padded_ * kPanel : at, operand.at});
       finish(first, rows, panel * kPanel, {sums, rows});
     }
@@ -182,6 +183,7 @@ class LinearKernel {
   const Linear& args_;
   int64_t depth_;
   int64_t padded_;
+  int64_t run_;  // of a product; a library multiplies one row, as a classifier has of each image, in many short sums
   Slots slots_;
   int64_t panels_;
 };

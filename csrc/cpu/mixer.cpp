@@ -30,11 +30,15 @@ class Tiles {
   static constexpr int kOutputs = Scheme::kOutputs;
 
  public:
-  explicit Tiles(const Mixer& args)
-      : rows_(args.height / kOutputs),
-        columns_(args.width / kOutputs),
-        bottom_(static_cast<int>(args.height % kOutputs)),
-        right_(static_cast<int>(args.width % kOutputs)),
+  // Where `few` tiles of an image are multiplied together, all are whole, but for one of each kind.
+  Tiles(const Mixer& args, int64_t few)
+      : height_(args.height),
+        width_(args.width),
+        cut_(of_image(args) != few || (one_whole(args.height) && one_whole(args.width))),
+        rows_(cut_ ? args.height / kOutputs : divide_up(args.height, kOutputs)),
+        columns_(cut_ ? args.width / kOutputs : divide_up(args.width, kOutputs)),
+        bottom_(cut_ ? static_cast<int>(args.height % kOutputs) : 0),
+        right_(cut_ ? static_cast<int>(args.width % kOutputs) : 0),
         rights_(right_ ? rows_ : 0),
         wholes_(rows_ * columns_),
         bottoms_(bottom_ ? columns_ : 0),
@@ -42,6 +46,7 @@ class Tiles {
         batch_(args.batch) {}
 
   int64_t count() const { return batch_ * (rights_ + wholes_ + bottoms_ + corners_); }
+  bool all_whole() const { return !bottom_ && !right_; }
   bool one_of_each_kind() const { return count() == 4 && rights_ && wholes_ && bottoms_ && corners_; }
 
   struct Place {
@@ -65,6 +70,10 @@ class Tiles {
     return {tile - batch_ * bottoms_, rows_ * kOutputs, columns_ * kOutputs, bottom_, right_};
   }
 
+  // The outputs of a tile that lie in the map.
+  int64_t rows_within(const Place& place) const { return smaller_of(place.rows, height_ - place.y); }
+  int64_t columns_within(const Place& place) const { return smaller_of(place.columns, width_ - place.x); }
+
   // Those that need the product at position (i, j).
   Range that_use(int i, int j) const {
     const bool bottom = Scheme::uses(bottom_ ? bottom_ : kOutputs, i), right = Scheme::uses(right_ ? right_ : kOutputs, j);
@@ -73,6 +82,13 @@ class Tiles {
   }
 
  private:
+  static int64_t of_image(const Mixer& args) { return divide_up(args.height, kOutputs) * divide_up(args.width, kOutputs); }
+  static bool one_whole(int64_t length) { return length > kOutputs && length < 2 * kOutputs; }
+  static int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  int64_t height_;
+  int64_t width_;
+  bool cut_;      // whether tiles at the edge have fewer outputs
   int64_t rows_;  // of whole tiles in a map
   int64_t columns_;
   int bottom_;  // outputs of a tile at the edge; 0 where there is none
@@ -97,7 +113,8 @@ class WinogradKernel {
   static constexpr int64_t kCachedBytes = 16 << 20;            // of filters
 
  public:
-  explicit WinogradKernel(const Mixer& args) : args_(args), tiles_(args), filters_(args), depth_(padded_depth(args.channels)) {}
+  explicit WinogradKernel(const Mixer& args)
+      : args_(args), tiles_(args, Filters::kFew), filters_(args), depth_(padded_depth(args.channels)) {}
 
   void run(const Parallel& parallel) const {
     const int64_t tiles = tiles_.count();
@@ -119,8 +136,8 @@ class WinogradKernel {
       const S* const zeros = scratch.take<S>(depth_);
       for (int64_t tile = part.first; tile < part.last; ++tile) {
         const Place place = tiles_.place(tile);
-        whole(group, place) ? transform_input<true>(group, tile, place, zeros, inputs)
-                            : transform_input<false>(group, tile, place, zeros, inputs);
+        place.whole() ? transform_input<true>(group, tile, place, zeros, inputs)
+                      : transform_input<false>(group, tile, place, zeros, inputs);
       }
     });
     const int64_t fitting = kOperandBytes / (filters_.slice_depth() * static_cast<int64_t>(sizeof(S)));
@@ -136,9 +153,8 @@ class WinogradKernel {
     });
   }
 
-  // Few tiles are multiplied together, so at all positions, in one block.
-  static bool few(Range group) { return Filters::kFew > 0 && group.count() == Filters::kFew; }
-  bool whole(Range group, const Place& place) const { return place.whole() || (few(group) && !tiles_.one_of_each_kind()); }
+  // Few tiles are multiplied together, in one block. Tile by tile that gives the bits of the products of many.
+  bool few() const { return tiles_.count() == Filters::kFew && (tiles_.all_whole() || tiles_.one_of_each_kind()); }
 
   // The operand of one position, from tile `tile` of the group on.
   Operand<S> operand(Range group, int64_t position, int64_t tile, S* inputs) const {
@@ -203,11 +219,11 @@ class WinogradKernel {
     Scratch scratch;
     float* const products = scratch.take_dirty<float>(kPositions * block.count() * kPanel);
     S* const transformed = scratch.take_dirty<S>(Filters::kScratch);
-    if (few(group)) {
+    if (few()) {
       if constexpr (Filters::kFew > 0) {
         const int64_t stride = depth_ * group.count();
-        tiles_.one_of_each_kind() ? filters_.template multiply_few<true>(panel, inputs, stride, products)
-                                  : filters_.template multiply_few<false>(panel, inputs, stride, products);
+        tiles_.one_of_each_kind() ? filters_.template multiply_few<true>(panel, inputs, stride, products, transformed)
+                                  : filters_.template multiply_few<false>(panel, inputs, stride, products, transformed);
       }
     } else {
       for (int64_t i = 0; i < filters_.slices(); ++i)
@@ -217,8 +233,8 @@ class WinogradKernel {
       const Place place = tiles_.place(tile);
       const float* const from = products + (tile - block.first) * kPanel;
       const int64_t stride = block.count() * kPanel;
-      whole(group, place) ? transform_output<true>(place, panel * kPanel, from, stride)
-                          : transform_output<false>(place, panel * kPanel, from, stride);
+      place.whole() ? transform_output<true>(place, panel * kPanel, from, stride)
+                    : transform_output<false>(place, panel * kPanel, from, stride);
     }
   }
 
@@ -255,8 +271,8 @@ class WinogradKernel {
       }
     }
     const int64_t count = args_.channels - channel < kPanel ? args_.channels - channel : kPanel;
-    for (int i = 0; i < place.rows; ++i)
-      for (int j = 0; j < place.columns; ++j) {
+    for (int i = 0; i < tiles_.rows_within(place); ++i)
+      for (int j = 0; j < tiles_.columns_within(place); ++j) {
         const int64_t pixel = (place.image * args_.height + place.y + i) * args_.width + place.x + j;
         const int64_t at = pixel * args_.channels + channel;
         add_columns(static_cast<const S*>(args_.z) + at, block[i][j], count);

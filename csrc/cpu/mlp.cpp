@@ -2,8 +2,13 @@
 // memory.
 //
 // A task is a block of rows and a part of the hidden units, which it takes kHidden at a time: expand, GELU, and their share of
-// the projection, which is added up in L2. Where there are few rows, several tasks have a part of the hidden units each, and
-// their sums are added in order at the end.
+// the projection, which is added up in L2. Where there are few rows, several tasks have a part of the hidden units each.
+//
+// An image's rows and the weights decide in which order sums are added, or the result would depend on the batch: the hidden
+// units are cut into `leaves`, a power of 2, whose sums are added pair by pair, then the sums of pairs, and so on. A task has
+// 1, 2, 4, ... leaves, and what the tasks of a block have is added in the same way at the end.
+#include <bit>
+
 #include "cpu/activation.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
@@ -15,7 +20,9 @@ namespace {
 
 constexpr int64_t kMostRows = 4 * 14;
 constexpr int64_t kOperandBytes = 512 * 1024;
-constexpr int64_t kTasks = 12;  // at least, whatever the threads: the order of the sums, and so the result, depends on it
+constexpr int64_t kTasks = 12;       // at least
+constexpr int64_t kMostLeaves = 16;  // the power of 2 from kTasks on
+static_assert(kHidden <= kRun);      // to add a chunk's sums is to go on with them: a chunk is one run
 
 // Of the panel of hidden units that begins with `first`: to[row][32] = GELU(sums + bias).
 template <class S>
@@ -117,15 +124,12 @@ class MlpKernel {
       : args_(args),
         slots_(args.batch, args.rows, Expand::kTogether),
         chunks_(divide_up(args.hidden, kHidden)),
-        panels_(divide_up(args.columns, kPanel)) {}
+        panels_(divide_up(args.columns, kPanel)),
+        leaves_(parts_of(args.rows, chunks_)) {}
 
   void run(const Parallel& parallel) const {
     if (slots_.count() == 0) return;
-    int64_t most = kOperandBytes / static_cast<int64_t>(sizeof(S)) / padded_depth(args_.depth);
-    most = most < 28 ? 28 : most > kMostRows ? kMostRows : most;
-    const int64_t blocks = divide_up(slots_.count(), most);
-    int64_t parts = divide_up(kTasks, blocks);
-    if (parts > chunks_) parts = chunks_;
+    const int64_t blocks = blocks_of(slots_.count()), parts = parts_of(slots_.count(), leaves_), count = leaves_ / parts;
     Scratch scratch;
     const int64_t part_size = slots_.count() * panels_ * kPanel;
     float* const sums = scratch.take_dirty<float>(parts * part_size);
@@ -137,7 +141,7 @@ class MlpKernel {
       const int64_t part = task / blocks;
       const Block block = block_at(task % blocks);
       float* const to = sums + part * part_size + block.first * panels_ * kPanel;
-      run_block(block, chunks_ * part / parts, chunks_ * (part + 1) / parts, to);
+      run_block(block, part * count, count, to);
       if (parts == 1) finish(block, to, 1, part_size);
     });
     if (parts == 1) return;
@@ -154,17 +158,47 @@ class MlpKernel {
     int64_t count() const { return last - first; }
   };
 
-  // sums[panel][place of a slot][32] of the hidden chunks [chunk, end).
-  void run_block(Block block, int64_t chunk, int64_t end, float* sums) const {
+  int64_t blocks_of(int64_t rows) const {
+    const int64_t fitting = kOperandBytes / static_cast<int64_t>(sizeof(S)) / padded_depth(args_.depth);
+    return divide_up(rows, fitting < 28 ? 28 : fitting > kMostRows ? kMostRows : fitting);
+  }
+
+  // Into how many parts of the hidden units these rows' work is divided, a power of 2.
+  int64_t parts_of(int64_t rows, int64_t most) const {
+    int64_t parts = 1;
+    while (parts * blocks_of(rows) < kTasks && 2 * parts <= most) parts *= 2;
+    return parts;
+  }
+
+  int64_t first_chunk(int64_t leaf) const { return chunks_ * leaf / leaves_; }
+
+  // sums[panel][place of a slot][32] of `count` leaves, a power of 2, from `first` on. A leaf whose left neighbours make a sum
+  // as large as its own is added to them at once, then to those as large as both: bit by bit as one counts.
+  void run_block(Block block, int64_t first, int64_t count, float* sums) const {
     const Expand expand(args_, slots_, block.first, block.count());
     Scratch scratch;
     const Operand<S> hidden{scratch.take_dirty<S>(block.count() * kHidden), block.count() * kChunk};
-    for (bool accumulate = false; chunk < end; ++chunk, accumulate = true) {
-      const int64_t first = chunk * kHidden;
-      const int64_t width = padded_depth(args_.hidden - first < kHidden ? args_.hidden - first : kHidden);
-      expand(first, width, hidden);
-      project(block.count(), {hidden.at, hidden.chunk}, first, width, sums, accumulate);
+    const int64_t size = block.count() * panels_ * kPanel;
+    float* waiting[std::bit_width(static_cast<uint64_t>(kMostLeaves))] = {sums};
+    for (int i = 1; 1 << i <= count; ++i) waiting[i] = scratch.take_dirty<float>(size);
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t at = std::popcount(static_cast<uint64_t>(i)), chunk = first_chunk(first + i);
+      const int64_t end = first_chunk(first + i + 1);
+      const bool at_once = i % 2 && chunk + 1 == end;
+      if (at_once) --at;
+      for (bool accumulate = at_once; chunk < end; ++chunk, accumulate = true)
+        run_chunk(expand, block.count(), chunk, hidden, waiting[at], accumulate);
+      for (int64_t pairs = at_once ? i / 2 : i; pairs % 2; pairs /= 2, --at)
+        for (int64_t j = 0; j < size; j += kLanes<float>)
+          store(waiting[at - 1] + j, load(waiting[at - 1] + j) + load(waiting[at] + j));
     }
+  }
+
+  void run_chunk(const Expand& expand, int64_t rows, int64_t chunk, Operand<S> hidden, float* sums, bool accumulate) const {
+    const int64_t first = chunk * kHidden;
+    const int64_t width = padded_depth(args_.hidden - first < kHidden ? args_.hidden - first : kHidden);
+    expand(first, width, hidden);
+    project(rows, {hidden.at, hidden.chunk}, first, width, sums, accumulate);
   }
 
   void project(int64_t rows, Operand<const S> hidden, int64_t first, int64_t width, float* sums, bool accumulate) const {
@@ -188,9 +222,11 @@ class MlpKernel {
       if (place == Slots::kSpare) continue;
       float* const row = sums + (panel * block.count() + Expand::place(slot, block.count())) * kPanel;
       for (int64_t j = 0; j < kPanel; j += kLanes<float>) {
-        Vec<float> total = load(row + j);
-        for (int64_t part = 1; part < parts; ++part) total += load(row + part * part_size + j);
-        store(row + j, total + load(bias + j));
+        Vec<float> totals[kMostLeaves];
+        for (int64_t part = 0; part < parts; ++part) totals[part] = load(row + part * part_size + j);
+        for (int64_t step = 1; step < parts; step *= 2)
+          for (int64_t part = 0; part < parts; part += 2 * step) totals[part] += totals[part + step];
+        store(row + j, totals[0] + load(bias + j));
       }
       const int64_t at = place * args_.columns + column;
       if (args_.residual) add_columns(static_cast<const S*>(args_.residual) + at, row, count);
@@ -200,8 +236,9 @@ class MlpKernel {
 
   const Mlp& args_;
   Slots slots_;
-  int64_t chunks_;
+  int64_t chunks_;  // of hidden units
   int64_t panels_;
+  int64_t leaves_;  // into which the chunks are cut
 };
 
 template <class S>

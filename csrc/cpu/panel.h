@@ -93,12 +93,9 @@ struct Next {
 };
 
 // Depth after which float32 sums are added to c and begun anew: rounding errors grow with the root of such a run, not of the
-// whole depth, as they do in a library's product. A tile of few rows, as a classifier has, waits for its weights and can do so
-// after every chunk. bfloat16 operands bring larger errors with them.
-template <class S, int kRows, class To>
-constexpr int64_t kRun = sizeof(S) < sizeof(float) ? 1 << 30
-                         : kRows <= kTileRows / 2  ? To::kRunOfFew
-                                                   : To::kRun;
+// whole depth, as they do in a library's product. A product says how long its runs are; no tile does, or a row's result would
+// depend on the rows beside it. bfloat16 operands bring larger errors with them, and have one run.
+constexpr int64_t kRun = 192;
 
 // Sums on their way out of registers.
 template <int kRows>
@@ -106,14 +103,13 @@ using TileSums = Vec<float>[kRows][kTileVectors];
 
 // Where a product's sums go: element (row, column) to at[row * stride + column], with `accumulate` added to what is there.
 struct Sums {
-  static constexpr int64_t kRun = 192, kRunOfFew = kChunk;
-
   float* at;
   int64_t stride;
   bool accumulate = false;
+  int64_t run = kRun;
 
-  Sums from(int64_t row, int64_t column) const { return {at + row * stride + column, stride, accumulate}; }
-  Sums again() const { return {at, stride, true}; }
+  Sums from(int64_t row, int64_t column) const { return {at + row * stride + column, stride, accumulate, run}; }
+  Sums again() const { return {at, stride, true, run}; }
 
   // `again`: they are added to what was taken before. Every loop over the sums is unrolled, or they would not all be registers.
   template <int kRows>
@@ -134,9 +130,8 @@ struct Sums {
 };
 
 template <int kRows, class S, int64_t kWidth, class To>
-[[gnu::noinline]] void tile(int64_t chunks, Operand<const S, kWidth> a, const S* b, To to, Next<S> next) {
+[[gnu::noinline]] void tile(int64_t chunks, int64_t runs, Operand<const S, kWidth> a, const S* b, To to, Next<S> next) {
   constexpr int64_t kSteps = kWidth / kStep<S>;
-  const int64_t runs = divide_up(chunks * kWidth, kRun<S, kRows, To>);
   for (int64_t run = 0; run < runs; ++run) {
     TileSums<kRows> sums;
 #pragma GCC unroll 16
@@ -164,11 +159,12 @@ template <int kRows, class S, int64_t kWidth, class To>
 
 // `rows` <= kRows: the row count becomes a constant.
 template <int kRows, class S, int64_t kWidth, class To>
-inline void tile_of(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, const S* b, const To& to, Next<S> next) {
+inline void tile_of(int64_t rows, int64_t chunks, int64_t runs, Operand<const S, kWidth> a, const S* b, const To& to,
+                    Next<S> next) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile_of<kRows - 1>(rows, chunks, a, b, to, next);
+    if (rows < kRows) return tile_of<kRows - 1>(rows, chunks, runs, a, b, to, next);
   }
-  tile<kRows>(chunks, a, b, to, next);
+  tile<kRows>(chunks, runs, a, b, to, next);
 }
 
 // What a product asks for: the panel and the operand that come next, `pace` elements of the panel with every step. An operand
@@ -181,12 +177,14 @@ struct Ahead {
 };
 
 // c[rows, 32] = a x panel, or as `to` says. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12), and each tile asks
-// for its part of what comes next, so that what comes from memory arrives at an even pace. All tiles take a run of the depth
-// before the next one: where a tile is small, its part of the panel then stays in L1 from tile to tile.
+// for its part of what comes next, so that what comes from memory arrives at an even pace. Of several tiles all take a run of
+// the depth before the next one: its part of the panel then stays in L1 from tile to tile. The runs are the same ones for any
+// number of rows.
 template <class S, int64_t kWidth = kChunk, class To = Sums>
 inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, const S* panel, To to, Ahead<S> ahead) {
   constexpr int64_t kSteps = kWidth / kStep<S>;
-  const int64_t tiles = divide_up(rows, kTileRows), blocks = tiles > 1 ? divide_up(chunks * kWidth, kRun<S, kTileRows, To>) : 1;
+  const int64_t tiles = divide_up(rows, kTileRows);
+  const int64_t runs = sizeof(S) < sizeof(float) ? 1 : divide_up(chunks * kWidth, to.run), blocks = tiles > 1 ? runs : 1;
   const int64_t stride = divide_up(ahead.pace * static_cast<int64_t>(sizeof(S)), tiles);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t chunk = chunks * block / blocks, count = chunks * (block + 1) / blocks - chunk;
@@ -195,7 +193,7 @@ inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, co
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t first = rows * i / tiles, height = rows * (i + 1) / tiles - first;
         const char* const next = reinterpret_cast<const char*>(ahead.panel) + (i * chunks + chunk) * kSteps * stride;
-        tile_of<kTileRows>(height, count, a.rows_from(first).chunks_from(chunk),
+        tile_of<kTileRows>(height, count, runs / blocks, a.rows_from(first).chunks_from(chunk),
                            panel + chunk * kWidth * kPanel + column * kStep<S>, to.from(first, column),
                            Next<S>{next, stride, ahead.operand + first * kWidth + chunk * a.chunk});
       }

@@ -19,7 +19,8 @@ inline void read_row(const S* from, float* to, int64_t count) {
   for (; i < count; ++i) to[i] = widen(from[i]);
 }
 
-// Mean and 1 / sqrt(variance + eps) of a row: norm(x) = (x - mean) factor.
+// Mean and 1 / sqrt(variance + eps) of a row: norm(x) = (x - mean) factor. The second pass finds by how much the rounded mean
+// misses: of a row of equal values nothing may be left, because the factor is large.
 struct Moments {
   float mean;
   float factor;
@@ -33,14 +34,19 @@ inline Moments moments(const float* row, int64_t count, float eps) {
   for (int64_t i = whole; i < count; ++i) total += row[i];
   const float mean = total / static_cast<float>(count);
 
-  Vec<float> squares[2] = {};
+  Vec<float> squares[2] = {}, left[2] = {};
   for (int64_t i = 0; i < whole; i += kLanes<float>) {
     const Vec<float> x = load(row + i) - mean;
     squares[i / kLanes<float> % 2] += x * x;
+    left[i / kLanes<float> % 2] += x;
   }
-  float square = sum<float>(squares[0] + squares[1]);
-  for (int64_t i = whole; i < count; ++i) square += (row[i] - mean) * (row[i] - mean);
-  return {mean, 1 / std::sqrt(square / static_cast<float>(count) + eps)};
+  float square = sum<float>(squares[0] + squares[1]), missed = sum<float>(left[0] + left[1]);
+  for (int64_t i = whole; i < count; ++i) {
+    const float x = row[i] - mean;
+    square += x * x;
+    missed += x;
+  }
+  return {mean + missed / static_cast<float>(count), 1 / std::sqrt(square / static_cast<float>(count) + eps)};
 }
 
 // row = norm(row), of `count` elements; what lies behind them is left alone.

@@ -53,12 +53,11 @@ struct StrassenRows {
 // Where the sums of one of the seven go: as in `Sums`, to one place or two.
 struct StrassenSums {
   enum How { kStore, kAdd, kSubtract };
-  // Longer than of `Sums`: a run that ends costs twice as much here.
-  static constexpr int64_t kRun = 384, kRunOfFew = kRun;
 
   Sums first;
   float* second = nullptr;
   How how = kStore;
+  int64_t run = 2 * kRun;  // a run that ends costs twice as much here
 
   StrassenSums from(int64_t row, int64_t column) const {
     return {first.from(row, column), second ? second + row * first.stride + column : nullptr, how};

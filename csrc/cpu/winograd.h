@@ -131,12 +131,12 @@ struct Winograd4 : WinogradScheme<4> {
     x[4] = even_b - b * x1;
     x[5] = x2;
   }
-  // One of these numbers alone.
+  // One of these numbers alone, to the same bits.
   template <int product>
   static Vec<float> transform_filter(Vec<float> x0, Vec<float> x1, Vec<float> x2) {
     if constexpr (product == 0) return x0;
     if constexpr (product == 5) return x2;
-    return x0 + static_cast<float>(filter(product, 1)) * x1 + static_cast<float>(filter(product, 2)) * x2;
+    return x0 + static_cast<float>(filter(product, 2)) * x2 + static_cast<float>(filter(product, 1)) * x1;
   }
   static void input(Vec<float>* x) {
     const Vec<float> x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5];

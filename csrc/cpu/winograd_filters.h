@@ -90,7 +90,7 @@ class FiltersAtCall {
 
   // The slice with the number `index`, transformed into `scratch`. Next is what lies behind it, of this panel or the next one.
   FilterSlice<float> slice(int64_t panel, int64_t index, float* scratch) const {
-    const int64_t first = chunks_ * index / slices(), last = chunks_ * (index + 1) / slices();
+    const int64_t first = first_chunk(index), last = first_chunk(index + 1);
     const float* const filters = filters_ + panel * size_;
     for (int64_t k = first * kChunk; k < last * kChunk; ++k) {
       float* const to = scratch + (k - first * kChunk) * kPanel;
@@ -101,33 +101,45 @@ class FiltersAtCall {
 
   // products[position][tile][32] of a panel with kFew tiles, whose element (position, tile, k) is
   // at[position * stride + k / 32 * kFew * 32 + tile * 32 + k % 32]. `kKinds`: they are one of each kind (right, whole, bottom,
-  // corner), and those at an edge do without the products of the last point.
+  // corner), and those at an edge do without the products of the last point. The sums are those of the slices, in their order,
+  // as for more tiles; `scratch` holds those of a slice that is not at its end.
   template <bool kKinds>
-  void multiply_few(int64_t panel, const float* at, int64_t stride, float* products) const {
+  void multiply_few(int64_t panel, const float* at, int64_t stride, float* products, float* scratch) const {
     const float* filters = filters_ + panel * size_;
-    for (int64_t k = 0; k < depth_; k += kChunk, filters += kChunk * kTaps * kPanel, at += kFew * kChunk) {
-      const int64_t count = depth_ - k < kChunk ? depth_ - k : kChunk;
-      for (int64_t lane = 0; lane < kPanel; lane += kLanes<float>) {
-        // Half of what lies behind this chunk.
-        const float* const next = filters + kChunk * kTaps * (kPanel + lane);
-        multiply_rows<0, kKinds>({filters + lane, next, count, k > 0}, at, stride, products + lane);
+    for (int64_t index = 0; index < slices(); ++index)
+      for (int64_t chunk = first_chunk(index); chunk < first_chunk(index + 1); ++chunk) {
+        const int64_t left = depth_ - chunk * kChunk, count = left < kChunk ? left : kChunk;
+        const bool begins = chunk == first_chunk(index), ends = chunk + 1 == first_chunk(index + 1);
+        for (int64_t lane = 0; lane < kPanel; lane += kLanes<float>) {
+          // Half of what lies behind this chunk.
+          const float* const next = filters + kChunk * kTaps * (kPanel + lane);
+          const Part part{filters + lane, next, count, begins ? nullptr : scratch + lane, ends && index > 0};
+          multiply_rows<0, kKinds>(part, at, stride, (ends ? products : scratch) + lane);
+        }
+        filters += kChunk * kTaps * kPanel, at += kFew * kChunk;
       }
-    }
   }
 
  private:
+  int64_t first_chunk(int64_t slice) const { return chunks_ * slice / slices(); }
+
   // A vector's width of columns of the filters at some of the depth, and those to ask for meanwhile.
   struct Part {
     const float* filters;
     const float* next;
     int64_t depth;
+    const float* begun;  // the sums so far, or null
     bool accumulate;
+
+    Part from(int64_t position) const {
+      return {filters, next, depth, begun ? begun + position * kFew * kPanel : nullptr, accumulate};
+    }
   };
 
   // The six positions of a row, row after row: 24 sums and the six filters that they share are all there is in registers.
   template <int row, bool kKinds>
   static void multiply_rows(const Part& part, const float* at, int64_t stride, float* products) {
-    multiply_row<row, kKinds>(part, at + row * 6 * stride, stride, products + row * 6 * kFew * kPanel);
+    multiply_row<row, kKinds>(part.from(row * 6), at + row * 6 * stride, stride, products + row * 6 * kFew * kPanel);
     if constexpr (row < 5) multiply_rows<row + 1, kKinds>(part, at, stride, products);
   }
 
@@ -141,7 +153,7 @@ class FiltersAtCall {
     for (int i = 0; i < 6; ++i)
 #pragma GCC unroll 4
       for (int t = 0; t < kFew; ++t)
-        if (!kKinds || uses(t, row, i)) sums[i][t] = part.accumulate ? load(products + (i * kFew + t) * kPanel) : Vec<float>{};
+        if (!kKinds || uses(t, row, i)) sums[i][t] = part.begun ? load(part.begun + (i * kFew + t) * kPanel) : Vec<float>{};
     for (int64_t k = 0; k < part.depth; ++k) {
       const float* const filters = part.filters + k * kTaps * kPanel;
       for (int i = 2 * row; i < 2 * row + 2 && i < kTaps; ++i)  // at an even pace
@@ -162,8 +174,11 @@ class FiltersAtCall {
 #pragma GCC unroll 6
     for (int i = 0; i < 6; ++i)
 #pragma GCC unroll 4
-      for (int t = 0; t < kFew; ++t)
-        if (!kKinds || uses(t, row, i)) store(products + (i * kFew + t) * kPanel, sums[i][t]);
+      for (int t = 0; t < kFew; ++t) {
+        if (kKinds && !uses(t, row, i)) continue;
+        float* const to = products + (i * kFew + t) * kPanel;
+        store(to, part.accumulate ? load(to) + sums[i][t] : sums[i][t]);
+      }
   }
 
   // The filters of 32 columns at one depth, [3][3][32], to a row of the matrix of every position.

@@ -48,6 +48,31 @@ void test_product(int64_t rows, int64_t chunks) {
     }
 }
 
+// A row's sums have the same bits whatever rows are multiplied with it: they are those of the row alone.
+template <class S>
+void test_rows_apart(int64_t rows, int64_t chunks, int64_t run) {
+  const int64_t depth = chunks * kChunk;
+  std::vector<S> a(static_cast<size_t>(rows * depth)), alone(static_cast<size_t>(depth));
+  std::vector<S> panel(static_cast<size_t>(depth * kPanel));
+  const auto uneven = [](size_t i) { return stored<S>(std::sin(static_cast<float>(i * i % 8191))); };
+  for (size_t i = 0; i < a.size(); ++i) a[i] = uneven(i);
+  for (size_t i = 0; i < panel.size(); ++i) panel[i] = uneven(i + 5);
+  const auto multiply = [&](const std::vector<S>& from, int64_t count, float* to) {
+    for (const bool accumulate : {false, true})
+      product<S>(count, chunks, {from.data(), count * kChunk}, panel.data(), {to, kPanel, accumulate, run},
+                 {panel.data(), from.data()});
+  };
+  std::vector<float> c(static_cast<size_t>(rows * kPanel)), expected(kPanel);
+  multiply(a, rows, c.data());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < depth; ++k)
+      alone[static_cast<size_t>(k)] = a[static_cast<size_t>((k / kChunk * rows + r) * kChunk + k % kChunk)];
+    multiply(alone, 1, expected.data());
+    for (int64_t n = 0; n < kPanel; ++n)
+      CHECK(to_bits(c[static_cast<size_t>(r * kPanel + n)]) == to_bits(expected[static_cast<size_t>(n)]));
+  }
+}
+
 // Odd rows, and half a depth that ends within 32.
 void test_strassen(int64_t rows, int64_t half_depth) {
   const int64_t half = divide_up(rows, 2), size = divide_up(half_depth, kChunk) * kChunk * kPanel;
@@ -178,6 +203,12 @@ void test_products() {
     for (const int64_t chunks : {1, 2, 7, 13}) {
       test_product<float>(rows, chunks);
       test_product<BFloat16>(rows, chunks);
+    }
+  for (int64_t rows = 1; rows < 32; ++rows)
+    for (const int64_t chunks : {1, 6, 7, 25}) {
+      test_rows_apart<float>(rows, chunks, kRun);
+      test_rows_apart<float>(rows, chunks, kChunk);
+      test_rows_apart<BFloat16>(rows, chunks, kRun);
     }
   for (int64_t rows = 1; rows < 58; rows += 7)
     for (const int64_t half_depth : {16, 144, 400, 800}) test_strassen(rows, half_depth);

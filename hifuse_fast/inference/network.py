@@ -172,7 +172,9 @@ class OptimizedHiFuse(nn.Module):
 
     def _logits(self, fused_map: Tensor) -> Tensor:
         assert self.head is not None
-        logits: Tensor = self.head(fused_map.mean((1, 2), keepdim=True)).flatten(1)
+        # PyTorch's order of a sum depends on the threads. In float64, sums of float32 are exact as a rule, in any order.
+        mean = fused_map.mean((1, 2), keepdim=True, dtype=torch.float64).to(self.dtype)
+        logits: Tensor = self.head(mean).flatten(1)
         return logits
 
     def forget_maps(self) -> None:
