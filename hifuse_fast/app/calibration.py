@@ -17,7 +17,7 @@ def fit_temperature(outcomes: Outcomes) -> float:
         outcomes: of images that were neither trained on nor are to be evaluated.
 
     Returns:
-        T, from 0.01 to 100. An end of that range means that there is no best one, as where every image is classified right.
+        T, from 0.01 to 100; see `is_determined`.
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
     """
@@ -28,5 +28,12 @@ def fit_temperature(outcomes: Outcomes) -> float:
         return float(-np.log(np.maximum(p, np.finfo(np.float64).tiny)).mean())
 
     # The loss is convex in 1 / T, so it has one valley in log T.
-    found = needs("scipy.optimize", "evaluate").minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-6})
+    found = needs("scipy.optimize", "evaluate").minimize_scalar(
+        loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-6}
+    )
     return float(np.exp(found.x))
+
+
+def is_determined(temperature: float) -> bool:
+    """Whether the images had a best temperature. Where they are all classified right, less is always better."""
+    return 2 * RANGE[0] < temperature < RANGE[1] / 2

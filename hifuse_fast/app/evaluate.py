@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hifuse_fast.app.bootstrap import Interval, intervals
 from hifuse_fast.app.metrics import BY_CLASS, ECE_BINS, OVERALL, Outcomes, by_class, confusion_matrix, overall
 from hifuse_fast.app.output import Row
-from hifuse_fast.data.datasets import Sample
+from hifuse_fast.data.examples import Example
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,23 @@ class Answered:
     """The images that the network could answer for, in order, and what it said.
 
     Args:
-        samples: the images.
+        examples: the images.
         rows: of each, what was said; without errors.
         outcomes: the same as arrays.
-        failed: the rows with errors.
+        failed: the other examples, each with its row, which has an error.
     """
 
-    samples: Sequence[Sample]
+    examples: Sequence[Example]
     rows: Sequence[Row]
     outcomes: Outcomes
-    failed: Sequence[Row] = ()
+    failed: Sequence[tuple[Example, Row]] = ()
 
     @property
     def groups(self) -> list[str] | None:
         """The group of each image; None where the data have no groups. An image without one is a group of its own."""
-        if all(sample.group is None for sample in self.samples):
+        if not any(example.group for example in self.examples):
             return None
-        return [f"group {s.group}" if s.group is not None else f"image {i}" for i, s in enumerate(self.samples)]
+        return [f"group {each.group}" if each.group else f"image {i}" for i, each in enumerate(self.examples)]
 
     def scaled(self, temperature: float, classes: Sequence[str]) -> Answered:
         """With every probability as `temperature` makes it; the rows too."""
@@ -56,26 +56,31 @@ class Answered:
             replace(row, label=classes[int(p.argmax())], probability=float(p.max()), probabilities=tuple(map(float, p)))
             for row, p in zip(self.rows, outcomes.probabilities, strict=True)
         ]
-        return Answered(self.samples, rows, outcomes, self.failed)
+        return Answered(self.examples, rows, outcomes, self.failed)
 
 
-def gather(samples: Sequence[Sample], rows: Sequence[Row], classes: Sequence[str]) -> Answered:
-    """What `predict` gave for `samples`, in their order.
+def gather(examples: Sequence[Example], rows: Sequence[Row], classes: Sequence[str]) -> Answered:
+    """What `predict` gave for `examples`, in their order.
 
     Raises:
-        ValueError: no image could be used, or a sample's class is none of the network's.
+        ValueError: no image could be used, or an example's class is none of the network's.
     """
+    check_labels(examples, classes)
     number = {name: index for index, name in enumerate(classes)}
-    unknown = sorted({sample.label for sample in samples} - set(classes))
+    pairs = [(example, row) for example, row in zip(examples, rows, strict=True) if row.error is None]
+    if not pairs:
+        raise ValueError(f"none of {len(examples)} images could be used")
+    truth = np.array([number[example.label] for example, _ in pairs])
+    probabilities = np.array([row.probabilities for _, row in pairs], np.float64)
+    failed = [(example, row) for example, row in zip(examples, rows, strict=True) if row.error is not None]
+    return Answered([example for example, _ in pairs], [row for _, row in pairs], Outcomes(truth, probabilities), failed)
+
+
+def check_labels(examples: Sequence[Example], classes: Sequence[str]) -> None:
+    """ValueError where an example's class is none of the network's."""
+    unknown = sorted({example.label for example in examples} - set(classes))
     if unknown:
         raise ValueError(f"the network has no class {', '.join(map(repr, unknown))}: its classes are {', '.join(classes)}")
-    pairs = [(sample, row) for sample, row in zip(samples, rows, strict=True) if row.error is None]
-    if not pairs:
-        raise ValueError(f"none of {len(samples)} images could be used")
-    truth = np.array([number[sample.label] for sample, _ in pairs])
-    probabilities = np.array([row.probabilities for _, row in pairs], np.float64)
-    failed = [row for row in rows if row.error is not None]
-    return Answered([s for s, _ in pairs], [r for _, r in pairs], Outcomes(truth, probabilities), failed)
 
 
 def measure(

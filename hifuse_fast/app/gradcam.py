@@ -21,10 +21,12 @@ LAYERS = ("fu1", "fu2", "fu3", "fu4")  #: whose maps can be asked, each half as 
 def grad_cam(model: HiFuse, images: Tensor, classes: Sequence[int], layer: str = "fu4") -> Tensor:
     r"""Maps of how much each place of an image speaks for a class.
 
-    .. math:: L = \mathrm{relu}\Big(\sum_k \alpha_k A_k\Big), \qquad \alpha_k = \mathrm{mean}_{hw} \frac{\partial y_c}{\partial A_k}
+    .. math::
+        L = \mathrm{relu}\Big(\sum_k \alpha_k A_k\Big), \qquad
+        \alpha_k = \mathrm{mean}_{hw} \frac{\partial y_c}{\partial A_k}
 
-    A is the fused map that `layer` gives, y_c the logit of the class. Each map is divided by its largest value, unless that is 0, and
-    enlarged to the images bilinearly.
+    A is the fused map that `layer` gives, y_c the logit of the class. Each map is divided by its largest value, unless that is
+    0, and enlarged to the images bilinearly.
 
     Args:
         model: in eval mode, not frozen by `optimize_for_inference`. Its weights and their gradients stay as they are.

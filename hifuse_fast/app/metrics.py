@@ -1,4 +1,4 @@
-"""Truth and predicted probabilities -> metrics. scikit-learn computes what it has; calibration error and specificity are ours."""
+"""Truth and probabilities -> metrics. scikit-learn computes what it has; calibration error and specificity are ours."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Outcomes:
         p = self.probabilities
         if p.ndim != 2 or p.shape[1] < 2 or self.truth.shape != p.shape[:1] or len(p) == 0:
             raise ValueError(
-                f"truth and probabilities must be [N] and [N, C], N at least 1 and C at least 2, got {list(self.truth.shape)} and "
-                f"{list(p.shape)}"
+                f"truth and probabilities must be [N] and [N, C], N at least 1 and C at least 2, got {list(self.truth.shape)} "
+                f"and {list(p.shape)}"
             )
         if self.truth.min() < 0 or self.truth.max() >= p.shape[1]:
             raise ValueError(f"truth must be from 0 to {p.shape[1] - 1}, got {self.truth.min()} to {self.truth.max()}")
@@ -118,9 +118,9 @@ def by_class(outcomes: Outcomes) -> dict[str, NDArray[np.float64]]:
 def overall(outcomes: Outcomes, of_each: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
     """The metrics of `OVERALL`, each by the definition of scikit-learn's user guide; NaN where the images do not define one.
 
-    `of_each` is what `by_class` gives. Macro averages are over the classes that have images, and that other images have not. The Brier score is the mean over images
-    of sum_c (p_c - [c is true])^2, of two classes half of that. The log loss counts a probability below the smallest normal
-    float64 as that. The calibration error is `calibration_error`.
+    `of_each` is what `by_class` gives. Macro averages are over the classes for which that is defined. The Brier score is the
+    mean over images of sum_c (p_c - [c is true])^2, of two classes half of that. The log loss counts a probability below the
+    smallest normal float64 as that. The calibration error is `calibration_error`.
     """
     metrics = needs("sklearn.metrics", "evaluate")
     truth, p, predicted, classes = outcomes.truth, outcomes.probabilities, outcomes.predicted, outcomes.classes
@@ -151,7 +151,7 @@ def confusion_matrix(outcomes: Outcomes) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Bins:
-    """Images by the probability of their likeliest class: [bins] how many, their mean probability, how many of them are right."""
+    """Images by the probability of their likeliest class: [bins] how many, the mean of it, and the share that is right."""
 
     count: NDArray[np.int64]
     confidence: NDArray[np.float64]

@@ -71,18 +71,18 @@ def render(
             ("Reliability: points on the diagonal are honest.", reliability_figure(answered.outcomes)),
         ],
         mistakes=[_shown(mistake, answered) for mistake in mistakes],
-        failed=[(_printable(row.path), _printable(row.error)) for row in answered.failed],
+        failed=[(_printable(row.path), _printable(row.error)) for _, row in answered.failed],
     )
     return page
 
 
 def _shown(mistake: Mistake, answered: Answered) -> dict[str, object]:
-    sample, row = answered.samples[mistake.index], answered.rows[mistake.index]
+    example, row = answered.examples[mistake.index], answered.rows[mistake.index]
     return {
         "image": _embedded(mistake.image),
         "cam": None if mistake.cam is None else _embedded(mistake.cam),
-        "path": _printable(sample.path),
-        "truth": sample.label,
+        "path": _printable(example.path),
+        "truth": example.label,
         "predicted": row.label,
         "probability": row.probability,
     }
