@@ -32,8 +32,8 @@ def intervals(
 ) -> list[Interval]:
     """Percentile intervals of each value that `statistic` gives.
 
-    it is drawn. Images of one patient are alike: drawn one by one, they would give an interval that is too narrow.
-    it is drawn. Images of one patient are alike: drawn one by one, they would give too narrow an interval.
+    A resample draws as many groups as there are, with replacement, and takes all images of each group that is drawn, as often
+    as it is drawn. Images of one patient are alike: drawn one by one, they would give too narrow an interval.
 
     Args:
         statistic: [M] indices of images, which may repeat -> [K] values; NaN where they define none.
