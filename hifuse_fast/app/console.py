@@ -89,12 +89,12 @@ def stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+def progress(total: int, *, shown: bool, of: str = "images") -> Iterator[Callable[[int], None]]:
     """A bar on stderr, where it is to be shown and that is a terminal; yields the function that moves it."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal), redirect_stdout=False) as bar:
-        task = bar.add_task("images", total=total)
+        task = bar.add_task(of, total=total)
         yield lambda done: bar.update(task, completed=done)
 
 

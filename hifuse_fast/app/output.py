@@ -24,11 +24,20 @@ class Row:
     probability: float | None = None
     probabilities: tuple[float, ...] = ()
     error: str | None = None
+    beside: tuple[str, ...] = ()  #: what else is known of the image, for further columns of a CSV
     pages: int = 1  #: images in the file, of which the first was taken; not written
     largest: int | None = None  #: see `hifuse_fast.data.decode.Decoded`; not written
 
 
-def write_csv(file: TextIO, rows: Iterable[Row], classes: Sequence[str], *, safe: bool = False, bom: bool = False) -> None:
+def write_csv(
+    file: TextIO,
+    rows: Iterable[Row],
+    classes: Sequence[str],
+    *,
+    beside: Sequence[str] = (),
+    safe: bool = False,
+    bom: bool = False,
+) -> None:
     """Rows as they come: path, class, probability, error, and p(NAME) for every class; texts quoted, numbers not.
 
     Nothing is written before the first row is there.
@@ -37,6 +46,7 @@ def write_csv(file: TextIO, rows: Iterable[Row], classes: Sequence[str], *, safe
         file: where to.
         rows: what to write.
         classes: the names of the classes.
+        beside: the names of further columns, after the path, of which each row has its values.
         safe: whether a text that a spreadsheet could run, one that begins with = + - @ or a control character, gets a ' before
             it; and one that begins with a ' as well, so that who reads the file takes one ' away from each text that has one.
             (OWASP: CSV injection.)
@@ -47,10 +57,11 @@ def write_csv(file: TextIO, rows: Iterable[Row], classes: Sequence[str], *, safe
     writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # minimal quoting would leave a "\r" bare
     if bom:
         file.write("\ufeff")
-    writer.writerow(["path", "class", "probability", "error", *(f"p({name})" for name in classes)])
+    writer.writerow(["path", *beside, "class", "probability", "error", *(f"p({name})" for name in classes)])
     for row in rows:
         values = row.probabilities or [""] * len(classes)
-        writer.writerow([text(str(row.path)), text(row.label or ""), row.probability, text(row.error or ""), *values])
+        further = [text(value) for value in row.beside]
+        writer.writerow([text(str(row.path)), *further, text(row.label or ""), row.probability, text(row.error or ""), *values])
 
 
 def write_json(file: TextIO, rows: Iterable[Row], classes: Sequence[str], header: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "find_images",
     "list_images",
     "load_image",
+    "normalised",
 ]
 
 INTERPOLATIONS = tuple(REACH)
@@ -84,8 +85,7 @@ class Preprocess:
         image = convert(image).image
         size = self._resized(*image.size)
         image = resize_and_crop(image, size, self._crop_box(*size), self.interpolation)
-        x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
-        return x.sub_(_per_channel(self.mean)).div_(_per_channel(self.std))
+        return normalised(image, self.mean, self.std)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         short, long = sorted((width, height))
@@ -106,6 +106,12 @@ class Preprocess:
         if length < self.image_size:
             return -((self.image_size - length) // 2)
         return round((length - self.image_size) / 2)  # halves go to the even neighbour
+
+
+def normalised(image: Image.Image, mean: Iterable[float], std: Iterable[float]) -> Tensor:
+    """8-bit RGB -> [3, H, W] float32: (x / 255 - mean) / std, by channel."""
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
+    return x.sub_(_per_channel(mean)).div_(_per_channel(std))
 
 
 def _per_channel(values: Iterable[float]) -> Tensor:

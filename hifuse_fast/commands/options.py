@@ -1,0 +1,158 @@
+"""Options that several commands take, and what becomes of them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL import Image
+
+import hifuse_fast
+from hifuse_fast.app.console import note
+from hifuse_fast.app.network import Network, load_network
+from hifuse_fast.app.predict import DTYPES
+from hifuse_fast.backends.select import BACKENDS
+from hifuse_fast.data import images
+
+PATH = click.Path(path_type=Path)
+_RGB = (float, float, float)
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Which network of a checkpoint, and where and how it runs."""
+
+    classes: Path | None
+    model: str | None
+    channel_gate: str | None
+    ema: bool
+    greyscale: bool
+    batch_size: int
+    device: str
+    dtype: str | None
+    backend: str
+
+    @cached_property
+    def on(self) -> torch.device:
+        """The device; ValueError where there is none of that name."""
+        return find_device(self.device)
+
+    def load(self, checkpoint: Path) -> Network:
+        """See `load_network`."""
+        return load_network(
+            checkpoint, self.on, self.dtype, self.backend, size=self.model, channel_gate=self.channel_gate, ema=self.ema,
+            greyscale=self.greyscale, note=note,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageReading:
+    """How images are read and prepared."""
+
+    image_size: int
+    resize: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    max_pixels: int
+    bits: int
+    exif_orientation: bool
+    workers: int
+
+    @cached_property
+    def preprocess(self) -> images.Preprocess:
+        """ValueError where the options do not fit one another."""
+        return images.Preprocess(self.image_size, self.resize or round(self.image_size * 256 / 224), self.mean, self.std)
+
+    def read(self, path: Path) -> Image.Image:
+        """The image of a file."""
+        return images.load_image(path, self.max_pixels, bits=self.bits, exif_orientation=self.exif_orientation)
+
+    def of_predict(self) -> dict[str, Any]:
+        """What `predict` is told of it."""
+        return {name: getattr(self, name) for name in ("max_pixels", "bits", "exif_orientation", "workers")}
+
+
+def _gathered(name: str, into: type[Any], *options: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that gives a command these options, and hands them over as one argument `name`, an `into`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gather(*args: Any, **given: Any) -> Any:
+            own = {field.name: given.pop(field.name) for field in fields(into)}
+            return command(*args, **given, **{name: into(**own)})
+
+        for option in reversed(options):
+            gather = option(gather)
+        return gather
+
+    return decorate
+
+
+network_options = _gathered(
+    "choice",
+    NetworkChoice,
+    click.option("--classes", type=PATH,
+                 help="Names: the official class_indices.json, or text: a name or 'INDEX NAME' per line."),
+    click.option("--model", type=click.Choice(hifuse_fast.list_models()), help="[default: what the checkpoint holds]"),
+    click.option("--channel-gate", type=click.Choice(["sigmoid", "double_sigmoid"]),
+                 help="double_sigmoid for official checkpoints from before 2024-01-16.  [default: as the file says]"),
+    click.option("--ema", is_flag=True, help="Take the moving average of the weights, where the checkpoint holds both."),
+    click.option("--greyscale", is_flag=True,
+                 help="For a network of one channel: convert images, and take the first of --mean and --std."),
+    click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
+    click.option("--dtype", type=click.Choice(list(DTYPES)), help="[default: float32; of a frozen network's file, its own]"),
+    click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
+)  # fmt: skip
+image_options = _gathered(
+    "reading",
+    ImageReading,
+    click.option("--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side of the centre crop."),
+    click.option("--resize", type=click.IntRange(1),
+                 help="Shorter side before the crop.  [default: 256 / 224 of --image-size]"),
+    click.option("--mean", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1]."),
+    click.option("--std", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1]."),
+    click.option("--max-pixels", type=click.IntRange(1), default=images.MAX_PIXELS, show_default=True,
+                 help="Larger images are not decoded."),
+    click.option("--bits", type=click.IntRange(8, 16), default=16, show_default=True,
+                 help="Bits of the data in 16-bit images: 12 where white is 4095."),
+    click.option("--exif-orientation", is_flag=True,
+                 help="Turn images as their orientation says.  [default: pixels as stored]"),
+    click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode images."),
+)  # fmt: skip
+
+
+def find_device(name: str) -> torch.device:
+    """The device of --device; ValueError where there is none of that name."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    found = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if found is None:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if name != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():  # torch takes cuda:256 for cuda:0
+        raise ValueError(f"device {name} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+    return torch.device(name)
+
+
+def quiet_decoders() -> None:
+    """Leave what a damaged or large image means to us: limits are the user's, and damage that matters is an error."""
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one for the whole process
+    warnings.filterwarnings("ignore", module="PIL")
+    for decoder in ("PIL", "tifffile"):
+        logging.getLogger(decoder).setLevel(logging.CRITICAL)
+
+
+def check_output(output: Path | None, inputs: Sequence[Path | None]) -> None:
+    """ValueError where the results would replace what they are made of."""
+    for path in inputs:
+        if output is not None and path is not None and output.exists() and path.exists() and output.samefile(path):
+            raise ValueError(f"output {output} is one of the inputs, {path}: name another file")
