@@ -29,9 +29,9 @@ from hifuse_fast.layers import (
     conv_norm,
     is_plain,
     is_plain_conv,
-    pad_to_multiple,
 )
 from hifuse_fast.ops.functions.layer_norm.reference import patches
+from hifuse_fast.ops.functions.padding import pad_to_multiple
 from hifuse_fast.ops.functions.window_attention.api import MAX_WINDOW_SIZE
 from hifuse_fast.ops.functions.window_attention.reference import relative_position_index
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
@@ -186,12 +185,6 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zero-pad [B, H, W, C] at the right and the bottom, so that H and W are multiples of `multiple`."""
-    bottom, right = -x.shape[1] % multiple, -x.shape[2] % multiple
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from hifuse_fast.backends.select import current_backend, use_backend
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
 from hifuse_fast.checks import check_choice, check_count, check_dense, check_flag
-from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, frozen_statistics, is_plain, pad_to_multiple
+from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, frozen_statistics, is_plain
+from hifuse_fast.ops.functions.padding import pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
 
 STRIDE = 32  # of the last stage; images are padded to a multiple of it

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
 from hifuse_fast.backends import flops, transforms
@@ -288,9 +290,21 @@ def _register(fused: Fused, tensors: str, options: str) -> tuple[Any, Any]:
         (f"{name}_backward", backward, save_again, differentiate_again),
     ):
         _LIBRARY.impl(op, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"hifuse_fast::{op}", run, lib=_LIBRARY)
+        torch.library.register_fake(f"hifuse_fast::{op}", partial(_fake, run), lib=_LIBRARY)
         torch.library.register_autograd(f"hifuse_fast::{op}", formula, setup_context=setup, lib=_LIBRARY)
     return forward_op, backward_op
+
+
+def _fake(run: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """`run` on tensors without data.
+
+    Launchers ask how large a map is, to choose tiles and scratch memory, which no result has the shape of. So the answers shall
+    not bind what is traced to the size at hand.
+    """
+    mode = detect_fake_mode(args)
+    env = None if mode is None else mode.shape_env
+    with contextlib.nullcontext() if env is None else env.suppress_guards():
+        return run(*args, **named)
 
 
 def _device(tensors: Sequence[Any]) -> torch.device:
