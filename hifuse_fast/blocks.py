@@ -29,8 +29,8 @@ from hifuse_fast.layers import (
     is_plain,
     is_plain_conv,
     linear,
-    pad_to_multiple,
 )
+from hifuse_fast.ops.functions.padding import pad_to_multiple
 from hifuse_fast.ops.functions.window_attention.api import MAX_WINDOW_SIZE
 from hifuse_fast.ops.functions.window_attention.reference import relative_position_index
 

@@ -215,12 +215,6 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zero-pad [B, H, W, C] at the right and the bottom, so that H and W are multiples of `multiple`."""
-    bottom, right = -x.shape[1] % multiple, -x.shape[2] % multiple
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
-
-
 def reshape_transform(x: Tensor) -> Tensor:
     """[B, H, W, C] -> [B, C, H, W]: what CAM tools need for the layers of HiFuse, whose maps are channels last.
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
 from hifuse_fast.checks import check_choice, check_count, check_dense, check_flag
-from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, is_plain, pad_to_multiple
+from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, is_plain
+from hifuse_fast.ops.functions.padding import pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
 from hifuse_fast.recompute import run
 

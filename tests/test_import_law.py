@@ -45,7 +45,8 @@ LAW = {
     # An op. Kernels of one backend know nothing of another one, nor of the definition.
     "ops/functions/fused.py": ["backends.flops", "backends.select", "backends.transforms"],
     "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.fused", "ops.functions.*.reference"],
-    "ops/functions/*/reference.py": ["ops.functions.*.reference"],
+    "ops/functions/padding.py": [],
+    "ops/functions/*/reference.py": ["ops.functions.padding", "ops.functions.*.reference"],
     "ops/functions/*/native.py": ["backends.native"],
     "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.triton*"],
     "ops/prepared/base.py": ["checks", "backends.transforms"],

@@ -26,8 +26,8 @@ from hifuse_fast.inference.buffers import FreshMaps, MapPool, Maps, Passage, is_
 from hifuse_fast.inference.configuration import DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration, Settings
 from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.inference.watch import Watch
-from hifuse_fast.layers import pad_to_multiple
 from hifuse_fast.model import STRIDE
+from hifuse_fast.ops.functions.padding import pad_to_multiple
 from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.options import STAGES, HiFuseOptions
 

@@ -78,7 +78,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     if _record is not None:
         _record.launches.append(Launch(kernel, grid, args, constants))
         return
-    if 0 in grid or like.device.type == "meta" or isinstance(like, FakeTensor):
+    if like.device.type == "meta" or isinstance(like, FakeTensor) or 0 in grid:
         return
     if like.device.type == "cuda" and like.device.index != torch.cuda.current_device():
         with torch.cuda.device(like.device):

@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 from hifuse_fast.backends import flops, transforms
 from hifuse_fast.backends.select import autocast_dtype, kernels_on
@@ -288,9 +290,21 @@ def _register(
     """The operator `name`: of `run` on every device and for shapes alone, with the gradients that `differentiate` gives."""
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"hifuse_fast::{name}", run, lib=_LIBRARY)
+    torch.library.register_fake(f"hifuse_fast::{name}", partial(_fake, run), lib=_LIBRARY)
     torch.library.register_autograd(f"hifuse_fast::{name}", differentiate, setup_context=save, lib=_LIBRARY)
     return getattr(torch.ops.hifuse_fast, name)
+
+
+def _fake(run: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """`run` on tensors without data.
+
+    Launchers ask how large a map is, to choose tiles and scratch memory, which no result has the shape of. So the answers shall
+    not bind what is traced to the size at hand.
+    """
+    mode = detect_fake_mode(args)
+    env = None if mode is None else mode.shape_env
+    with contextlib.nullcontext() if env is None else env.suppress_guards():
+        return run(*args, **named)
 
 
 def _register_flops(fused: Fused, products: Callable[..., list[Product]]) -> None:

@@ -100,7 +100,8 @@ def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, gates: Sequence
                 f"gates[{i}] must be a floating-point tensor or None, got {getattr(gate, 'dtype', type(gate).__name__)}"
             )
         check_dense(f"gates[{i}]", gate)
-        if list(gate.shape) not in ([batch, height, width, 1], [batch, 1, 1, channels]):
+        # Read backwards: torch.compile knows the channels, and need not ask whether H or W is 1.
+        if list(gate.shape)[::-1] not in ([channels, 1, 1, batch], [1, width, height, batch]):
             expected = f"[{batch}, {height}, {width}, 1] or [{batch}, 1, 1, {channels}]"
             raise ValueError(f"gates[{i}] must be {expected}, got {list(gate.shape)}")
         if gate.device != maps[0].device:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hifuse_fast.ops.functions.padding import is_zero, next_multiple, pad_to_multiple
+
 MASK_VALUE = -100.0  # additive, as the official code has it: not -inf
 
 
@@ -43,15 +45,16 @@ def window_attention(
 
 def pad_map(qkv: Tensor, qkv_bias: Tensor | None, window_size: int) -> Tensor:
     """Pad right and bottom to a multiple of the window. Padding comes before the qkv linear: a padded token is its bias."""
-    batch, height, width, channels = qkv.shape
-    right, bottom = -width % window_size, -height % window_size
-    if not (right or bottom):
-        return qkv
     if qkv_bias is None:
-        return F.pad(qkv, (0, 0, 0, right, 0, bottom))
+        return pad_to_multiple(qkv, window_size)
+    batch, height, width, channels = qkv.shape
+    padded_width = next_multiple(width, window_size)
+    right, bottom = padded_width - width, next_multiple(height, window_size) - height
+    if is_zero(right) and is_zero(bottom):
+        return qkv
     token = qkv_bias.to(qkv.dtype)
     qkv = torch.cat([qkv, token.expand(batch, height, right, channels)], 2)
-    return torch.cat([qkv, token.expand(batch, bottom, width + right, channels)], 1)
+    return torch.cat([qkv, token.expand(batch, bottom, padded_width, channels)], 1)
 
 
 def partition(x: Tensor, window_size: int, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
