@@ -29,6 +29,7 @@ from hifuse_fast.layers import (
     conv_norm,
     is_plain,
     is_plain_conv,
+    is_plain_norm,
     pad_to_multiple,
 )
 from hifuse_fast.ops.functions.layer_norm.reference import patches
@@ -186,7 +187,7 @@ class LocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_map("x", x, self.dim)
         conv, norm = self.dwconv, self.norm
-        if is_plain(norm, nn.LayerNorm) and _is_depthwise(conv):
+        if is_plain_norm(norm, self.dim) and _is_depthwise(conv):
             bias = x.new_zeros(self.dim) if conv.bias is None else conv.bias
             mixed = ops.depthwise_norm(x, conv.weight, bias, *affine(norm, self.dim, x), eps=norm.eps)
         else:
@@ -342,7 +343,11 @@ class HFFBlock(nn.Module):
         return conv_norm(self.spatial, ops.max_mean(x, over="channels"), activation="sigmoid")  # [B, H, W, 1]
 
     def _channel_gate(self, x: Tensor) -> Tensor:
-        gate: Tensor = call(self.se, ops.max_mean(x, over="pixels")).sum(1, keepdim=True).sigmoid()
+        both = ops.max_mean(x, over="pixels")  # [B, 2, 1, C]
+        usual = is_plain(self.se, Sequential) and all(is_plain_conv(each, 1) or is_plain(each, nn.ReLU) for each in self.se)
+        # Else as in the official network, one after the other: a norm or a pooling that a user put there sees one of the two.
+        scores = call(self.se, both).sum(1, keepdim=True) if usual else sum(call(self.se, each) for each in both.split(1, 1))
+        gate: Tensor = scores.sigmoid()
         return gate.sigmoid() if self.channel_gate == "double_sigmoid" else gate  # [B, 1, 1, C]
 
     def _check(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None) -> None:
@@ -379,7 +384,7 @@ def _linear(
     """act(linear(norm(rows of x))), in one op where the children are plain."""
     depth = x.shape[-1] * (4 if rows == "patches" else 1)
     before: dict[str, Any] = {}
-    if norm is not None and is_plain(norm, nn.LayerNorm) and is_plain(linear, nn.Linear):
+    if norm is not None and is_plain_norm(norm, depth) and is_plain(linear, nn.Linear):
         weight, bias = affine(norm, depth, x)
         before = {"norm_weight": weight, "norm_bias": bias, "eps": norm.eps, "rows": rows}
     elif norm is not None:
@@ -392,8 +397,9 @@ def _linear(
 
 def _concat_norm(norm: nn.LayerNorm, maps: list[Tensor], gates: list[Tensor | None] | None = None) -> Tensor:
     """norm of the maps, each times its gate, side by side."""
-    if is_plain(norm, nn.LayerNorm):
-        weight, bias = affine(norm, sum(x.shape[-1] for x in maps), maps[0])
+    width = sum(x.shape[-1] for x in maps)
+    if is_plain_norm(norm, width):
+        weight, bias = affine(norm, width, maps[0])
         return ops.concat_norm(*maps, weight=weight, bias=bias, gates=gates, eps=norm.eps)
     gated = maps if gates is None else [x if gate is None else x * gate for x, gate in zip(maps, gates, strict=True)]
     out: Tensor = norm(torch.cat(gated, -1))

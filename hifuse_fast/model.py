@@ -7,9 +7,9 @@ official one in plain PyTorch, under "auto" the same modules run the fused ops.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hifuse_fast.backends.select import current_backend, use_backend
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
-from hifuse_fast.checks import check_choice, check_count, check_dense, check_flag
+from hifuse_fast.checks import check_choice, check_count, check_dense, check_flag, hint
 from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, frozen_statistics, is_plain, pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
 
@@ -230,7 +230,7 @@ class HiFuse(nn.Module):
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
-            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}{hint(images)}")
         check_dense("images", images)
         if images.dim() != 4 or images.shape[1] != self.in_chans or 0 in images.shape[2:]:
             shape = list(images.shape)
@@ -363,15 +363,22 @@ def run(block: nn.Module, *maps: Tensor | None, checkpointing: bool) -> Tensor:
     options: dict[str, Any] = {"use_reentrant": False}
     if not torch.compiler.is_compiling():  # compiled code keeps its backend, and updates statistics in the forward only
         backend = current_backend()
-        options["context_fn"] = lambda: (contextlib.nullcontext(), _as_in_forward(block, backend))
+        options["context_fn"] = lambda: (contextlib.nullcontext(), _AsInForward(block, backend))
     out: Tensor = checkpoint(block, *maps, **options)
     return out
 
 
-@contextlib.contextmanager
-def _as_in_forward(block: nn.Module, backend: str) -> Iterator[None]:
-    with use_backend(backend), frozen_statistics(block):
-        yield
+class _AsInForward(contextlib.ExitStack):
+    """Around a block that is computed again, on the backend of its forward: once for each backward pass through it."""
+
+    def __init__(self, block: nn.Module, backend: str) -> None:
+        super().__init__()
+        self._block, self._backend = block, backend
+
+    def __enter__(self) -> Self:
+        self.enter_context(use_backend(self._backend))
+        self.enter_context(frozen_statistics(self._block))
+        return super().__enter__()
 
 
 def reshape_transform(x: Tensor) -> Tensor:
