@@ -28,6 +28,7 @@ from hifuse_fast.layers import (
     conv_norm,
     is_plain,
     is_plain_conv,
+    is_plain_norm,
     linear,
 )
 from hifuse_fast.ops.functions.padding import pad_to_multiple
@@ -185,7 +186,7 @@ class LocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_map("x", x, self.dim)
         conv, norm = self.dwconv, self.norm
-        if is_plain(norm, nn.LayerNorm) and is_plain_conv(conv, 3, groups=(self.dim,), bias=True):
+        if is_plain_norm(norm, self.dim) and is_plain_conv(conv, 3, groups=(self.dim,), bias=True):
             bias = x.new_zeros(self.dim) if conv.bias is None else conv.bias
             mixed = ops.depthwise_norm(x, conv.weight, bias, *affine(norm, self.dim, x), eps=norm.eps)
         else:
@@ -341,7 +342,16 @@ class HFFBlock(nn.Module):
         return conv_norm(self.spatial, ops.max_mean(x, over="channels"), activation="sigmoid")  # [B, H, W, 1]
 
     def _channel_gate(self, x: Tensor) -> Tensor:
-        gate: Tensor = call(self.se, ops.max_mean(x, over="pixels")).sum(1, keepdim=True).sigmoid()
+        both = ops.max_mean(x, over="pixels")  # [B, 2, 1, C]
+        as_made = is_plain(self.se, Sequential) and all(
+            is_plain_conv(each, 1, groups=(1,)) or is_plain(each, nn.ReLU) for each in self.se
+        )
+        if as_made:
+            scores = call(self.se, both).sum(1, keepdim=True)
+        else:  # as in the official network, one after the other: a norm or a pooling that a user put there sees one of the two
+            largest, mean = both.split(1, 1)
+            scores = call(self.se, largest) + call(self.se, mean)
+        gate: Tensor = scores.sigmoid()
         return gate.sigmoid() if self.channel_gate == "double_sigmoid" else gate  # [B, 1, 1, C]
 
     def _check(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None) -> None:

@@ -68,6 +68,13 @@ def check_heads(name: str, num_heads: int, dim: int) -> None:
         raise ValueError(f"{name} must divide the width {dim}, got {num_heads}")
 
 
+def hint(x: Any) -> str:
+    """What to do, for a message about something that is no tensor."""
+    if isinstance(x, torch.fx.Proxy):
+        return ": torch.fx.symbolic_trace cannot follow what depends on shapes, torch.export.export gives a graph"
+    return ""
+
+
 def check_dense(name: str, x: Tensor) -> None:
     """Raise TypeError for a sparse or a nested tensor."""
     if x.is_nested:
@@ -79,7 +86,7 @@ def check_dense(name: str, x: Tensor) -> None:
 def check_map(name: str, x: Any, dim: int | None = None) -> None:
     """Raise unless `x` is a floating tensor [B, H, W, dim] with at least one token; None stands for any width."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}{hint(x)}")
     check_dense(name, x)
     if x.dim() != 4 or dim not in (None, x.shape[-1]) or 0 in x.shape[1:]:
         width = "C" if dim is None else dim

@@ -24,10 +24,16 @@ from hifuse_fast.ops.functions.mixer.reference import convolve
 def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether a call of `child` does what `kind` says and nothing else, so that an op may read its weights instead.
 
-    Its type is exactly `kind`: a parametrisation, FSDP or an adapter makes another one. It has no `forward` of its own, is not
+    Its type is exactly `kind`: a parametrisation, FSDP or an adapter makes another one. Its weights are plain tensors, and no
+    quantised ones for instance. Neither it nor its class has another `forward` than when this package was imported. It is not
     compiled by itself, and no hook is on it or on all modules. It is asked at every call, for a hook may come later.
     """
-    return type(child) is kind and not (
+    if type(child) is not kind or not _as_imported():
+        return False
+    for weight in child._parameters.values():
+        if type(weight) not in _WEIGHTS and type(weight).__torch_function__ is not _NO_FUNCTION:
+            return False
+    return not (
         child._forward_hooks
         or child._forward_pre_hooks
         or child._backward_hooks
@@ -39,6 +45,22 @@ def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
         or hooks._global_backward_hooks
         or hooks._global_backward_pre_hooks
     )
+
+
+_WEIGHTS = (nn.Parameter, Tensor, type(None))
+_NO_FUNCTION = torch._C._disabled_torch_function_impl  # of a subclass that changes no function of PyTorch, as a fake tensor
+_FORWARD = nn.Linear.forward, nn.LayerNorm.forward, nn.Conv2d.forward
+_CALL = nn.Module.__call__
+
+
+def _as_imported() -> bool:
+    """Whether nobody has put another function in the place of those by which PyTorch calls these modules."""
+    return nn.Module.__call__ is _CALL and (nn.Linear.forward, nn.LayerNorm.forward, nn.Conv2d.forward) == _FORWARD
+
+
+def is_plain_norm(norm: nn.Module | None, width: int) -> bool:
+    """Whether `norm` is a plain `nn.LayerNorm` over the last axis alone, of `width`."""
+    return isinstance(norm, nn.LayerNorm) and is_plain(norm, nn.LayerNorm) and norm.normalized_shape == (width,)
 
 
 def is_plain_conv(conv: nn.Module | None, size: int, *, groups: Sequence[int], bias: bool = False) -> bool:
@@ -124,6 +146,8 @@ class LayerNorm(nn.LayerNorm):
     channels_last = True
 
     def forward(self, x: Tensor) -> Tensor:
+        if len(self.normalized_shape) > 1:
+            return super().forward(x)
         return ops.layer_norm(x, *affine(self, self.normalized_shape[0], x), eps=self.eps)
 
 
@@ -166,10 +190,10 @@ def linear(
     child: nn.Linear, x: Tensor, norm: nn.LayerNorm | None = None, rows: str = "pixels", activation: str = "none"
 ) -> Tensor:
     """act(child(norm(rows of x))), in one op where the children are plain."""
-    plain = is_plain(child, nn.Linear)
+    plain, depth = is_plain(child, nn.Linear), x.shape[-1] * (4 if rows == "patches" else 1)
     before: dict[str, Any] = {}
-    if norm is not None and plain and is_plain(norm, nn.LayerNorm):
-        weight, bias = affine(norm, x.shape[-1] * (4 if rows == "patches" else 1), x)
+    if norm is not None and plain and is_plain_norm(norm, depth):
+        weight, bias = affine(norm, depth, x)
         before = {"norm_weight": weight, "norm_bias": bias, "eps": norm.eps, "rows": rows}
     elif norm is not None:
         x = norm(patches(x) if rows == "patches" else x)
@@ -181,8 +205,9 @@ def linear(
 
 def concat_norm(norm: nn.LayerNorm, maps: list[Tensor], gates: list[Tensor | None] | None = None) -> Tensor:
     """norm of the maps, each times its gate, side by side."""
-    if is_plain(norm, nn.LayerNorm):
-        weight, bias = affine(norm, sum(x.shape[-1] for x in maps), maps[0])
+    width = sum(x.shape[-1] for x in maps)
+    if is_plain_norm(norm, width):
+        weight, bias = affine(norm, width, maps[0])
         return ops.concat_norm(*maps, weight=weight, bias=bias, gates=gates, eps=norm.eps)
     gated = maps if gates is None else [x if gate is None else x * gate for x, gate in zip(maps, gates, strict=True)]
     out: Tensor = norm(torch.cat(gated, -1))

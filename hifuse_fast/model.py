@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
-from hifuse_fast.checks import check_choice, check_count, check_dense, check_flag
+from hifuse_fast.checks import check_choice, check_count, check_dense, check_flag, hint
 from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, is_plain
 from hifuse_fast.ops.functions.padding import pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
@@ -230,7 +230,7 @@ class HiFuse(nn.Module):
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
-            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}{hint(images)}")
         check_dense("images", images)
         if images.dim() != 4 or images.shape[1] != self.in_chans or 0 in images.shape[2:]:
             shape = list(images.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,22 @@ def run(block: nn.Module, *maps: Tensor | None, checkpointing: bool) -> Tensor:
     options: dict[str, Any] = {"use_reentrant": False}
     if not torch.compiler.is_compiling():  # compiled code keeps its backend, and updates statistics in the forward only
         backend = current_backend()
-        options["context_fn"] = lambda: (contextlib.nullcontext(), _as_in_forward(block, backend))
+        options["context_fn"] = lambda: (contextlib.nullcontext(), _AsInForward(block, backend))
     out: Tensor = checkpoint(block, *maps, **options)
     return out
 
 
-@contextlib.contextmanager
-def _as_in_forward(block: nn.Module, backend: str) -> Iterator[None]:
-    with use_backend(backend), _frozen_statistics(block):
-        yield
+class _AsInForward(contextlib.ExitStack):
+    """Around a block that is computed again, on the backend of its forward: once for each backward pass through it."""
+
+    def __init__(self, block: nn.Module, backend: str) -> None:
+        super().__init__()
+        self._block, self._backend = block, backend
+
+    def __enter__(self) -> Self:
+        self.enter_context(use_backend(self._backend))
+        self.enter_context(_frozen_statistics(self._block))
+        return super().__enter__()
 
 
 @contextlib.contextmanager

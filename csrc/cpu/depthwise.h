@@ -1,4 +1,5 @@
-// The depthwise 3x3 convolution of one pixel, zeros around the map; filters are [9, channels], tap by tap.
+// The depthwise 3x3 convolution of one pixel, zeros around the map; filters are [9, channels], tap by tap. The bias comes last:
+// each product that is added to a larger number is rounded as that is.
 #pragma once
 
 #include "cpu/rows.h"
@@ -27,18 +28,19 @@ struct DepthwiseMap {
   void add_taps(int64_t pixel, int64_t y, int64_t x, float* to) const {
     int64_t channel = 0;
     for (; channel + kLanes<float> <= channels; channel += kLanes<float>) {
-      Vec<float> total = bias ? load(bias + channel) : Vec<float>{};
+      Vec<float> total = {};
 #pragma GCC unroll 9
       for (int tap = 0; tap < 9; ++tap) {
         if (!kInside && !covers(y, x, tap)) continue;
         total += load_wide(at(pixel, tap) + channel) * load(filters + tap * channels + channel);
       }
-      store(to + channel, total);
+      store(to + channel, bias ? total + load(bias + channel) : total);
     }
     for (; channel < channels; ++channel) {
-      to[channel] = bias ? bias[channel] : 0;
+      float total = 0;
       for (int tap = 0; tap < 9; ++tap)
-        if (covers(y, x, tap)) to[channel] += widen(at(pixel, tap)[channel]) * filters[tap * channels + channel];
+        if (covers(y, x, tap)) total += widen(at(pixel, tap)[channel]) * filters[tap * channels + channel];
+      to[channel] = bias ? total + bias[channel] : total;
     }
   }
 

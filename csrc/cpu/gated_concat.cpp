@@ -144,13 +144,18 @@ class GatedConcatKernel {
     }
   }
 
-  // The gates of one row of the map; `planes` is its window's upper left corner.
+  // The gates of one row of the map; `planes` is its window's upper left corner. Each row of the filter is a sum of its own,
+  // which rounds less than one of all 98 products.
   void gate_pixels(const float* planes, float* gate) const {
     for (int64_t x = 0; x < args_.width; x += kLanes<float>) {
-      Vec<float> sums = splat(args_.filter_bias);
-      for (int64_t i = 0; i < 98; ++i)
-        sums += load(planes + i / 49 * plane_ + i % 49 / 7 * stride_ + i % 7 + x) * args_.filters[i];
-      store(gate + x, sums);
+      Vec<float> sums = {};
+      for (int64_t row = 0; row < 14; ++row) {
+        const float* const from = planes + row / 7 * plane_ + row % 7 * stride_ + x;
+        Vec<float> part = {};
+        for (int64_t i = 0; i < 7; ++i) part += load(from + i) * args_.filters[row * 7 + i];
+        sums += part;
+      }
+      store(gate + x, sums + args_.filter_bias);
     }
     for (int64_t x = 0; x < args_.width; ++x) gate[x] = sigmoid(gate[x]);
   }
