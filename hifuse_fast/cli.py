@@ -1,4 +1,4 @@
-"""The command line: `hifuse-fast predict | export | bench | info`.
+"""The command line: `hifuse-fast train | predict | export | bench | info`.
 
 A thin layer: options in, one clear line out when they do not fit. The exit codes are in the help of the command.
 """
@@ -24,6 +24,7 @@ from hifuse_fast.app.console import BAD_RESULTS, Commands, note, progress
 from hifuse_fast.app.network import load_network
 from hifuse_fast.app.notes import ImageNotes
 from hifuse_fast.app.output import Row, write_csv, write_json
+from hifuse_fast.app.training.flags import given, training_flags
 from hifuse_fast.backends.select import BACKENDS
 from hifuse_fast.data import images
 from hifuse_fast.data.classes import load_classes
@@ -57,6 +58,29 @@ def info(as_json: bool) -> None:
     """Show what this machine has, what was built, and which backend serves what, or why it does not."""
     found = hifuse_fast.info()
     click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else str(found))
+
+
+@main.command("train")
+@click.argument("data", required=False, type=_PATH)
+@click.option("--output", "-o", required=True, type=_PATH, help="Folder of the run.")
+@click.option("--config", "toml", type=_PATH, help="TOML file of settings, named as the flags; flags win.")
+@click.option("--resume", is_flag=True, help="Continue the run in OUTPUT where it stopped, with the same bits.")
+@click.option("--override", is_flag=True, help="Resume with other settings than before, where they are harmless.")
+@training_flags
+def train_command(*, data: Path | None, output: Path, toml: Path | None, resume: bool, override: bool, **flags: object) -> None:
+    """Train a network on DATA, and keep what comes of it in OUTPUT.
+
+    DATA is a folder {train,val,test}/CLASS/*, or CLASS/*, which is split; or a CSV file with the columns path and label, and
+    group and split where they are known. The defaults are those of the official script. Under torchrun every process takes its
+    share of each batch.
+
+    Ctrl-C ends the run after the step, and --resume continues it.
+    """
+    from hifuse_fast.app.training import train
+
+    _prepare_decoders()
+    settings = given(flags) | ({} if data is None else {"data": str(data.absolute())})
+    train.train(output, settings, toml=toml, resume=resume, override=override, find_device=_device, note=note)
 
 
 @main.command("predict")
@@ -134,10 +158,7 @@ def predict_command(
         raise ValueError("--csv-safe and --csv-bom are for CSV, but the output is JSON")
     _check_output(output, [*files, checkpoint, *([] if classes is None else [classes])])
     on = _device(device)
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one for the whole process, makes room for the user's
-    warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
-    for decoder in ("PIL", "tifffile"):
-        logging.getLogger(decoder).setLevel(logging.CRITICAL)
+    _prepare_decoders()
     failed: list[Path] = []
     with (
         writing(output, keep_partial=True) as file,
@@ -265,6 +286,14 @@ def bench(
         threads=threads, budget_s=seconds,
     )  # fmt: skip
     ctx.exit(code)
+
+
+def _prepare_decoders() -> None:
+    """Let decoders say by their errors alone what is wrong, and have no limit but the user's."""
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one for the whole process, makes room for the user's
+    warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
+    for decoder in ("PIL", "tifffile"):
+        logging.getLogger(decoder).setLevel(logging.CRITICAL)
 
 
 def _find(paths: tuple[Path, ...]) -> images.Found:
