@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 import torch
-from PIL import Image
 
 import hifuse_fast
 from hifuse_fast.app import export, predict
@@ -24,8 +20,10 @@ from hifuse_fast.app.console import BAD_RESULTS, Commands, note, progress
 from hifuse_fast.app.network import load_network
 from hifuse_fast.app.notes import ImageNotes
 from hifuse_fast.app.output import Row, write_csv, write_json
-from hifuse_fast.app.training.flags import given, training_flags
+from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.backends.select import BACKENDS
+from hifuse_fast.commands.options import find_device, quiet_decoders
+from hifuse_fast.commands.train import train_command
 from hifuse_fast.data import images
 from hifuse_fast.data.classes import load_classes
 from hifuse_fast.export import DYNAMIC
@@ -52,6 +50,9 @@ def main() -> None:
     """
 
 
+main.add_command(train_command)
+
+
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def info(as_json: bool) -> None:
@@ -60,33 +61,11 @@ def info(as_json: bool) -> None:
     click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else str(found))
 
 
-@main.command("train")
-@click.argument("data", required=False, type=_PATH)
-@click.option("--output", "-o", required=True, type=_PATH, help="Folder of the run.")
-@click.option("--config", "toml", type=_PATH, help="TOML file of settings, named as the flags; flags win.")
-@click.option("--resume", is_flag=True, help="Continue the run in OUTPUT where it stopped, with the same bits.")
-@click.option("--override", is_flag=True, help="Resume with other settings than before, where they are harmless.")
-@training_flags
-def train_command(*, data: Path | None, output: Path, toml: Path | None, resume: bool, override: bool, **flags: object) -> None:
-    """Train a network on DATA, and keep what comes of it in OUTPUT.
-
-    DATA is a folder {train,val,test}/CLASS/*, or CLASS/*, which is split; or a CSV file with the columns path and label, and
-    group and split where they are known. The defaults are those of the official script. Under torchrun every process takes its
-    share of each batch.
-
-    Ctrl-C ends the run after the step, and --resume continues it.
-    """
-    from hifuse_fast.app.training import train
-
-    _prepare_decoders()
-    settings = given(flags) | ({} if data is None else {"data": str(data.absolute())})
-    train.train(output, settings, toml=toml, resume=resume, override=override, find_device=_device, note=note)
-
-
 @main.command("predict")
 @click.argument("paths", nargs=-1, required=True, type=_PATH)
 @click.option("--checkpoint", required=True, type=_PATH, help="Weights: a torch file, safetensors, or a frozen network.")
-@click.option("--classes", type=_PATH, help="Names: the official class_indices.json, or text: a name or 'INDEX NAME' per line.")
+@click.option("--classes", type=_PATH, help="Names: the official class_indices.json, or text: a name or 'INDEX NAME' per "
+              "line.  [default: as the checkpoint says]")  # fmt: skip
 @click.option("--output", "-o", type=_PATH, default=Path(STDOUT), show_default=True, help="File to write, .csv or .json, or -.")
 @click.option("--format", "file_format", type=click.Choice(["csv", "json"]),
               help="[default: by the suffix of --output, CSV on stdout]")  # fmt: skip
@@ -104,14 +83,16 @@ def train_command(*, data: Path | None, output: Path, toml: Path | None, resume:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--dtype", type=_DTYPE, help="[default: float32; of a frozen network's file, its own]")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
-@click.option("--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side of the centre crop.")
-@click.option("--resize", type=click.IntRange(1), help="Shorter side before the crop.  [default: 256 / 224 of --image-size]")
-@click.option("--mean", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1].")
-@click.option("--std", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1].")
+@click.option("--image-size", type=click.IntRange(1),
+              help="Side of the centre crop.  [default: as the checkpoint says, else 224]")  # fmt: skip
+@click.option("--resize", type=click.IntRange(1),
+              help="Shorter side before the crop.  [default: as the checkpoint says, else 256 / 224 of the size]")  # fmt: skip
+@click.option("--mean", nargs=3, type=_RGB, help="Of R, G, B in [0, 1].  [default: as the checkpoint says, else 0.5 0.5 0.5]")
+@click.option("--std", nargs=3, type=_RGB, help="Of R, G, B in [0, 1].  [default: as the checkpoint says, else 0.5 0.5 0.5]")
 @click.option("--max-pixels", type=click.IntRange(1), default=images.MAX_PIXELS, show_default=True,
               help="Larger images are not decoded.")  # fmt: skip
-@click.option("--bits", type=click.IntRange(8, 16), default=16, show_default=True,
-              help="Bits of the data in 16-bit images: 12 where white is 4095.")  # fmt: skip
+@click.option("--bits", type=click.IntRange(8, 16),
+              help="Bits of the data in 16-bit images: 12 where white is 4095.  [default: as for the sizes, else 16]")  # fmt: skip
 @click.option("--exif-orientation", is_flag=True, help="Turn images as their orientation says.  [default: pixels as stored]")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode images.")
 @click.pass_context
@@ -133,12 +114,12 @@ def predict_command(
     device: str,
     dtype: str | None,
     backend: str,
-    image_size: int,
+    image_size: int | None,
     resize: int | None,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
     max_pixels: int,
-    bits: int,
+    bits: int | None,
     exif_orientation: bool,
     workers: int,
 ) -> None:
@@ -151,14 +132,17 @@ def predict_command(
     """
     found_files = _find(paths)
     files = found_files.images
+    remembered = Remembered.of(checkpoint)
+    bits, greyscale = bits or remembered.bits, greyscale or remembered.greyscale
+    exif_orientation = exif_orientation or remembered.exif_orientation
     notes = ImageNotes(note, bits)
-    preprocess = images.Preprocess(image_size, resize or round(image_size * 256 / 224), mean, std)
+    preprocess = remembered.prepare(image_size, resize, mean, std)
     as_json = _file_format(output, file_format) == "json"
     if as_json and (csv_safe or csv_bom):
         raise ValueError("--csv-safe and --csv-bom are for CSV, but the output is JSON")
     _check_output(output, [*files, checkpoint, *([] if classes is None else [classes])])
-    on = _device(device)
-    _prepare_decoders()
+    on = find_device(device)
+    quiet_decoders()
     failed: list[Path] = []
     with (
         writing(output, keep_partial=True) as file,
@@ -168,7 +152,8 @@ def predict_command(
         network = load_network(
             checkpoint, on, dtype, backend, size=model, channel_gate=channel_gate, ema=ema, greyscale=greyscale, note=note
         )
-        names = load_classes(classes, network.options.num_classes)
+        num_classes = network.options.num_classes
+        names = load_classes(classes, num_classes) if classes else remembered.names(num_classes)
         rows = predict.predict(
             files, network.model, network.prepare(preprocess), names, batch_size=batch_size, device=on,
             dtype=network.input_dtype, workers=workers, max_pixels=max_pixels, bits=bits, exif_orientation=exif_orientation,
@@ -288,14 +273,6 @@ def bench(
     ctx.exit(code)
 
 
-def _prepare_decoders() -> None:
-    """Let decoders say by their errors alone what is wrong, and have no limit but the user's."""
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one for the whole process, makes room for the user's
-    warnings.filterwarnings("ignore", module="PIL")  # damage that matters is an error
-    for decoder in ("PIL", "tifffile"):
-        logging.getLogger(decoder).setLevel(logging.CRITICAL)
-
-
 def _find(paths: tuple[Path, ...]) -> images.Found:
     found = images.find_images(paths)
     if not found.images:
@@ -313,17 +290,6 @@ def _file_format(output: Path, file_format: str | None) -> str:
     if file_format not in ("csv", "json"):
         raise ValueError(f"output must end in .csv or .json, or --format must say which of the two it is; got {output}")
     return file_format
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    found = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
-    if found is None:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if name != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():  # torch takes cuda:256 for cuda:0
-        raise ValueError(f"device {name} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
-    return torch.device(name)
 
 
 def _name_failures(rows: Iterator[Row], failed: list[Path]) -> Iterator[Row]:

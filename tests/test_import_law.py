@@ -71,7 +71,8 @@ LAW = {
     "bench/*.py": [*PUBLIC, "bench", "PUBLIC API"],
     "app/*.py": [*PUBLIC, "bench", "app", "PUBLIC API"],
     "app/training/*.py": [*PUBLIC, "app.console", "app.training", "PUBLIC API"],
-    "cli.py": [*PUBLIC, "bench", "app", "PUBLIC API"],
+    "commands/*.py": [*PUBLIC, "bench", "app", "commands.options", "PUBLIC API"],
+    "cli.py": [*PUBLIC, "bench", "app", "commands", "PUBLIC API"],
     "tuning/*.py": [*OPS, "bench.table", "tuning"],
 }
 # The hard dependencies, and who else may use them; everything else from outside is optional and stays inside functions.
@@ -79,6 +80,7 @@ EVERYWHERE = {"torch", "numpy", "safetensors"}
 APPLICATION = {
     "cli.py": {"click", "rich", "PIL"},
     "app": {"click", "rich", "PIL"},
+    "commands": {"click", "rich", "PIL"},
     "data": {"PIL"},
     "bench": {"click", "rich", "PIL"},
     "tuning": {"click", "rich"},

@@ -32,7 +32,8 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], record: Mapp
         model: what is saved.
         path: of the file; it must end in .safetensors.
         record: what else is to be known of the network, as JSON has it; `read_record` gives it back. `hifuse-fast train` writes
-            "classes", "images" (how they are read and prepared), "configuration", "versions", "data", "epoch", "step", "metrics".
+            "classes", "images" (how they are read and prepared), "configuration", "versions", "data", "epoch", "step"
+            and "metrics".
 
     Raises:
         TypeError: `model` is no module, or is frozen for inference.

@@ -100,6 +100,8 @@ class Training:
             self._run_epoch(batches, keeper, stop)
             keeper.end_epoch(self, self._end_epoch())
             self.ran_s = time.monotonic() - begun
+            if (signal := self._signal(stop)) and self.progress.epoch < self.configuration.epochs:
+                raise self._stopped(signal)
 
     def _run_epoch(self, batches: Iterator[Batch], keeper: Keeper, stop: Callable[[], int]) -> None:
         steps = self.feed.steps(self.progress.epoch)
@@ -109,7 +111,7 @@ class Training:
                 on_progress(int(self.progress.seen))
                 if signal:
                     keeper.save(self)
-                    raise Stopped(signal)
+                    raise self._stopped(signal)
                 if (
                     self.configuration.save_every
                     and self.progress.step % self.configuration.save_every == 0
@@ -144,10 +146,19 @@ class Training:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.network)
-        loss, correct, asked = self.ranks.sum([loss, correct, float(stop())])
+        loss, correct = self.ranks.sum([loss, correct])
         done.loss, done.weight, done.correct = done.loss + loss, done.weight + weight, done.correct + correct
         done.step, done.position, done.seen = done.step + 1, done.position + 1, done.seen + len(labels)
-        return int(asked) and (stop() or int(asked / self.ranks.world) or 15)
+        return self._signal(stop)
+
+    def _signal(self, stop: Callable[[], int]) -> int:
+        """The number of a signal that any process was sent, on every one of them; 0 where none was."""
+        return int(self.ranks.largest(float(stop())))
+
+    def _stopped(self, signal: int) -> Stopped:
+        error = Stopped(signal)
+        error.add_note(f"the state after step {self.progress.step} is written, and --resume goes on from there")
+        return error
 
     def _forward_and_backward(self, batch: Batch, part: int, weight: float) -> tuple[Tensor, Tensor]:
         """Add the gradients of a part; its losses, and how many images were told right."""

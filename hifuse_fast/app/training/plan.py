@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hifuse_fast.app.console import progress
@@ -20,9 +21,10 @@ from hifuse_fast.app.training.network import make_network
 from hifuse_fast.app.training.ranks import Ranks
 from hifuse_fast.app.training.state import State, read_state
 from hifuse_fast.data.check import Reading, check_examples, digest_examples, hash_examples
+from hifuse_fast.data.draws import batches_of
 from hifuse_fast.data.examples import Example, classes_of, read_examples, write_examples
 from hifuse_fast.data.split import split_examples
-from hifuse_fast.options import HiFuseOptions
+from hifuse_fast.model import STRIDE
 
 Note = Callable[[str], object]
 _PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
@@ -54,10 +56,10 @@ def make_plan(
             folder.write_log(stored.progress.rows)
             note(f"{folder.path} is finished: {stored.progress.epoch} epochs{best_of(stored.progress)}.")
             return Plan(configuration, None, None)
-    examples = _read(configuration, ranks, note)
+    examples = read_examples(Path(configuration.data), configuration.group_by, note)
     classes = classes_of(examples)
     if stored is None:
-        _check_size(make_network(configuration, classes, None, lambda _: None).options, configuration, examples, ranks)
+        make_network(configuration, classes, None, lambda _: None)
     examples = _check(configuration, examples, note)
     data = Data(
         [e for e in examples if e.split == "train"], [e for e in examples if e.split == "val"], classes, hash_examples(examples)
@@ -66,6 +68,7 @@ def make_plan(
         raise ValueError(
             f"output {folder.path} cannot be resumed: the images of {configuration.data} are not those that it began with"
         )
+    _check_parts(configuration, len(data.train), ranks)
     if configuration.best == "auroc" and len({example.label for example in data.val}) < 2:
         raise ValueError(
             "best must be accuracy or balanced_accuracy where all images of validation are of one class, got 'auroc'"
@@ -119,22 +122,15 @@ def _check_machine(stored: State, ranks: Ranks, override: bool, note: Note) -> N
         note(f"The bits may differ from those of a run without a break, for this has changed: {', '.join(changed)}.")
 
 
-def _read(configuration: Configuration, ranks: Ranks, note: Note) -> list[Example]:
-    examples = read_examples(Path(configuration.data), configuration.group_by, note)
-    if len(examples) < ranks.world:
-        raise ValueError(f"the data have {len(examples)} images, fewer than the {ranks.world} processes")
-    return examples
-
-
-def _check_size(options: HiFuseOptions, configuration: Configuration, examples: list[Example], ranks: Ranks) -> None:
-    """Raise ValueError where batch norm would see one value alone."""
+def _check_parts(configuration: Configuration, count: int, ranks: Ranks) -> None:
+    """Raise ValueError where a batch cannot be cut, or batch norm would see one value alone."""
     parts = ranks.world * configuration.accumulate
-    count = sum(example.split in ("", "train") for example in examples)
-    smallest = min(configuration.batch_size, count % configuration.batch_size or configuration.batch_size)
-    if configuration.image_size <= 32 and not configuration.freeze and smallest < 2 * parts:
+    batches = batches_of(np.arange(count), configuration.batch_size, parts)
+    smallest = min(len(batch) // parts for batch in batches)
+    if configuration.image_size <= STRIDE and smallest < 2 and not configuration.freeze:
         raise ValueError(
-            f"batch_size {configuration.batch_size} leaves parts of one image, whose last map is one pixel at image_size "
-            f"{configuration.image_size}, and batch norm needs two; take another batch_size"
+            f"batch_size {configuration.batch_size} leaves a part of one image, whose last map is one pixel at image_size "
+            f"{configuration.image_size}, and batch norm needs two values; take another batch_size"
         )
 
 

@@ -59,6 +59,14 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()  # type: ignore[no-any-return]
 
+    def largest(self, value: float) -> float:
+        """The largest value of all processes."""
+        if self.world == 1:
+            return value
+        most = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return most.item()
+
     def gather(self, own: Tensor, total: int) -> Tensor:
         """Rows 0 ... total - 1, of which each process has those of rank, rank + world, ...; on the CPU."""
         own = own.cpu()

@@ -51,6 +51,7 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined())
+        stack.enter_context(torch.random.fork_rng([]))
         say = note if ranks.is_first else (lambda _: None)
         folder = RunFolder(output)
         plan = ranks.first(lambda: make_plan(folder, settings, toml, resume, override, ranks, stack, say))
@@ -86,14 +87,13 @@ def _place(device: torch.device, configuration: Configuration, ranks: Ranks) -> 
 
 @contextlib.contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """In this block the same numbers come of the same call on a CPU; the global generators are afterwards what they were."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    """In this block a CPU gives the same bits for the same call."""
+    mode, fills = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.set_deterministic_debug_mode("error")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
     try:
-        with torch.random.fork_rng(list(range(torch.cuda.device_count())) if device.type == "cuda" else []):
-            yield
+        yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
