@@ -92,7 +92,7 @@ def info(as_json: bool) -> None:
 @click.option("--max-pixels", type=click.IntRange(1), default=images.MAX_PIXELS, show_default=True,
               help="Larger images are not decoded.")  # fmt: skip
 @click.option("--bits", type=click.IntRange(8, 16),
-              help="Bits of the data in 16-bit images: 12 where white is 4095.  [default: as for the sizes, else 16]")  # fmt: skip
+              help="Bits of the data in 16-bit images: 12 where white is 4095.  [default: as it says, else 16]")  # fmt: skip
 @click.option("--exif-orientation", is_flag=True, help="Turn images as their orientation says.  [default: pixels as stored]")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode images.")
 @click.pass_context

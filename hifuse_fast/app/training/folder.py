@@ -98,8 +98,8 @@ class RunFolder:
 def _plot(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    losses, scores = figure.subplots(1, 2)
+    figure = Figure(figsize=(10, 4))
+    losses, scores = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.13, "top": 0.96})
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) == 1 else ""
     for name in COLUMNS[3:-1]:
@@ -112,7 +112,7 @@ def _plot(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.set(xlabel="epoch", ylabel=name)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, format="png", dpi=120)
+    figure.savefig(path, format="png", dpi=100)
 
 
 class TensorBoard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,10 @@ _SIDE = 64  # of the image on which parameters are looked for; any would do
 
 
 def dead_parameters(options: HiFuseOptions) -> set[str]:
-    """The names of the parameters that the official network has and never uses."""
-    with torch.device("meta"), use_backend("reference"):
-        network = HiFuse(**options.to_dict())
-        network(torch.empty(2, options.in_chans, _SIDE, _SIDE)).sum().backward()
+    """The names of the parameters that the official network has and never uses: those that get no gradient in a narrow copy."""
+    with torch.random.fork_rng([]), use_backend("reference"):
+        network = HiFuse(**replace(options, dims=[2 * heads for heads in options.num_heads]).to_dict())
+        network(torch.zeros(2, options.in_chans, _SIDE, _SIDE)).sum().backward()
     return {name for name, parameter in network.named_parameters() if parameter.grad is None}
 
 

@@ -1,5 +1,7 @@
 """Data, a run that nothing disturbed, and the command in this process."""
 
+import time
+
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -15,11 +17,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def undisturbed(tmp_path_factory, data):
-    """What a run of `EXACT` comes to that nothing disturbed."""
+    """What a run of `EXACT` comes to that nothing disturbed, and how long it takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
+    finish(start(["train", "--help"], folder / "help"))  # the server has started
+    begun = time.monotonic()
     process = start(["train", data, "-o", folder / "run", *flags(**EXACT)], folder / "errors")
     assert finish(process) == 0, (folder / "errors").read_text()
-    return contents(folder / "run")
+    return contents(folder / "run"), time.monotonic() - begun
 
 
 @pytest.fixture
