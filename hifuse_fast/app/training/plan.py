@@ -41,7 +41,7 @@ class Plan:
 
 def make_plan(
     folder: RunFolder, settings: Mapping[str, Any], toml: Path | None, resume: bool, override: bool, ranks: Ranks,
-    stack: contextlib.ExitStack, note: Note,
+    stack: contextlib.ExitStack, find_device: Callable[[str], torch.device], note: Note,
 ) -> Plan:  # fmt: skip
     """All checks, and the first files of a new run; the folder stays locked until `stack` is closed."""
     folder.check(resume=resume)
@@ -50,6 +50,9 @@ def make_plan(
     stored = read_state(folder.state, tensors=False) if resume and folder.state.exists() else None
     configuration = _configure(folder, settings, toml, stored, resume, override)
     _check_packages(configuration)
+    device = find_device(configuration.device)
+    if configuration.sync_batch_norm and device.type != "cuda":
+        raise ValueError(f"sync_batch_norm is for GPUs: PyTorch has none for the device {device}")
     if stored is not None:
         _check_machine(stored, ranks, override, note)
         if stored.progress.epoch >= configuration.epochs:

@@ -11,7 +11,6 @@ import torch
 
 from hifuse_fast import use_backend
 from hifuse_fast.app.console import stop_after_step
-from hifuse_fast.app.training.configuration import Configuration
 from hifuse_fast.app.training.folder import RunFolder
 from hifuse_fast.app.training.keeper import Keeper
 from hifuse_fast.app.training.loop import Training
@@ -54,12 +53,12 @@ def train(
         stack.enter_context(torch.random.fork_rng([]))
         say = note if ranks.is_first else (lambda _: None)
         folder = RunFolder(output)
-        plan = ranks.first(lambda: make_plan(folder, settings, toml, resume, override, ranks, stack, say))
+        plan = ranks.first(lambda: make_plan(folder, settings, toml, resume, override, ranks, stack, find_device, say))
         configuration, data = plan.configuration, plan.data
         if data is None:
             return
         stack.enter_context(use_backend(configuration.backend))
-        device = _place(find_device(configuration.device), configuration, ranks)
+        device = _place(find_device(configuration.device), ranks)
         stack.enter_context(_deterministic(device))
         network = make_network(configuration, data.classes, plan.stored, say).to(device)
         if device.type == "cuda":
@@ -74,10 +73,8 @@ def train(
         keeper.close(training)
 
 
-def _place(device: torch.device, configuration: Configuration, ranks: Ranks) -> torch.device:
+def _place(device: torch.device, ranks: Ranks) -> torch.device:
     """The device of this process."""
-    if configuration.sync_batch_norm and device.type != "cuda":
-        raise ValueError(f"sync_batch_norm is for GPUs: PyTorch has none for the device {device}")
     if device.type == "cuda":
         if device.index is None:
             device = torch.device("cuda", ranks.local)
