@@ -31,7 +31,7 @@ def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
     if type(child) is not kind or not _as_imported():
         return False
     for weight in child._parameters.values():
-        if type(weight) not in _WEIGHTS and type(weight).__torch_function__ is not _NO_FUNCTION:
+        if type(weight) not in _WEIGHTS and getattr(type(weight), "__torch_function__", None) is not _NO_FUNCTION:
             return False
     return not (
         child._forward_hooks

@@ -89,6 +89,32 @@ def stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def stop_after_step() -> Iterator[Callable[[], int]]:
+    """In this block a signal to stop is kept; yields what tells its number, 0 where none came.
+
+    So a step comes to its end. The same signal again, a second later or more, does what it did before: it stops at once.
+    """
+    kept: dict[int, float] = {}
+    before: dict[int, Any] = {}
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number in kept and now - kept[number] >= 1 and callable(before[number]):
+            before[number](number, frame)
+        kept.setdefault(number, now)
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: handler for number in _STOPPING if callable(handler := signal.getsignal(number))}
+    try:
+        for number in before:
+            signal.signal(number, keep)
+        yield lambda: next(iter(kept), 0)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def progress(total: int, *, shown: bool, of: str = "images") -> Iterator[Callable[[int], None]]:
     """A bar on stderr, where it is to be shown and that is a terminal; yields the function that moves it."""
     console = Console(stderr=True)

@@ -2,7 +2,7 @@
 
 from hifuse_fast.checkpoints.errors import CheckpointError
 from hifuse_fast.checkpoints.load import create_model_from_checkpoint
-from hifuse_fast.checkpoints.read import load_checkpoint
+from hifuse_fast.checkpoints.read import load_checkpoint, read_record
 from hifuse_fast.checkpoints.recognise import describe_checkpoint
 from hifuse_fast.checkpoints.save import save_checkpoint
 
@@ -11,5 +11,6 @@ __all__ = [
     "create_model_from_checkpoint",
     "describe_checkpoint",
     "load_checkpoint",
+    "read_record",
     "save_checkpoint",
 ]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hifuse_fast.checkpoints.errors import CheckpointError
@@ -22,6 +22,8 @@ from hifuse_fast.checkpoints.tensors import is_float8, why_no_weight
 from hifuse_fast.options import HiFuseOptions
 
 OPTIONS = "hifuse_fast.options"  #: the key of the metadata that has the network's options, as JSON
+
+RECORD = "hifuse_fast.record"  #: the key of what a training said of the network, as JSON
 
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile put before every name
 _PREFIXES = (*WRAPPERS, "model.", "net.", "network.", "backbone.", "ema.", "ema_model.", "model_ema.", "averaged_model.")
@@ -95,6 +97,25 @@ def read_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
     return Checkpoint(state_dict, _options(path, metadata))
 
 
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_checkpoint` was given as `record`; empty where a file has none.
+
+    Raises:
+        FileNotFoundError, CheckpointError: see `load_checkpoint`; or the record is damaged.
+    """
+    path = Path(path)
+    if _kind(path) != SAFETENSORS:
+        return {}
+    try:
+        with safe_open(path, framework="pt") as opened:
+            record = json.loads((opened.metadata() or {}).get(RECORD, "{}"))
+        if isinstance(record, dict):
+            return record
+    except (SafetensorError, ValueError, RecursionError):
+        pass
+    raise CheckpointError(f"checkpoint {path}: it is damaged, or the record in its metadata is")
+
+
 def is_counter(name: str) -> bool:
     """Whether it is the name of a count beside the weights, as AveragedModel has one."""
     return _COUNTERS.search(name) is not None
@@ -110,14 +131,18 @@ def strip_prefixes(state_dict: Mapping[str, Tensor], prefixes: tuple[str, ...] =
         names = [name.removeprefix(prefix) for name in names]
 
 
-def _read(path: Path) -> tuple[Any, dict[str, str]]:
-    """The content of a file, and its metadata."""
+def _kind(path: Path) -> str:
     try:
-        kind = kind_of(path)
+        return kind_of(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"checkpoint {path}: no such file") from None
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: it is {error}") from None
+
+
+def _read(path: Path) -> tuple[Any, dict[str, str]]:
+    """The content of a file, and its metadata."""
+    kind = _kind(path)
     try:
         if kind != SAFETENSORS:
             beside = torch.serialization.safe_globals([(_Beside, name) for name in _BESIDE])

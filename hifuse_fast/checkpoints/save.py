@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hifuse_fast.checkpoints.errors import CheckpointError
-from hifuse_fast.checkpoints.read import OPTIONS, is_counter, strip_prefixes
+from hifuse_fast.checkpoints.read import OPTIONS, RECORD, is_counter, strip_prefixes
 from hifuse_fast.checkpoints.recognise import check_weights, fit
 from hifuse_fast.checkpoints.tensors import why_no_weight
 from hifuse_fast.checkpoints.wrappers import find_networks
@@ -20,11 +22,18 @@ from hifuse_fast.model import HiFuse
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 
-def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], record: Mapping[str, Any] | None = None) -> None:
     """Write the state_dict of `model` as safetensors, of what it wraps where it is an AveragedModel, compiled, ...
 
     Of a HiFuse the metadata say its options, so that `create_model_from_checkpoint` makes the same network. Weights that share
     memory are written once for each of their names. The file appears whole or not at all.
+
+    Args:
+        model: what is saved.
+        path: of the file; it must end in .safetensors.
+        record: what else is to be known of the network, as JSON has it; `read_record` gives it back. `hifuse-fast train` writes
+            "classes", "images" (how they are read and prepared), "configuration", "versions", "data", "epoch", "step"
+            and "metrics".
 
     Raises:
         TypeError: `model` is no module, or is frozen for inference.
@@ -52,6 +61,8 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
             raise ValueError(f"model must have the weights of its options: {error}") from None
         state_dict = fit(state_dict, network)
         metadata[OPTIONS] = json.dumps(network.options.to_dict())
+    if record is not None:
+        metadata[RECORD] = json.dumps(record)
     write_safetensors(state_dict, path, metadata)
 
 
@@ -69,7 +80,10 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str
     """Write tensors and metadata as safetensors. The file appears whole or not at all; see `save_checkpoint`."""
     _check_path(path)
     with replacing(path) as unfinished:
-        safetensors.torch.save_file(_apart(tensors), unfinished, metadata=metadata)
+        try:
+            safetensors.torch.save_file(_apart(tensors), unfinished, metadata=metadata)
+        except SafetensorError as error:  # such as a device without space
+            raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def _check_path(path: str | os.PathLike[str]) -> None:

@@ -25,9 +25,18 @@ from hifuse_fast.app.gradcam import LAYERS
 from hifuse_fast.app.metrics import OVERALL
 from hifuse_fast.app.network import Network
 from hifuse_fast.app.output import write_csv
+from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.app.report import render
 from hifuse_fast.app.shown import show, with_gradients
-from hifuse_fast.commands.options import PATH, ImageReading, NetworkChoice, image_options, network_options, quiet_decoders
+from hifuse_fast.commands.options import (
+    PATH,
+    ImageChoice,
+    ImageReading,
+    NetworkChoice,
+    image_options,
+    network_options,
+    quiet_decoders,
+)
 from hifuse_fast.data.classes import load_classes
 from hifuse_fast.data.examples import Example, read_examples
 from hifuse_fast.files import writing
@@ -64,7 +73,7 @@ def evaluate_command(
     most: int,
     gradcam_layer: str,
     choice: NetworkChoice,
-    reading: ImageReading,
+    images_as: ImageChoice,
 ) -> None:
     """Measure the network of CHECKPOINT on the labelled images of DATA, and write a report.
 
@@ -77,12 +86,13 @@ def evaluate_command(
     examples = _examples(data, split, group_by)
     fitting = [] if calibrate is None else _examples(calibrate, "val", group_by)
     _check_apart(examples, fitting)
-    preprocess = reading.preprocess  # what does not fit is said before anything is made
+    remembered = Remembered.of(checkpoint)
+    reading = images_as.reading(remembered)
     quiet_decoders()
     with hifuse_fast.use_backend(choice.backend):
         model = with_gradients(checkpoint, choice.channel_gate, choice.ema, choice.on) if most else None
-        network = choice.load(checkpoint)
-        classes = _classes(choice.classes, network, examples)
+        network = choice.load(checkpoint, remembered)
+        classes = _classes(choice.classes, remembered, network, examples)
         check_labels([*examples, *fitting], classes)
         output.mkdir(parents=True, exist_ok=True)
         ask = partial(_ask, network=network, classes=classes, choice=choice, reading=reading)
@@ -100,7 +110,13 @@ def evaluate_command(
         with progress(resamples, shown=True, of="resamples") as on_progress:
             metrics = measure(answered, classes, Bootstrap(resamples, seed), on_progress)
         pictures = show(
-            answered, mistakes(answered, most), reading.read, network.prepare(preprocess), preprocess, model, gradcam_layer
+            answered,
+            mistakes(answered, most),
+            reading.read,
+            network.prepare(reading.preprocess),
+            reading.preprocess,
+            model,
+            gradcam_layer,
         )
     page = render(
         f"{checkpoint.name} on {data.name}", metrics, answered, classes,
@@ -138,10 +154,12 @@ def _check_apart(examples: Sequence[Example], fitting: Sequence[Example]) -> Non
             raise ValueError(f"calibrate must be other groups than those that are evaluated, but {each.group!r} is in both")
 
 
-def _classes(path: Path | None, network: Network, examples: Sequence[Example]) -> list[str]:
-    """The names of the classes: of the file, else those of the examples, sorted, as the official script numbers them."""
+def _classes(path: Path | None, remembered: Remembered, network: Network, examples: Sequence[Example]) -> list[str]:
+    """The names of the classes: of the file or the checkpoint, else those of the examples, sorted, as the official script does."""
     if path is not None:
         return load_classes(path, network.options.num_classes)
+    if remembered.classes is not None:
+        return remembered.names(network.options.num_classes)
     names = sorted({example.label for example in examples})
     if len(names) != network.options.num_classes:
         raise ValueError(

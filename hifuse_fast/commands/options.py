@@ -20,6 +20,7 @@ import hifuse_fast
 from hifuse_fast.app.console import note
 from hifuse_fast.app.network import Network, load_network
 from hifuse_fast.app.predict import DTYPES
+from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.backends.select import BACKENDS
 from hifuse_fast.data import images
 
@@ -46,11 +47,11 @@ class NetworkChoice:
         """The device; ValueError where there is none of that name."""
         return find_device(self.device)
 
-    def load(self, checkpoint: Path) -> Network:
+    def load(self, checkpoint: Path, remembered: Remembered) -> Network:
         """See `load_network`."""
         return load_network(
             checkpoint, self.on, self.dtype, self.backend, size=self.model, channel_gate=self.channel_gate, ema=self.ema,
-            greyscale=self.greyscale, note=note,
+            greyscale=self.greyscale or remembered.greyscale, note=note,
         )  # fmt: skip
 
 
@@ -58,19 +59,11 @@ class NetworkChoice:
 class ImageReading:
     """How images are read and prepared."""
 
-    image_size: int
-    resize: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    preprocess: images.Preprocess
     max_pixels: int
     bits: int
     exif_orientation: bool
     workers: int
-
-    @cached_property
-    def preprocess(self) -> images.Preprocess:
-        """ValueError where the options do not fit one another."""
-        return images.Preprocess(self.image_size, self.resize or round(self.image_size * 256 / 224), self.mean, self.std)
 
     def read(self, path: Path) -> Image.Image:
         """The image of a file."""
@@ -79,6 +72,30 @@ class ImageReading:
     def of_predict(self) -> dict[str, Any]:
         """What `predict` is told of it."""
         return {name: getattr(self, name) for name in ("max_pixels", "bits", "exif_orientation", "workers")}
+
+
+@dataclass(frozen=True)
+class ImageChoice:
+    """What a user said of how images are read and prepared; None where that is left to the checkpoint."""
+
+    image_size: int | None
+    resize: int | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    max_pixels: int
+    bits: int | None
+    exif_orientation: bool
+    workers: int
+
+    def reading(self, remembered: Remembered) -> ImageReading:
+        """The rest as the checkpoint says; ValueError where the options do not fit one another."""
+        return ImageReading(
+            remembered.prepare(self.image_size, self.resize, self.mean, self.std),
+            self.max_pixels,
+            self.bits or remembered.bits,
+            self.exif_orientation or remembered.exif_orientation,
+            self.workers,
+        )
 
 
 def _gathered(name: str, into: type[Any], *options: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,8 +117,8 @@ def _gathered(name: str, into: type[Any], *options: Callable[..., Any]) -> Calla
 network_options = _gathered(
     "choice",
     NetworkChoice,
-    click.option("--classes", type=PATH,
-                 help="Names: the official class_indices.json, or text: a name or 'INDEX NAME' per line."),
+    click.option("--classes", type=PATH, help="Names: the official class_indices.json, or text: a name or 'INDEX NAME' per line."
+                 "  [default: as the checkpoint says]"),
     click.option("--model", type=click.Choice(hifuse_fast.list_models()), help="[default: what the checkpoint holds]"),
     click.option("--channel-gate", type=click.Choice(["sigmoid", "double_sigmoid"]),
                  help="double_sigmoid for official checkpoints from before 2024-01-16.  [default: as the file says]"),
@@ -114,17 +131,18 @@ network_options = _gathered(
     click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
 )  # fmt: skip
 image_options = _gathered(
-    "reading",
-    ImageReading,
-    click.option("--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side of the centre crop."),
+    "images_as",
+    ImageChoice,
+    click.option("--image-size", type=click.IntRange(1),
+                 help="Side of the centre crop.  [default: as the checkpoint says, else 224]"),
     click.option("--resize", type=click.IntRange(1),
-                 help="Shorter side before the crop.  [default: 256 / 224 of --image-size]"),
-    click.option("--mean", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1]."),
-    click.option("--std", nargs=3, type=_RGB, default=(0.5, 0.5, 0.5), show_default=True, help="Of R, G, B in [0, 1]."),
+                 help="Shorter side before the crop.  [default: as the checkpoint says, else 256 / 224 of the size]"),
+    click.option("--mean", nargs=3, type=_RGB, help="Of R, G, B in [0, 1].  [default: as it says, else 0.5 0.5 0.5]"),
+    click.option("--std", nargs=3, type=_RGB, help="Of R, G, B in [0, 1].  [default: as it says, else 0.5 0.5 0.5]"),
     click.option("--max-pixels", type=click.IntRange(1), default=images.MAX_PIXELS, show_default=True,
                  help="Larger images are not decoded."),
-    click.option("--bits", type=click.IntRange(8, 16), default=16, show_default=True,
-                 help="Bits of the data in 16-bit images: 12 where white is 4095."),
+    click.option("--bits", type=click.IntRange(8, 16),
+                 help="Bits of the data in 16-bit images: 12 where white is 4095.  [default: as the checkpoint says, else 16]"),
     click.option("--exif-orientation", is_flag=True,
                  help="Turn images as their orientation says.  [default: pixels as stored]"),
     click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode images."),

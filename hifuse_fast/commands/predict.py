@@ -15,9 +15,10 @@ from hifuse_fast.app import predict
 from hifuse_fast.app.console import BAD_RESULTS, note, progress
 from hifuse_fast.app.notes import ImageNotes
 from hifuse_fast.app.output import Row, write_csv, write_json
+from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.commands.options import (
     PATH,
-    ImageReading,
+    ImageChoice,
     NetworkChoice,
     check_output,
     image_options,
@@ -52,7 +53,7 @@ def predict_command(
     csv_safe: bool,
     csv_bom: bool,
     choice: NetworkChoice,
-    reading: ImageReading,
+    images_as: ImageChoice,
 ) -> None:
     """Classify images: files, and folders with everything below them but for names that begin with a dot.
 
@@ -63,8 +64,9 @@ def predict_command(
     """
     found_files = _find(paths)
     files = found_files.images
+    remembered = Remembered.of(checkpoint)
+    reading = images_as.reading(remembered)
     notes = ImageNotes(note, reading.bits)
-    preprocess = reading.preprocess
     as_json = _file_format(output, file_format) == "json"
     if as_json and (csv_safe or csv_bom):
         raise ValueError("--csv-safe and --csv-bom are for CSV, but the output is JSON")
@@ -77,10 +79,11 @@ def predict_command(
         hifuse_fast.use_backend(choice.backend),
         progress(len(files), shown=not (is_stream(output) and sys.stdout.isatty())) as on_progress,
     ):
-        network = choice.load(checkpoint)
-        names = load_classes(choice.classes, network.options.num_classes)
+        network = choice.load(checkpoint, remembered)
+        num_classes = network.options.num_classes
+        names = load_classes(choice.classes, num_classes) if choice.classes else remembered.names(num_classes)
         rows = predict.predict(
-            files, network.model, network.prepare(preprocess), names, batch_size=choice.batch_size, device=on,
+            files, network.model, network.prepare(reading.preprocess), names, batch_size=choice.batch_size, device=on,
             dtype=network.input_dtype, on_progress=on_progress, **reading.of_predict(),
         )  # fmt: skip
         rows = notes.watch(_name_failures(rows, failed))
@@ -92,7 +95,7 @@ def predict_command(
                 "model": network.described(),
                 "bits": reading.bits,
                 "exif_orientation": reading.exif_orientation,
-                "preprocess": dataclasses.asdict(preprocess),
+                "preprocess": dataclasses.asdict(reading.preprocess),
                 "device": str(on),
                 "dtype": network.dtype,
                 "backend": choice.backend,

@@ -55,11 +55,14 @@ def digest_examples(
             return f"{example.path}: cannot be read: {say(error)}"
 
     done: list[Example | str] = []
-    with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="hifuse_fast-check") as pool:
+    pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="hifuse_fast-check")
+    try:
         for start in range(0, len(examples), _TOGETHER):
             for each in pool.map(digested, examples[start : start + _TOGETHER]):
                 done.append(each)
                 on_progress(len(done))
+    finally:  # also when it is stopped half-way
+        pool.shutdown(cancel_futures=True)
     failed = [each for each in done if isinstance(each, str)]
     if failed:
         raise ValueError(f"{len(failed)} of {len(done)} images cannot be read: {_few(failed, '; ')}")
