@@ -155,7 +155,7 @@ def _check_apart(examples: Sequence[Example], fitting: Sequence[Example]) -> Non
 
 
 def _classes(path: Path | None, remembered: Remembered, network: Network, examples: Sequence[Example]) -> list[str]:
-    """The names of the classes: of the file or the checkpoint, else those of the examples, sorted, as the official script does."""
+    """The names of the classes: of the file, else the checkpoint, else those of the examples, sorted, as in the official script."""
     if path is not None:
         return load_classes(path, network.options.num_classes)
     if remembered.classes is not None:

@@ -117,8 +117,8 @@ def _gathered(name: str, into: type[Any], *options: Callable[..., Any]) -> Calla
 network_options = _gathered(
     "choice",
     NetworkChoice,
-    click.option("--classes", type=PATH, help="Names: the official class_indices.json, or text: a name or 'INDEX NAME' per line."
-                 "  [default: as the checkpoint says]"),
+    click.option("--classes", type=PATH, help="Names: the official class_indices.json, or text: a name or 'INDEX NAME' per "
+                 "line.  [default: as the checkpoint says]"),
     click.option("--model", type=click.Choice(hifuse_fast.list_models()), help="[default: what the checkpoint holds]"),
     click.option("--channel-gate", type=click.Choice(["sigmoid", "double_sigmoid"]),
                  help="double_sigmoid for official checkpoints from before 2024-01-16.  [default: as the file says]"),
