@@ -95,29 +95,17 @@ def evaluate_command(
         classes = _classes(choice.classes, remembered, network, examples)
         check_labels([*examples, *fitting], classes)
         output.mkdir(parents=True, exist_ok=True)
-        ask = partial(_ask, network=network, classes=classes, choice=choice, reading=reading)
-        raw = answered = ask(examples)
-        remarks = _remarks(answered, classes, model, most)
         about = _about(checkpoint, data, split, network, choice, reading)
+        ask = partial(_ask, network=network, classes=classes, choice=choice, reading=reading)
+        answered = ask(examples)
         if fitting:
-            temperature = fit_temperature(ask(fitting).outcomes)
-            if not is_determined(temperature):
-                raise ValueError(
-                    f"calibrate {calibrate}: its {len(fitting)} images determine no temperature, got {temperature:.3g}"
-                )
-            answered = raw.scaled(temperature, classes)
-            about["temperature"], about["calibrated_on"] = temperature, str(calibrate)
+            about["temperature"], about["calibrated_on"] = _temperature(ask(fitting)), str(calibrate)
+            answered = answered.scaled(about["temperature"], classes)
         with progress(resamples, shown=True, of="resamples") as on_progress:
             metrics = measure(answered, classes, Bootstrap(resamples, seed), on_progress)
-        pictures = show(
-            answered,
-            mistakes(answered, most),
-            reading.read,
-            network.prepare(reading.preprocess),
-            reading.preprocess,
-            model,
-            gradcam_layer,
-        )
+        indices, prepare = mistakes(answered, most), network.prepare(reading.preprocess)
+        pictures = show(answered, indices, reading.read, prepare, reading.preprocess, model, gradcam_layer)
+    remarks = _remarks(answered, classes, model, most)
     page = render(
         f"{checkpoint.name} on {data.name}", metrics, answered, classes,
         about=_lines(about, metrics), remarks=remarks, mistakes=pictures,
@@ -155,7 +143,7 @@ def _check_apart(examples: Sequence[Example], fitting: Sequence[Example]) -> Non
 
 
 def _classes(path: Path | None, remembered: Remembered, network: Network, examples: Sequence[Example]) -> list[str]:
-    """The names of the classes: of the file, else the checkpoint, else those of the examples, sorted, as in the official script."""
+    """The names of the classes: of the file, else the checkpoint, else of the examples, sorted, as in the official script."""
     if path is not None:
         return load_classes(path, network.options.num_classes)
     if remembered.classes is not None:
@@ -183,6 +171,16 @@ def _ask(
         if row.error is not None:
             note(f"{row.path}: {row.error}")
     return gather(examples, rows, classes)
+
+
+def _temperature(answered: Answered) -> float:
+    """The temperature that the images determine; ValueError where they determine none."""
+    temperature = fit_temperature(answered.outcomes)
+    if not is_determined(temperature):
+        raise ValueError(
+            f"calibrate must be images that determine a temperature; these give {temperature:.3g}, an end of the range"
+        )
+    return temperature
 
 
 def _remarks(answered: Answered, classes: Sequence[str], model: HiFuse | None, most: int) -> list[str]:
