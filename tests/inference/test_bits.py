@@ -5,11 +5,14 @@ Of the model this is not asked: its products are PyTorch's.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from hifuse_fast import optimize_for_inference
 from hifuse_fast.backends.native.library import lib
+from hifuse_fast.inference.network import OptimizedHiFuse
 from hifuse_fast.testing import golden_uniform
 from tests.support.bits import check_bits, threads
 from tests.support.frozen import make
@@ -17,7 +20,7 @@ from tests.support.frozen import make
 pytestmark = pytest.mark.skipif(lib is None, reason="the compiled library is not built")
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (33, 57), (96, 160)], ids=str)
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (33, 90)], ids=str)
 @pytest.mark.parametrize("algorithm", ["auto", "direct"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_narrow(dtype: torch.dtype, algorithm: str, size: tuple[int, int]) -> None:
@@ -25,20 +28,21 @@ def test_narrow(dtype: torch.dtype, algorithm: str, size: tuple[int, int]) -> No
     check_bits(network, (2 * golden_uniform("images", (5, 2, *size)) - 1).float(), what=str(size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_maps_and_widths_of_small(dtype: torch.dtype) -> None:
-    """Maps as large as those of 224 x 224, a third as wide: at the end 4 Winograd tiles an image."""
-    options = {"dims": (32, 64, 128, 256), "depths": (1, 2, 1, 1), "conv_depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+def test_maps_of_small(dtype: torch.dtype) -> None:
+    """Maps as large as those of 224 x 224, at narrower widths: at the end four of Winograd's tiles an image."""
+    options = {"dims": (16, 32, 64, 192), "depths": (1, 2, 1, 1), "conv_depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 6)}
     network = optimize_for_inference(make(torch.float32, **options, window_size=7), dtype=dtype)
     check_bits(network, (2 * golden_uniform("images", (5, 2, 224, 224)) - 1).float())
 
 
 def test_mean() -> None:
     """A share of the channels for each thread, which PyTorch adds up in another order where it is no multiple of vectors."""
-    network = optimize_for_inference(make(torch.float32, dims=(8, 16, 24, 768)), dtype=torch.float32)
+    network = SimpleNamespace(head=lambda mean: mean, dtype=torch.float32)
     fused_map = 2 * golden_uniform("map", (1, 7, 7, 768)).float() - 1
     found = []
     for count in (1, 3, 7, 8):
         with threads(count):
-            found.append(network._logits(fused_map))
+            found.append(OptimizedHiFuse._logits(network, fused_map))  # type: ignore[arg-type]
     assert all(torch.equal(found[0], other) for other in found)

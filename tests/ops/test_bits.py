@@ -61,7 +61,7 @@ class Case:
 
     prepare: Callable[..., Any]
     channels: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...] = (*ROWS, *LARGER)
+    sizes: tuple[tuple[int, int], ...] = (*ROWS, LARGER[0])
     scale: int = 1
     first: bool = False  # images: channels first
 
@@ -103,9 +103,10 @@ def attention(heads: int, head_dim: int, **options: Any) -> Case:
     return Case(make, (3 * heads * head_dim,))
 
 
+MIXERS = [(5, "direct"), (72, "direct"), (72, "winograd2"), (5, "winograd4"), (200, "winograd4")]
 CASES = {
     **{f"linear {depth}": Case(linear(depth, 40), (depth,)) for depth in (7, 64, 200, 416)},
-    "linear 2000": Case(linear(2000, 9, norm="row"), (2000,)),
+    "linear 1000": Case(linear(1000, 9, norm="row"), (1000,)),
     "linear, norm": Case(linear(100, 33, norm="row", activation="gelu"), (100,)),
     "linear of three maps": Case(linear(3 * 70, 33, norm="row"), (70, 70, 70)),
     "linear, pooled": Case(linear(70, 33, activation="relu", pool=True), (70,), scale=2),
@@ -113,17 +114,17 @@ CASES = {
     "linear of patches, norm": Case(linear(4 * 57, 40, rows="patches", norm="row"), (57,), scale=2),
     "linear, Strassen": Case(linear(800, 64, norm="row"), (800,)),
     "linear, Strassen, pooled": Case(linear(416, 64, activation="gelu", pool=True), (416,), scale=2),
-    **{f"local block {c}": local_block(c) for c in (9, 64, 230)},
+    **{f"local block {c}": local_block(c) for c in (9, 200)},
     **{
-        f"mlp {depth}, {hidden}, {algorithm}": Case(mlp(depth, hidden, columns, algorithm), (depth,))
+        f"mlp {depth}, {hidden}, {algorithm}": Case(mlp(depth, hidden, columns, algorithm), (depth,), (*ROWS, *LARGER))
         for depth, hidden, columns, algorithm in (
             (9, 250, 33, "direct"), (64, 384, 24, "direct"), (96, 1000, 20, "direct"), (32, 1000, 33, "auto"),
             (32, 3072, 9, "auto"),
         )
     },
-    **{f"mixer {c}, {how}": mixer_of(c, how) for c in (5, 72, 200) for how in ("direct", "winograd2", "winograd4")},
+    **{f"mixer {c}, {how}": mixer_of(c, how) for c, how in MIXERS},
     "mixer, depthwise": Case(partial(ops.prepare_mixer, weight(21, 1, 3, 3)), (21,), (*ROWS, *TILES)),
-    **{f"gated concat {c}": gated_concat(c) for c in (7, 24, 70)},
+    **{f"gated concat {c}": gated_concat(c) for c in (7, 70)},
     **{f"stem {c}": stem(c) for c in (9, 32)},
     "attention": attention(3, 9, window_size=2),
     "attention, shifted": attention(2, 32, window_size=7, shift_size=3),
@@ -139,7 +140,7 @@ def test_prepared_ops(case: Case, dtype: torch.dtype, isa: str) -> None:
         check_bits(op, *case.maps(height, width, dtype), what=f"{height} x {width}")
 
 
-@pytest.mark.parametrize("channels", [40, 72, 200])
+@pytest.mark.parametrize("channels", [40, 136])
 def test_filters_transformed_at_the_call(channels: int, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixer, "WIDE", 1)
     case = mixer_of(channels, "winograd4")

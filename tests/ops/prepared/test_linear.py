@@ -165,6 +165,18 @@ def test_the_same_bits_whatever_the_threads(kernel: str) -> None:
         check_determinism(op, *maps)
 
 
+@pytest.mark.parametrize("kernel", kernels("prepare_linear", "native"))
+@pytest.mark.parametrize(("rows", "norm", "scale"), [("pixels", "row", 1), ("patches", "row", 4), ("patches", "pixel", 4)])
+def test_nothing_is_left_of_equal_values(rows: str, norm: str, scale: int, kernel: str) -> None:
+    """However large they are: the rounding of their mean, times 1 / sqrt(eps), would be seen."""
+    for depth in (7, 100, 1999):
+        weight, bias = place(kernel, (matrix("weight", 5, scale * depth), torch.zeros(5)), torch.float32)
+        op = prepare_linear(weight, bias, rows=rows, norm=norm, eps=1e-6, dtype=torch.float32, backend=kernel)
+        for value in (1e-3, 0.1, 1 / 3, 1000.1, 12345.678, 1e10 / 3, 1e20 / 3):
+            x = torch.full((1, 2, 2, depth), value)
+            assert not op(x).any(), f"{depth} times {value}: {op(x).flatten()[0]}"
+
+
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_no_gradient(backend: str) -> None:
     weight, bias, x = place(backend, (torch.randn(4, 8), torch.randn(4), torch.randn(1, 3, 3, 8)))
