@@ -1,0 +1,133 @@
+"""Code that torch.compile made for dynamic sizes serves maps of every size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.source import ConstantSource
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+import hifuse_fast
+from hifuse_fast.backends import tables
+from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
+from hifuse_fast.layers import LayerNorm
+from hifuse_fast.ops.functions.padding import pad_to_multiple
+from tests.support.calls import FUNCTIONS, Call
+
+SIZES = [(2, 5, 9), (3, 14, 21), (2, 33, 12), (4, 7, 8), (5, 28, 50)]  # batch, height, width
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class EveryOp(nn.Module):
+    """Blocks that call each of the functions, [B, H, W, 16] -> [B, ceil(H / 2), ceil(W / 2), 16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local = LocalBlock(16)
+        self.norm = LayerNorm(16)
+        self.attend = GlobalBlock(16, 2, window_size=4, shift_size=2)
+        self.merge = PatchMerging(16, 16)
+        self.fuse = HFFBlock(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_to_multiple(x, 2)
+        local_map = self.norm(self.local(x))[:, ::2, ::2]
+        out: Tensor = self.fuse(local_map, self.merge(self.attend(x)), x)
+        return out
+
+
+def check_one_graph(backend: str, compiler: str, *, train: bool) -> None:
+    torch.manual_seed(0)
+    model = EveryOp().double().train(train)
+    counter = CompileCounterWithBackend(compiler)
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+    with hifuse_fast.use_backend(backend), torch.set_grad_enabled(train):
+        for size in SIZES:
+            x = torch.randn(*size, 16, dtype=torch.float64).requires_grad_(train)
+            actual, expected = compiled(x), model(x)
+            torch.testing.assert_close(actual, expected)
+            if train:
+                leaves = [x, *model.parameters()]
+                grads = [torch.autograd.grad(y.square().sum(), leaves, allow_unused=True) for y in (actual, expected)]
+                torch.testing.assert_close(*grads)
+    assert counter.frame_count == 1
+
+
+def test_blocks() -> None:
+    check_one_graph("auto", "eager", train=False)
+
+
+@pytest.mark.slow  # traces for seconds
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_blocks_in_training(backend: str) -> None:
+    check_one_graph(backend, "aot_eager", train=True)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_launchers_ask_binds_no_size(name: str) -> None:
+    """Tiles and scratch are chosen by the size of a map, at each call. A fake asks for them too."""
+    pytest.importorskip("triton")
+    call, env = FUNCTIONS[name], ShapeEnv()
+    with FakeTensorMode(shape_env=env, allow_non_fake_inputs=True), tables.assume("sm_90"):
+        tensors = _symbolic(call, torch._guards.detect_fake_mode())
+        (out,) = call.outputs("triton", tensors)
+        wanted = [t for t in tensors.values() if t.requires_grad]
+        grads = torch.autograd.grad(out.float().sum(), wanted, allow_unused=True)
+    for grad, tensor in zip(grads, wanted, strict=True):
+        assert grad is None or grad.shape == tensor.shape
+    for factor in (2, 4, 14, 100):  # even, for pooling
+        other = {symbol: hint * factor for symbol, hint in env.backed_var_to_val.items()}
+        assert [guard.expr for guard in env.guards if not guard.expr.xreplace(other)] == []
+
+
+def _symbolic(call: Call, mode: FakeTensorMode) -> dict[str, Tensor]:
+    """The tensors of a call on the meta device, H and W of its maps symbols."""
+    found = {}
+    for name, tensor in (call.maps | call.weights).items():
+        kept, size = DimDynamic.STATIC, DimDynamic.DUCK
+        is_map = name in call.maps and tensor.dim() == 4
+        dims = [kept, *(size if is_map and n > 1 else kept for n in tensor.shape[1:3]), kept][: tensor.dim()]
+        context = StatelessSymbolicContext(dynamic_sizes=dims)
+        meta = tensor.to("meta", torch.bfloat16).detach().requires_grad_("running" not in name)
+        found[name] = mode.from_tensor(meta, source=ConstantSource(name), symbolic_context=context)
+    return found
+
+
+def test_padding_to_whole_strides_leaves_no_parity_to_ask_for() -> None:
+    counter = CompileCounter()
+
+    def halve(x: Tensor) -> Tensor:
+        x = pad_to_multiple(x, 8)
+        for _ in range(3):
+            x = pad_to_multiple(x, 2)[:, ::2, ::2]
+        return x
+
+    compiled = torch.compile(halve, dynamic=True, fullgraph=True, backend=counter)
+    for size in [(33, 64), (224, 224), (97, 131), (30, 65), (40, 50)]:
+        x = torch.randn(1, *size, 3)
+        torch.testing.assert_close(compiled(x), halve(x))
+    assert counter.frame_count == 1
+
+
+def test_a_map_that_needs_no_padding_is_not_copied() -> None:
+    x = torch.randn(1, 4, 8, 3)
+    assert pad_to_multiple(x, 4) is x
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    torch.compile(lambda x: pad_to_multiple(x, 4) + 1, dynamic=False, fullgraph=True, backend=keep)(x)
+    assert [node for node in graphs[0].graph.nodes if "pad" in str(node.target)] == []
