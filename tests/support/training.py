@@ -71,7 +71,7 @@ def start(
     return process
 
 
-def finish(process: ForkServerProcess, seconds: float = 120) -> int:
+def finish(process: ForkServerProcess, seconds: float = 300) -> int:
     """The exit code; -9 of a process that was killed."""
     process.join(seconds)
     if process.is_alive():
