@@ -95,6 +95,7 @@ def contents(run: Path) -> dict[str, Any]:
 def _run(arguments: list[str], errors: Path, fault: tuple[str, int] | None, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as it is where nobody asked for a server
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)

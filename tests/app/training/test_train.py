@@ -202,7 +202,7 @@ def test_bad_input_is_one_line_and_nothing_is_made(run, tmp_path, data, finished
         "device must be auto, cpu, cuda or cuda:N, got 'tpu'": [data, *flags(device="tpu")],
         "sync_batch_norm is for GPUs": [data, *flags(sync_batch_norm=True, device="cpu")],
         "epochs must be at least 1, got 0": [data, *flags(epochs=0)],
-        "group_by '(' ": [data, *flags(group_by="(")],
+        "group_by must be a column or a regular expression, got '('": [data, *flags(group_by="(")],
     }  # fmt: skip
     for message, arguments in cases.items():
         assert message in refused(run, "-o", out, *arguments), message
