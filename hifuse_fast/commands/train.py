@@ -30,5 +30,5 @@ def train_command(*, data: Path | None, output: Path, toml: Path | None, resume:
     from hifuse_fast.app.training.train import train
 
     quiet_decoders()
-    settings = given(flags) | ({} if data is None else {"data": str(data.absolute())})
+    settings = given({**flags, "data": data and str(data)})
     train(output, settings, toml=toml, resume=resume, override=override, find_device=find_device, note=note)

@@ -71,7 +71,7 @@ def start(
     return process
 
 
-def finish(process: ForkServerProcess, seconds: float = 120) -> int:
+def finish(process: ForkServerProcess, seconds: float = 300) -> int:
     """The exit code; -9 of a process that was killed."""
     process.join(seconds)
     if process.is_alive():
@@ -95,6 +95,7 @@ def contents(run: Path) -> dict[str, Any]:
 def _run(arguments: list[str], errors: Path, fault: tuple[str, int] | None, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as it is where nobody asked for a server
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)

@@ -20,6 +20,7 @@ from hifuse_fast.files import writing
 from hifuse_fast.model import list_models
 
 AUTO = "auto"
+PATHS = ("data", "init")  #: settings that are paths
 
 
 def _setting(default: Any, text: str, **limits: Any) -> Any:
@@ -142,7 +143,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise OSError(f"configuration {path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"configuration {path}: {error}") from None
-    for name in ("data", "init"):
+    for name in PATHS:
         if values.get(name):
             values[name] = os.path.abspath(Path(path).parent / values[name])
     return values

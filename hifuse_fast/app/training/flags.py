@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
-from hifuse_fast.app.training.configuration import Configuration, default_of, merge, parse_option
+from hifuse_fast.app.training.configuration import PATHS, Configuration, default_of, merge, parse_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,8 +23,9 @@ def training_flags(command: F) -> F:
 
 
 def given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that flags give."""
+    """The settings that flags give; paths become absolute, for a run may go on from another folder."""
     settings = {name: value for name, value in flags.items() if value is not None and name != "network"}
+    settings |= {name: os.path.abspath(settings[name]) for name in PATHS if settings.get(name)}
     return merge(settings, *({"network": parse_option(text)} for text in flags["network"]))
 
 

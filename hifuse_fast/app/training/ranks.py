@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -83,6 +84,8 @@ class Ranks:
         """The network whose gradients are the means over all processes."""
         if self.world == 1:
             return network
+        # Of a dimension of size 1, as in depthwise filters: its stride means nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
         )

@@ -112,8 +112,9 @@ def test_every_option_trains(run, tmp_path, data, options):
     assert len(read_csv(out)) == 6
 
 
-def test_fine_tuning_from_other_classes(run, finished, tmp_path, data):
+def test_fine_tuning_from_other_classes(run, finished, tmp_path, data, monkeypatch):
     folder, _ = finished
+    monkeypatch.chdir(folder)
     for split in ("train", "val"):
         shutil.copytree(data / split / "dark", tmp_path / "data" / split / "a")
         shutil.copytree(data / split / "light", tmp_path / "data" / split / "b")
@@ -192,7 +193,7 @@ def test_bad_input_is_one_line_and_nothing_is_made(run, tmp_path, data, finished
         "c.tom cannot be read: No such file or directory": [data, "--config", tmp_path / "c.tom"],
         "Error: network: unknown option dim": [data, *flags(network=["dim=3"])],
         "num_heads[0] must divide the width 8, got 3": [data, *flags(network=[*NETWORK, "num_heads=[3,3,3,3]"])],
-        "Error: network: dims cannot be overridden": [data, *flags(init=folder / "last.safetensors")],
+        "Error: network: depths, dims, num_heads cannot be overridden": [data, *flags(init=folder / "last.safetensors")],
         "x.pth: no such file": [data, *flags(network=[], init="x.pth")],
         "in_chans must be 3, or 1 for greyscale, got 4": [data, *flags(network=[], init=tmp_path / "c.safetensors")],
         "is no hifuse_base: its depths are": [data, *flags(network=[], init=folder / "last.safetensors", model="hifuse_base")],
@@ -201,7 +202,7 @@ def test_bad_input_is_one_line_and_nothing_is_made(run, tmp_path, data, finished
         "device must be auto, cpu, cuda or cuda:N, got 'tpu'": [data, *flags(device="tpu")],
         "sync_batch_norm is for GPUs": [data, *flags(sync_batch_norm=True, device="cpu")],
         "epochs must be at least 1, got 0": [data, *flags(epochs=0)],
-        "group_by '(' ": [data, *flags(group_by="(")],
+        "group_by must be a column or a regular expression, got '('": [data, *flags(group_by="(")],
     }  # fmt: skip
     for message, arguments in cases.items():
         assert message in refused(run, "-o", out, *arguments), message
