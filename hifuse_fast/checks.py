@@ -83,6 +83,16 @@ def check_dense(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, got {x.layout}: call to_dense() first")
 
 
+def check_images(images: Any, in_chans: int) -> None:
+    """Raise unless `images` is a dense tensor [B, in_chans, H, W] with at least one pixel."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}{hint(images)}")
+    check_dense("images", images)
+    if images.dim() != 4 or images.shape[1] != in_chans or 0 in images.shape[2:]:
+        shape = list(images.shape)
+        raise ValueError(f"images must be [B, {in_chans}, H, W] with H and W at least 1, got {shape}")
+
+
 def check_map(name: str, x: Any, dim: int | None = None) -> None:
     """Raise unless `x` is a floating tensor [B, H, W, dim] with at least one token; None stands for any width."""
     if not isinstance(x, Tensor):
@@ -126,6 +136,9 @@ def check_weights(**weights: tuple[Any, str]) -> dict[str, int]:
             raise ValueError(f"{name} must be on the device of the other weights, {device}, got {weight.device}")
         device = weight.device
     return sizes
+
+
+AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)  #: the dtypes that autocast casts
 
 
 def check_parameter(

@@ -160,11 +160,12 @@ def select(op: str, backend: str, **call: Any) -> ModuleType | None:
     return None if name == "reference" else _kernels(op, name)
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast computes in on `device`, None where it is off."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """The dtype that autocast casts such tensors as `x` to; None where it is off, and of float64, which it leaves alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
         return None
-    return torch.get_autocast_dtype(device.type)
+    return torch.get_autocast_dtype(device)
 
 
 def prepared_class(op: str, backend: str, **call: Any) -> type[Any]:

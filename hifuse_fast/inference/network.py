@@ -20,7 +20,7 @@ from hifuse_fast.backends import transforms
 from hifuse_fast.backends.native.tape import recorded
 from hifuse_fast.backends.select import BackendError
 from hifuse_fast.checkpoints.save import write_safetensors
-from hifuse_fast.checks import check_dense, hint
+from hifuse_fast.checks import check_images
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import FreshMaps, MapPool, Maps, Passage, is_traced
 from hifuse_fast.inference.configuration import DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration, Settings
@@ -218,13 +218,7 @@ class OptimizedHiFuse(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in asdict(self.configuration).items())
 
     def _check_images(self, images: Tensor) -> None:
-        in_chans = self.configuration.in_chans
-        if not isinstance(images, Tensor):
-            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}{hint(images)}")
-        check_dense("images", images)
-        if images.dim() != 4 or images.shape[1] != in_chans or 0 in images.shape[2:]:
-            shape = list(images.shape)
-            raise ValueError(f"images must be [B, {in_chans}, H, W] with H and W at least 1, got {shape}")
+        check_images(images, self.configuration.in_chans)
         if images.dtype not in (torch.float32, self.dtype):
             raise TypeError(f"images must be torch.float32 or the network's {self.dtype}, got {images.dtype}")
         if images.device != self.device:

@@ -34,7 +34,7 @@ def test_the_graph_has_no_op_of_ours(dynamo: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     attn = narrow().layers1.blocks[0].float()
     called = [str(node.target) for node in torch.export.export(attn, (X,)).graph.nodes]
-    assert "hifuse_fast.window_attention.default" in called
+    assert "hifuse_fast.fused_window_attention.default" in called
     if dynamo:
         graph = torch.onnx.export(attn, (X,), dynamo=True, verbose=False).model_proto
     else:

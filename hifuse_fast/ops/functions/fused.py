@@ -9,7 +9,7 @@ A backend's module of an op brings two functions and nothing else:
 says for each tensor whether its gradient is wanted; what stands in the other places does not matter. Autograd casts each
 gradient to the dtype of its tensor.
 
-There are two ways in. A plain eager call takes `_Eager`, an autograd.Function around the kernels, because an operator costs
+There are two ways in. A plain eager call takes `_FusedOp`, an autograd.Function around the kernels, because an operator costs
 far more. Whatever traces or watches operators (torch.compile, torch.export, make_fx, fake tensors, FlopCounterMode,
 a tensor subclass) takes the operator `hifuse_fast::fused_<op>`. Both ways differentiate by `Fused.gradients`.
 
@@ -93,14 +93,14 @@ class Fused:
         """The result, and what the kernels kept; `kernels` is a module of the op's folder that serves this call."""
         if not _is_plain(tensors):
             keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-            call = _Call(self, kernels, options, autocast_dtype(_device(tensors)), keep)
+            call = _Call(self, kernels, options, _autocast_of(tensors), keep)
             out, kept = self.operator(*tensors, **_named(call), keep=keep)
             return out, kept
         if not torch.is_grad_enabled() or not torch._C._any_requires_grad(*tensors):
             found: tuple[Tensor, Sequence[Tensor]] = kernels.forward(*tensors, keep=False, **options)
             return found
-        autocast = autocast_dtype(_device(tensors)) if torch._C._is_any_autocast_enabled() else None
-        out, *kept = _Eager.apply(_Call(self, kernels, options, autocast, keep=True), *tensors)
+        autocast = _autocast_of(tensors) if torch._C._is_any_autocast_enabled() else None
+        out, *kept = _FusedOp.apply(_Call(self, kernels, options, autocast, keep=True), *tensors)
         return out, kept
 
     def save(self, ctx: Any, call: _Call, tensors: Tensors, kept: Tensors) -> None:
@@ -201,6 +201,10 @@ def _is_plain(tensors: Tensors) -> bool:
     return all(t is None or type(t).__torch_dispatch__ is Tensor.__torch_dispatch__ for t in tensors)
 
 
+def _autocast_of(tensors: Tensors) -> torch.dtype | None:
+    return autocast_dtype(tensors[0])  # type: ignore[arg-type]
+
+
 def _device(tensors: Tensors) -> torch.device:
     device: torch.device = tensors[0].device  # type: ignore[union-attr]
     return device
@@ -209,7 +213,7 @@ def _device(tensors: Tensors) -> torch.device:
 # ---- Eager -------------------------------------------------------------------------------------------------------------
 
 
-class _Eager(torch.autograd.Function):
+class _FusedOp(torch.autograd.Function):
     """The kernels as they are. Saves the inputs, and what the kernels keep."""
 
     @staticmethod

@@ -58,7 +58,7 @@ def concat_norm(
     kernels = select("concat_norm", backend, key=key, device=device, dtype=dtype, width=width)
     if kernels is None:
         return reference.concat_norm(maps, weight, bias, gates=gates, eps=eps)
-    if maps[0].is_cuda and autocast_dtype(device):
+    if maps[0].is_cuda and autocast_dtype(maps[0]):
         dtype = torch.float32
     absent = (None,) * (MOST_MAPS - len(maps))
     return _FUSED(kernels, (weight, bias, *maps, *absent, *gates, *absent), {"eps": eps, "dtype": dtype})[0]

@@ -54,7 +54,7 @@ def depthwise_norm(
     kernels = select("depthwise_norm", backend, key=(channels,), device=x.device, dtype=x.dtype, channels=channels, width=width)
     if kernels is None:
         return reference.depthwise_norm(x, filters, filter_bias, weight, bias, eps=eps)
-    autocast = autocast_dtype(x.device)
+    autocast = autocast_dtype(x)
     taken = autocast or x.dtype
     dtype = torch.float32 if autocast and x.is_cuda else taken
     return _FUSED(kernels, (x, filters, filter_bias, weight, bias), {"eps": eps, "taken": taken, "dtype": dtype})[0]

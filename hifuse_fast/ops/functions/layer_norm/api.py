@@ -49,7 +49,7 @@ def layer_norm(
     kernels = select("layer_norm", backend, key=(width, rows), device=x.device, dtype=x.dtype, width=width)
     if kernels is None:
         return reference.layer_norm(x, weight, bias, eps=eps, rows=rows)
-    dtype = torch.float32 if x.is_cuda and autocast_dtype(x.device) else x.dtype
+    dtype = torch.float32 if x.is_cuda and autocast_dtype(x) else x.dtype
     return _FUSED(kernels, (x, weight, bias), {"eps": eps, "rows": rows, "dtype": dtype})[0]
 
 

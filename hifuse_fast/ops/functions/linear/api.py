@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
-from hifuse_fast.checks import check_choice, check_eps, check_map, check_parameter
+from hifuse_fast.checks import AUTOCAST, check_choice, check_eps, check_map, check_parameter
 from hifuse_fast.ops.functions.fused import Fused, Product
 from hifuse_fast.ops.functions.layer_norm.reference import patches
 from hifuse_fast.ops.functions.linear import reference
 
 ROWS = ("pixels", "patches")
 ACTIVATIONS = ("none", "gelu")
-MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 it leaves as it is
 
 
 def linear(
@@ -65,8 +63,8 @@ def linear(
     eps, rows = check_eps("eps", eps), check_choice("rows", rows, ROWS)
     check_choice("activation", activation, ACTIVATIONS)
     check_map("x", x)
-    autocast = None if x.dtype == torch.float64 else autocast_dtype(x.device)
-    dtypes = (x.dtype,) if autocast is None else MIXED
+    autocast = autocast_dtype(x)
+    dtypes = (x.dtype,) if autocast is None else AUTOCAST
     width = x.shape[3] * (4 if rows == "patches" else 1)
     if isinstance(weight, Tensor) and (weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0):
         raise ValueError(f"weight must be [N, {width}] with rows={rows!r}, got {list(weight.shape)}")
@@ -80,7 +78,7 @@ def linear(
         check_parameter("norm_bias", norm_bias, [width], x)
     if residual is not None:
         batch, height, wide = ((n + 1) // 2 if rows == "patches" and i else n for i, n in enumerate(x.shape[:3]))
-        check_parameter("residual", residual, [batch, height, wide, len(weight)], x, None if autocast is None else MIXED)
+        check_parameter("residual", residual, [batch, height, wide, len(weight)], x, None if autocast is None else AUTOCAST)
 
     dtype = autocast or x.dtype
     normed_width = 1 if norm_weight is None else width

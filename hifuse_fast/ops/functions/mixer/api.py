@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
-from hifuse_fast.checks import check_map, check_parameter
+from hifuse_fast.checks import AUTOCAST, check_map, check_parameter
 from hifuse_fast.ops.functions.fused import Fused, Product
 from hifuse_fast.ops.functions.mixer import reference
-
-MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 it leaves as it is
 
 
 def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
@@ -40,12 +37,12 @@ def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     Source: `conv1` of the official HiFuse `IRMLP`, with the activation and the sum after it.
     """
     check_map("z", z)
-    autocast = None if z.dtype == torch.float64 else autocast_dtype(z.device)
+    autocast = autocast_dtype(z)
     channels = z.shape[3]
     depthwise = isinstance(weight, Tensor) and list(weight.shape) == [channels, 1, 3, 3]
     if isinstance(weight, Tensor) and not depthwise and list(weight.shape) != [channels, channels, 3, 3]:
         raise ValueError(f"weight must be {[channels, channels, 3, 3]} or {[channels, 1, 3, 3]}, got {list(weight.shape)}")
-    check_parameter("weight", weight, getattr(weight, "shape", ()), z, (z.dtype,) if autocast is None else MIXED)
+    check_parameter("weight", weight, getattr(weight, "shape", ()), z, (z.dtype,) if autocast is None else AUTOCAST)
 
     dtype = autocast or z.dtype
     key = (channels, "depthwise" if depthwise else "dense")

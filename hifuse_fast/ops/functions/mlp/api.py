@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
-from hifuse_fast.checks import check_map, check_parameter
+from hifuse_fast.checks import AUTOCAST, check_map, check_parameter
 from hifuse_fast.ops.functions.fused import Fused, Product
 from hifuse_fast.ops.functions.mlp import reference
-
-MIXED = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 it leaves as it is
 
 
 def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: str = "auto") -> Tensor:
@@ -39,8 +36,8 @@ def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: st
     Source: `conv2` and `conv3` of the official HiFuse `IRMLP`, without the batch norm.
     """
     check_map("u", u)
-    autocast = None if u.dtype == torch.float64 else autocast_dtype(u.device)
-    dtypes = (u.dtype,) if autocast is None else MIXED
+    autocast = autocast_dtype(u)
+    dtypes = (u.dtype,) if autocast is None else AUTOCAST
     expand, project = (getattr(weight, "shape", None) for weight in (expand_weight, project_weight))
     if expand is not None and (len(expand) != 2 or expand[1] != u.shape[3] or expand[0] == 0):
         raise ValueError(f"expand_weight must be [hidden, {u.shape[3]}], got {list(expand)}")
