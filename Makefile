@@ -99,7 +99,7 @@ test-all: test-cpp
 SANITIZED := ops/prepared ops/functions/test_window_attention.py ops/functions/test_window_attention_calls.py inference/test_network.py inference/test_files.py
 test-asan: $(VENV)/.dependencies
 	rm -rf build/asan
-	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_SANITIZE=1 HIFUSE_NATIVE=1 \
+	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_SANITIZE=1 HIFUSE_NATIVE=1 HIFUSE_CUDA=0 \
 	  $(PIP) install -q $(PIP_ARGS) --no-build-isolation --no-deps --target build/asan .
 	cp -r tests pyproject.toml build/asan
 	cd build/asan && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
@@ -127,4 +127,4 @@ docs: setup
 	$(BIN)/python -m tools.pages
 
 clean:
-	rm -rf $(VENV) build hifuse_fast/_C*.so hifuse_fast/_native_skipped.txt
+	rm -rf $(VENV) build hifuse_fast/_C*.so hifuse_fast/_cuda*.so hifuse_fast/_native_skipped.txt hifuse_fast/_cuda_skipped.txt

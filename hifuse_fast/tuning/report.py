@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hifuse_fast.backends import select
+from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.triton import compile as ahead
 from hifuse_fast.backends.triton.compile import Compilation, Resources
-from hifuse_fast.backends.triton.launch import INTERPRETED, recording
+from hifuse_fast.backends.triton.launch import INTERPRETED
 from hifuse_fast.bench.table import console as terminal
 from hifuse_fast.files import writing
 from hifuse_fast.tuning.calls import DTYPES, Call, choose
@@ -99,11 +100,11 @@ def report(
 def _compilations(call: Call, architecture: str, dtypes: Iterable[str], batches: Iterable[int]) -> list[Compilation]:
     """What the call launches without and, where it has them, with gradients."""
     with recording(architecture) as record:
-        backends = select.candidates(call.op, "cuda")  # those that do not launch by Triton leave nothing on record
+        backends = select.candidates(call.op, "cuda")
         for batch, dtype, mode, backend in itertools.product(batches, dtypes, call.modes, backends):
             inputs = call.inputs(batch, DTYPES[dtype], "meta")
             call.run(inputs, None if mode == "forward" else call.gradient(batch, DTYPES[dtype], "meta"), backend)
-    return [ahead.compilation(launch, architecture) for launch in record.launches]
+    return ahead.compilations(record)
 
 
 def _measure_all(made: Sequence[Compilation], jobs: int) -> list[tuple[Resources | None, str]]:

@@ -32,9 +32,10 @@ from rich.console import Console
 from torch import Tensor
 
 from hifuse_fast.backends import choices, select, tables
+from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.select import BackendError
 from hifuse_fast.backends.tables import Config
-from hifuse_fast.backends.triton.launch import INTERPRETED, recording
+from hifuse_fast.backends.triton.launch import INTERPRETED
 from hifuse_fast.bench.table import console as terminal
 from hifuse_fast.tuning import table_file
 from hifuse_fast.tuning.calls import Call, choose

@@ -13,8 +13,8 @@ from rich.console import Console
 from torch import Tensor
 
 from hifuse_fast.backends import select, tables
+from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.tables import Config
-from hifuse_fast.backends.triton import launch
 from hifuse_fast.tuning import calls, rank, table_file, tune
 from hifuse_fast.tuning.frozen_calls import network_calls
 
@@ -128,7 +128,7 @@ def test_every_candidate_has_what_its_launcher_asks_for() -> None:
     assert len(first) >= len(tune.declared()) - 1  # where every linear is fused, nothing is left to finish
     for kernel, (key, case) in first.items():
         for config in tune.candidates(kernel, tables.lookup(kernel, key, "sm_90")):
-            with tables.override(kernel, config), launch.recording("sm_90") as record:
+            with tables.override(kernel, config), recording("sm_90") as record:
                 case.bind("meta")()
             assert record.launches or kernel == "linear_forward"
 

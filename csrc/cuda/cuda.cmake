@@ -1,0 +1,82 @@
+# Finds a CUDA compiler and defines hifuse_cuda, the kernels of csrc/cuda/*.cu. Needs no GPU.
+#
+# HIFUSE_CUDA is ON, OFF or AUTO. The compiler is the one that CUDACXX names, else nvcc of PATH; its version 12.8 or newer.
+# Architectures are those of TORCH_CUDA_ARCH_LIST where it is set. Where there are no kernels, the reason lies in
+# cuda_skipped.txt of the build folder, which setup.py keeps.
+
+set(CUDA_OLDEST 12.8)
+set(CUDA_ARCHITECTURES 80-real 90a-real 100-real 100-virtual)
+file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/*.cu)
+
+# The architectures of TORCH_CUDA_ARCH_LIST, as "8.0;9.0a 10.0+PTX", in CMake's own words: none before 8.0, for which there are
+# no kernels; 9.0 is 90a, whose code runs on every device of 9.0.
+function(architectures_of list result)
+  string(REGEX REPLACE "[ ,]+" ";" items "${list}")
+  set(found "")
+  foreach(item IN LISTS items)
+    if(NOT item MATCHES "^([0-9]+)\\.([0-9])([af]?)(\\+PTX)?$")
+      message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST must be of numbers such as 8.0, 9.0a or 10.0+PTX, has ${item}")
+    endif()
+    set(number "${CMAKE_MATCH_1}${CMAKE_MATCH_2}")
+    set(suffix "${CMAKE_MATCH_3}")
+    set(ptx "${CMAKE_MATCH_4}")
+    if(number LESS 80)
+      continue()
+    endif()
+    if(number EQUAL 90)
+      set(suffix a)
+    endif()
+    list(APPEND found "${number}${suffix}-real")
+    if(ptx)
+      list(APPEND found "${number}-virtual")
+    endif()
+  endforeach()
+  list(REMOVE_DUPLICATES found)
+  set(${result} "${found}" PARENT_SCOPE)
+endfunction()
+
+# Defines CUDA_MISSING: why there are no CUDA kernels, "" where there are.
+set(CUDA_MISSING "")
+if(DEFINED ENV{TORCH_CUDA_ARCH_LIST} AND NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
+  architectures_of("$ENV{TORCH_CUDA_ARCH_LIST}" CUDA_ARCHITECTURES)
+endif()
+if(HIFUSE_CUDA STREQUAL "OFF")
+  set(CUDA_MISSING "HIFUSE_CUDA is OFF")
+elseif(NOT CUDA_SOURCES)
+  set(CUDA_MISSING "there are no CUDA kernels in these sources")
+elseif(NOT CUDA_ARCHITECTURES)
+  set(CUDA_MISSING "TORCH_CUDA_ARCH_LIST=$ENV{TORCH_CUDA_ARCH_LIST} has no architecture from 8.0 on")
+else()
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    if(NOT CMAKE_CUDA_ARCHITECTURES)
+      set(CMAKE_CUDA_ARCHITECTURES ${CUDA_ARCHITECTURES})
+    endif()
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+    enable_language(CUDA)
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS CUDA_OLDEST)
+      set(CUDA_MISSING "the CUDA compiler is of version ${CMAKE_CUDA_COMPILER_VERSION}, ${CUDA_OLDEST} or newer is needed")
+    endif()
+  else()
+    set(CUDA_MISSING "no CUDA compiler was found that works with the C++ compiler")
+  endif()
+endif()
+
+if(CUDA_MISSING)
+  if(HIFUSE_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "HIFUSE_CUDA=ON, but ${CUDA_MISSING}")
+  endif()
+  file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/cuda_skipped.txt "${CUDA_MISSING}\n")
+  return()
+endif()
+file(REMOVE ${CMAKE_CURRENT_BINARY_DIR}/cuda_skipped.txt)
+
+set(CUDA_BUILD_INFO "{\"cuda\", \"${CMAKE_CUDA_COMPILER_VERSION}\"},")
+string(APPEND CUDA_BUILD_INFO " {\"architectures\", \"${CMAKE_CUDA_ARCHITECTURES}\"},")
+file(CONFIGURE OUTPUT cuda_build_info.h CONTENT "#pragma once\n#define HIFUSE_CUDA_BUILD_INFO @CUDA_BUILD_INFO@\n" @ONLY)
+
+add_library(hifuse_cuda STATIC ${CUDA_SOURCES})
+target_include_directories(hifuse_cuda PRIVATE csrc/cuda csrc)  # the emulation puts its own folder before these
+set_target_properties(hifuse_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
+target_compile_options(hifuse_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall>)
