@@ -36,16 +36,17 @@ struct Tile {
   __device__ __forceinline__ uint4& at(int row, int c) { return chunk[place(row, c)]; }
   __device__ __forceinline__ const uint4& at(int row, int c) const { return chunk[place(row, c)]; }
 
-  // Where the pair of numbers at columns `column` (even) and `column` + 1 lies.
+  // Where the pair of numbers at columns `column`, even, and `column` + 1 lies; the pair eight rows further is as far for all.
+  static constexpr int kEightRows = 8 * kChunks * 16;
   __device__ __forceinline__ unsigned char* pair(int row, int column) {
     constexpr int kOfChunk = 16 / int(sizeof(T));
     return reinterpret_cast<unsigned char*>(&at(row, column / kOfChunk)) + column % kOfChunk * int(sizeof(T));
   }
-  __device__ __forceinline__ void put(int row, int column, float first, float second) {
+  static __device__ __forceinline__ void write(unsigned char* pair, float first, float second) {
     if constexpr (kIsFloat32<T>)
-      *reinterpret_cast<float2*>(pair(row, column)) = float2{first, second};
+      *reinterpret_cast<float2*>(pair) = float2{first, second};
     else
-      *reinterpret_cast<uint32_t*>(pair(row, column)) = pack<T>(first, second);
+      *reinterpret_cast<uint32_t*>(pair) = pack<T>(first, second);
   }
 };
 
