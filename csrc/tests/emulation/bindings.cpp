@@ -1,5 +1,6 @@
-#include "bindings.h"
-
+// The emulation's switches, as the module `emulation` within the emulated library: csrc/bindings/cuda.cpp calls
+// `bind_emulation`.
+#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
@@ -56,8 +57,13 @@ py::dict counted() {
 }
 
 }  // namespace
+}  // namespace hifuse::emulation
 
-void bind(py::module_& library) {
+namespace hifuse::cuda {
+using namespace emulation;
+
+void bind_emulation(py::module_& library);
+void bind_emulation(py::module_& library) {
   py::module_ m = library.def_submodule("emulation", "How kernels run on the CPU, and what was found.");
   m.def("options", set_options, py::kw_only(), py::arg("order") = "forward", py::arg("landing") = "late", py::arg("seed") = 1,
         py::arg("check") = true, py::arg("profile") = false,
@@ -73,4 +79,4 @@ void bind(py::module_& library) {
   m.def("counters", counted, "What was counted since the last call. Requests, conflicts and sectors need the option profile.");
 }
 
-}  // namespace hifuse::emulation
+}  // namespace hifuse::cuda
