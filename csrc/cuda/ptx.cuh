@@ -55,6 +55,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// 1 / x with a relative error of at most 2^-23; of numbers below 2^-126 infinity, and zero where the result would be below that.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // ---- Copies that go on by themselves: cp.async
 // -------------------------------------------------------------------------------
 
