@@ -110,7 +110,6 @@ test-asan: $(VENV)/.dependencies
 test-cpp: setup
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(BUILD) -G Ninja -DHIFUSE_TESTS=ON > /dev/null
 	$(BIN)/cmake --build $(BUILD) --target all _cuda_emulated
-	install $(BUILD)/csrc/tests/emulation/_cuda_emulated.*.so hifuse_fast/
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 lint: setup

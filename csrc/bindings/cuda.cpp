@@ -12,13 +12,12 @@
 #include <vector>
 
 #include "cuda/kernels.h"
-#ifdef HIFUSE_EMULATION
-#include <bindings.h>  // of csrc/tests/emulation
-#define HIFUSE_MODULE _cuda_emulated
-#define HIFUSE_CUDA_BUILD_INFO {"cuda", "emulated on the CPU"}
-#else
 #include "cuda_build_info.h"  // written by CMake
-#define HIFUSE_MODULE _cuda
+
+#ifdef HIFUSE_EMULATED
+namespace hifuse::cuda {
+void bind_emulation(pybind11::module_& module);  // csrc/tests/emulation/bindings.cpp
+}
 #endif
 
 namespace hifuse {
@@ -87,7 +86,7 @@ PYBIND11_MODULE(HIFUSE_MODULE, m) {
   m.def("window_attention_forward", &hifuse::window_attention_forward);
   m.def("window_attention_backward_scratch", &hifuse::window_attention_backward_scratch);
   m.def("window_attention_backward", &hifuse::window_attention_backward);
-#ifdef HIFUSE_EMULATION
-  hifuse::emulation::bind(m);
+#ifdef HIFUSE_EMULATED
+  hifuse::cuda::bind_emulation(m);
 #endif
 }
