@@ -62,6 +62,13 @@ __device__ __forceinline__ float reciprocal_fast(float x) {
   return y;
 }
 
+// x, which the compiler takes for a new number each time: what comes of it is computed where it is used, not ahead of a loop in
+// registers that are needed there.
+__device__ __forceinline__ int computed_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- Copies that go on by themselves: cp.async
 // -------------------------------------------------------------------------------
 

@@ -15,31 +15,9 @@ struct ForwardParams {
   Written out;
 };
 
-// exp(x - largest of the row) in place, and what the thread has of the row's sum. Weights below 2^-126 are zero.
-template <int kTiles>
-__device__ __forceinline__ void exponentials(float (&x)[kTiles][4], const float (&top)[2], float (&total)[2]) {
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[n][i] = exp2_fast(x[n][i] - top[i / 2]);
-      total[i / 2] += x[n][i];
-    }
-}
-
-// The largest of each row so far, `top` before.
-template <int kTiles>
-__device__ __forceinline__ void raise(float (&top)[2], const float (&x)[kTiles][4]) {
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) top[i / 2] = fmaxf(top[i / 2], x[n][i]);
-  top[0] = row_max(top[0]), top[1] = row_max(top[1]);
-}
-
 // ---- Windows that are one block of tokens ----------------------------------------------------------------------------------------
 
-// The block (head, share). Rows of the tiles beyond the window are zero but in q, where the last token stands for them: what a row of
+// The block (head, share), of at least one window. Rows of the tiles beyond the window are zero but in q, where the last token stands for them: what a row of
 // no token computes is finite where that token's row is.
 template <class T, int kHeadDim, int kWindow>
 struct WindowAttentionForwardWhole {
@@ -61,22 +39,24 @@ struct WindowAttentionForwardWhole {
     clear_rows<kTokens, kThreads>(shared.q, 3 * kStages);
     const WindowBias<kWindow, kTiles> bias(s, p.bias_table, head, row);
     const Loads loads(p.qkv, of_head, stride);
-    const WarpRows<Tokens, kWindow> rows(s, p.out, row, 0);
+    const WarpRowsOfWhole<Tokens, kWindow> rows(s, p.out, row);
 
     const Window step = Window::at(s.grid, gridDim.y);
-    Window w = Window::at(s.grid, blockIdx.y), next = w;
+    Window w = Window::at(s.grid, blockIdx.y);
     int stage = 0;
-    if (int(blockIdx.y) < s.windows) loads.start(shared.q[0], p.qkv, p.padding, s, w, of_head, stride);
+    loads.start(shared.q[0], p.qkv, p.padding, s, w, w.whole(s.grid), of_head, stride);
     cp_async_commit();
-    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, stage ^= 1, w = next) {
+    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, stage ^= 1, w.advance(s.grid, step)) {
       cp_async_wait<0>();
       __syncthreads();  // this stage is there, and nobody reads the other one any more
-      next.advance(s.grid, step);
-      if (index + int(gridDim.y) < s.windows)
-        loads.start(shared.q[stage ^ 1], p.qkv, p.padding, s, next, of_head, stride);
+      if (index + int(gridDim.y) < s.windows) {
+        Window next = w;
+        next.advance(s.grid, step);
+        loads.start(shared.q[stage ^ 1], p.qkv, p.padding, s, next, next.whole(s.grid), of_head, stride);
+      }
       cp_async_commit();
 
-      float x[kTiles][4], top[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f}, out[kHeadDim / 8][4] = {};
+      float x[kTiles][4], top[2] = {kLowest, kLowest}, total[2] = {0.0f, 0.0f}, out[kHeadDim / 8][4] = {};
       row_products<T>(x, shared.q[stage], left, shared.k[stage]);
       bias.scores(x, s, w);
       raise(top, x);
@@ -87,18 +67,14 @@ struct WindowAttentionForwardWhole {
       __syncwarp();  // the warp has read its rows of q
       rows.put(shared.q[stage], out, factor);
       __syncwarp();
-      rows.store(s, shared.q[stage], p.out, w, 0, Tokens::kChunks, of_head);
+      rows.store(shared.q[stage], p.out, rows.targets(s, p.out, w, w.whole(s.grid)), of_head);
     }
   }
 };
 
 // ---- Windows of any size -----------------------------------------------------------------------------------------------------------
 
-// How many tokens a block of them has: warps of 16 queries, and tiles of keys in shared memory.
-template <class T>
-inline constexpr int kBlockOfTokens = kIsFloat32<T> ? 32 : 64;
-
-// The block (head, share, block of queries). Keys come block by block, with an online softmax.
+// The block (head, share, block of queries), of at least one window. Keys come block by block, with an online softmax.
 template <class T, int kHeadDim>
 struct WindowAttentionForwardBlocks {
   static constexpr const char* kName = "window_attention_forward_blocks";
@@ -118,7 +94,7 @@ struct WindowAttentionForwardBlocks {
     const int of_head = head * s.head_dim * int(sizeof(T)), stride = s.channels() * int(sizeof(T));
     const TableBias<false> bias{shared.table};
     bias.template load<kThreads>(shared.table, s, p.bias_table, head);
-    const WarpRows<Tokens, 0> rows(s, p.out, row, first);
+    const WarpRows<Tokens, 0> rows(s, row, first);
 
     const auto load = [&](const Window& w, int block, int window_stage, int stage) {
       const auto part = [&](Tokens& tile, int first, int which) {
@@ -131,11 +107,11 @@ struct WindowAttentionForwardBlocks {
     const Window step = Window::at(s.grid, gridDim.y);
     Window w = Window::at(s.grid, blockIdx.y), next = w;
     int window_stage = 0, stage = 0;
-    if (int(blockIdx.y) < s.windows) load(w, 0, 0, 0);
+    load(w, 0, 0, 0);
     cp_async_commit();
     for (int index = blockIdx.y; index < s.windows; index += gridDim.y, window_stage ^= 1, w = next) {
       next.advance(s.grid, step);
-      float top[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f}, out[kHeadDim / 8][4] = {};
+      float top[2] = {kLowest, kLowest}, total[2] = {0.0f, 0.0f}, out[kHeadDim / 8][4] = {};
       for (int block = 0; block < blocks; ++block, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, and nobody reads the other one any more
@@ -152,12 +128,9 @@ struct WindowAttentionForwardBlocks {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float shrink = exp2_fast(before[i] - top[i]);
-          total[i] *= block == 0 ? 0.0f : shrink;
+          total[i] *= shrink;
 #pragma unroll
-          for (int n = 0; n < kHeadDim / 8; ++n) {
-            out[n][2 * i] *= block == 0 ? 0.0f : shrink;
-            out[n][2 * i + 1] *= block == 0 ? 0.0f : shrink;
-          }
+          for (int n = 0; n < kHeadDim / 8; ++n) out[n][2 * i] *= shrink, out[n][2 * i + 1] *= shrink;
         }
         exponentials(x, top, total);
         column_products<T, kRows / kStep<T>>(out, [&](int i) { return left_of_sums<T>(x, i); }, shared.v[stage]);
@@ -166,7 +139,7 @@ struct WindowAttentionForwardBlocks {
       __syncwarp();  // the warp has read its rows of q
       rows.put(shared.q[window_stage], out, factor);
       __syncwarp();
-      rows.store(s, shared.q[window_stage], p.out, w, first, chunks, of_head);
+      rows.store(s, shared.q[window_stage], p.out, w, chunks, of_head);
     }
   }
 };

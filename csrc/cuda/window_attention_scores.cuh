@@ -111,4 +111,30 @@ struct TableBias {
   }
 };
 
+// ---- Softmax -------------------------------------------------------------------------------------------------------------------------
+
+inline constexpr float kLowest = -3.0e38f;  // before the first score of a row; what a score of -inf lies below
+
+// The largest of each row so far, `top` before.
+template <int kTiles>
+__device__ __forceinline__ void raise(float (&top)[2], const float (&x)[kTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) top[i / 2] = fmaxf(top[i / 2], x[n][i]);
+  top[0] = row_max(top[0]), top[1] = row_max(top[1]);
+}
+
+// exp(x - largest of the row) in place, and what the thread has of the row's sum. Weights below 2^-126 are zero.
+template <int kTiles>
+__device__ __forceinline__ void exponentials(float (&x)[kTiles][4], const float (&top)[2], float (&total)[2]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[n][i] = exp2_fast(x[n][i] - top[i / 2]);
+      total[i / 2] += x[n][i];
+    }
+}
+
 }  // namespace hifuse::cuda

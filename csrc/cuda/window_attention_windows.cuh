@@ -39,6 +39,10 @@ inline Sizes sizes_of(const WindowAttentionShape& s) {
           static_cast<float>(s.scale)};
 }
 
+// Windows of any size are cut into blocks of so many tokens.
+template <class T>
+inline constexpr int kBlockOfTokens = kIsFloat32<T> ? 32 : 64;
+
 // The side of a window: kWindow, or where that is 0 what the call says; and the row of a token, exact for those of 16 x 16.
 template <int kWindow>
 __device__ __forceinline__ int side_of(const Sizes& s) {
@@ -94,14 +98,15 @@ struct ByteMap {
   Byte* data;
   uint64_t image_stride, row_stride, column_stride;
 
-  __device__ __forceinline__ Byte* at(int image, int y, int x) const {
-    return data + unsigned(image) * image_stride + unsigned(y) * row_stride + unsigned(x) * column_stride;
+  __device__ __forceinline__ uint64_t offset(int image, int y, int x) const {
+    return unsigned(image) * image_stride + unsigned(y) * row_stride + unsigned(x) * column_stride;
   }
-  // The first token of a window that is whole.
+  __device__ __forceinline__ Byte* at(int image, int y, int x) const { return data + offset(image, y, x); }
+  // Of the first token of a window that is whole.
   template <int kWindow>
-  __device__ __forceinline__ Byte* first_token(const Sizes& s, const Window& w) const {
+  __device__ __forceinline__ uint64_t first_offset(const Sizes& s, const Window& w) const {
     const int side = side_of<kWindow>(s), shift = s.grid.rows.shift;
-    return at(w.image, w.row * side + shift, w.column * side + shift);
+    return offset(w.image, w.row * side + shift, w.column * side + shift);
   }
   // Where a token of a window lies from the first one.
   __device__ __forceinline__ uint32_t within(int y, int x) const { return uint32_t(y * row_stride + x * column_stride); }
@@ -156,26 +161,32 @@ struct WindowLoads {
     }
   }
 
-  // Into the tiles of which `tile` is the first one.
+  // Into the tiles of which `tile` is the first one. `whole` says whether the window is.
   __device__ __forceinline__ void start(Tile& tile, const Read& map, const unsigned char* padding, const Sizes& s,
-                                        const Window& w, int from_byte, int stride) const {
+                                        const Window& w, bool whole, int from_byte, int stride) const {
     unsigned char* const tiles = reinterpret_cast<unsigned char*>(tile.chunk);
-    if (w.whole(s.grid)) {
-      const unsigned char* first = map.first_token<kWindow>(s, w);
+    if (whole) {
+      const unsigned char* first = map.data + map.first_offset<kWindow>(s, w);
 #pragma unroll
       for (int j = 0; j < kEach; ++j)
-        if ((j + 1) * kThreads <= kAll || threadIdx.x + j * kThreads < kAll) cp_async_16(tiles + to[j], first + from[j], true);
-      return;
-    }
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kAll; i += kThreads) {
-      const Place at = place_of<kWindow>(s, w, i / kOfToken);
-      const unsigned char* row = at.on_map(s.grid) ? map.at(w.image, at.y, at.x) : padding;
-      cp_async_16(tiles + chunk_of(i) * 16, row ? row + from_byte + channel_of(i, stride) : map.data, row != nullptr);
+        if (is_mine(j)) cp_async_16(tiles + to[j], first + from[j], true);
+    } else {
+      const int thread = computed_here(threadIdx.x);
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        if (!is_mine(j)) continue;
+        const int i = thread + j * kThreads;
+        const Place at = place_of<kWindow>(s, w, i / kOfToken);
+        const unsigned char* row = at.on_map(s.grid) ? map.at(w.image, at.y, at.x) : padding;
+        cp_async_16(tiles + to[j], row ? row + from_byte + channel_of(i, stride) : map.data, row != nullptr);
+      }
     }
   }
 
  private:
+  static __device__ __forceinline__ bool is_mine(int j) {
+    return (j + 1) * kThreads <= kAll || threadIdx.x + j * kThreads < kAll;
+  }
   static __device__ __forceinline__ int chunk_of(int i) {
     return i % kOfToken / Tile::kChunks * (kStages * Tile::kAll) + Tile::place(i / kOfToken, i % Tile::kChunks);
   }
@@ -199,16 +210,12 @@ template <class Tile, int kWindow>
 struct WarpRows {
   static constexpr int kEach = (16 * Tile::kChunks + 31) / 32;  // chunks of a thread
 
-  int row;                                 // of the tile, the first one
-  int tokens;                              // rows of the tile that are tokens of the window
-  uint32_t within[kWindow ? kEach : 1];  // where a thread's chunks go, from the first token of a window that is whole
+  int row;     // of the tile, the first one
+  int first;   // the token that row 0 of the tile is
+  int tokens;  // rows of the tile that are tokens
 
-  __device__ __forceinline__ WarpRows(const Sizes& s, const Written& map, int row, int first) : row(row), within{} {
-    tokens = tokens_of<kWindow>(s) - first;
-    if constexpr (kWindow != 0)
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) within[j] = map.within(row_at(j) / kWindow, row_at(j) % kWindow) + chunk_at(j) * 16;
-  }
+  __device__ __forceinline__ WarpRows(const Sizes& s, int row, int first)
+      : row(row), first(first), tokens(tokens_of<kWindow>(s) - first) {}
 
   // Of accumulators times `factor`; rows beyond the window are left alone.
   template <int kOut>
@@ -223,17 +230,8 @@ struct WarpRows {
   }
 
   // To the bytes of the map's rows from `to` on, but for padded tokens. A head has `chunks` chunks.
-  __device__ __forceinline__ void store(const Sizes& s, const Tile& tile, const Written& map, const Window& w, int first,
-                                        int chunks, int to) const {
-    if constexpr (kWindow != 0) {
-      if (w.whole(s.grid)) {
-        unsigned char* first_token = map.first_token<kWindow>(s, w) + to;
-#pragma unroll
-        for (int j = 0; j < kEach; ++j)
-          if (row_at(j) < tokens) *reinterpret_cast<uint4*>(first_token + within[j]) = tile.at(row_at(j), chunk_at(j));
-        return;
-      }
-    }
+  __device__ __forceinline__ void store(const Sizes& s, const Tile& tile, const Written& map, const Window& w, int chunks,
+                                        int to) const {
 #pragma unroll 1
     for (int j = 0; j < kEach; ++j) {
       if (row_at(j) >= tokens || chunk_at(j) >= chunks) continue;
@@ -243,9 +241,56 @@ struct WarpRows {
     }
   }
 
- private:
+ protected:
   __device__ __forceinline__ int row_at(int j) const { return row + (threadIdx.x % 32 + 32 * j) / Tile::kChunks; }
   static __device__ __forceinline__ int chunk_at(int j) { return (threadIdx.x % 32 + 32 * j) % Tile::kChunks; }
+};
+
+// The same for windows of a known size that are one block of tokens: where a thread's chunks go does not depend on the window, but
+// for the first token.
+template <class Tile, int kWindow>
+struct WarpRowsOfWhole : WarpRows<Tile, kWindow> {
+  using Base = WarpRows<Tile, kWindow>;
+  using Base::kEach;
+
+  uint32_t within[kEach];
+
+  struct Targets {
+    uint64_t chunk[kEach];  // bytes from the map's first token
+    bool stored[kEach];
+  };
+
+  __device__ __forceinline__ WarpRowsOfWhole(const Sizes& s, const Written& map, int row) : Base(s, row, 0) {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      within[j] = map.within(this->row_at(j) / kWindow, this->row_at(j) % kWindow) + this->chunk_at(j) * 16;
+  }
+
+  __device__ __forceinline__ Targets targets(const Sizes& s, const Written& map, const Window& w, bool whole) const {
+    Targets t;
+    const uint64_t first = map.first_offset<kWindow>(s, w);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      t.chunk[j] = first + within[j];
+      t.stored[j] = this->row_at(j) < this->tokens;
+    }
+    if (whole) return t;
+    const int lane = computed_here(threadIdx.x % 32);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int i = lane + 32 * j;
+      const Place at = place_of<kWindow>(s, w, this->row + i / Tile::kChunks);
+      t.chunk[j] = map.offset(w.image, at.y, at.x) + i % Tile::kChunks * 16;
+      t.stored[j] = t.stored[j] && at.on_map(s.grid);
+    }
+    return t;
+  }
+
+  __device__ __forceinline__ void store(const Tile& tile, const Written& map, const Targets& t, int to) const {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      if (t.stored[j]) *reinterpret_cast<uint4*>(map.data + t.chunk[j] + to) = tile.at(this->row_at(j), this->chunk_at(j));
+  }
 };
 
 }  // namespace hifuse::cuda

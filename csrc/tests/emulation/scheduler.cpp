@@ -74,7 +74,6 @@ void run_thread() {
   const unsigned t = block.current;
   grid.kernel.run(grid.params, shared_memory::data());
   async_copies::finish_thread();
-  tensor_copies::finish_thread();
   warpgroup_products::finish_thread();
   threads[t].state = Thread::ended;
   set_ready(t, false);

@@ -91,7 +91,6 @@ void start();
 namespace tensor_copies {
 void start();
 bool land_one();  // when every thread waits: whether a copy has landed
-void finish_thread();
 void finish_block();
 }  // namespace tensor_copies
 namespace warpgroup_products {
