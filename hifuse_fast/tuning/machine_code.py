@@ -154,7 +154,7 @@ def loop(instructions: list[Instruction]) -> int:
 
 
 def kernel_of(entry: str) -> str:
-    """The type of the kernel whose `entry` this is, demangled: "hifuse::cuda::K<7>" of "... entry<hifuse::cuda::K<7> >(...)"."""
+    """The type of the kernel whose `entry` this is, demangled: "cuda::K<7>" of "void entry<cuda::K<7> >(...)"."""
     begin = entry.index("entry<") + len("entry<")
     depth = 1
     for end in range(begin, len(entry)):

@@ -1,10 +1,10 @@
 """Lists what the machine code of every kernel takes, on any machine: `make kernel-report`.
 
-The launches of Triton kernels of all calls of HiFuse are recorded from meta tensors, forward and backward, of ops with gradients
-and of prepared ones. They are compiled ahead of time for each architecture. The report has their registers, spilled bytes,
-shared memory, tensor-core instructions and occupancy. The same and more of the CUDA kernels is read from their library, see
-machine_code.py, and what they ask of the memories is counted in their emulation, see traffic.py; where one of the two is not
-built, the report says so. The exit code is 1 where a kernel cannot be launched, spills, or does not compile.
+The launches of Triton kernels of all calls of HiFuse are recorded from meta tensors, forward and backward, of ops with
+gradients and of prepared ones. They are compiled ahead of time for each architecture. The report has their registers, spilled
+bytes, shared memory, tensor-core instructions and occupancy. The same and more of the CUDA kernels is read from their library,
+see machine_code.py, and what they ask of the memories is counted in their emulation, see traffic.py; where one of the two is
+not built, the report says so. The exit code is 1 where a kernel cannot be launched, spills, or does not compile.
 
 Where a product fits the architecture's warpgroup instruction (see `compile.Resources.wgmma_fits`) but was compiled to an older
 one, the note says so. That is no failure.
@@ -151,9 +151,8 @@ def show_cuda(console: Console, architectures: Sequence[str]) -> list[machine_co
     if cuda.lib is None or cuda.EMULATED:
         console.print(f"no CUDA kernels: {cuda.why_missing or 'HIFUSE_CUDA_EMULATED is set'}", highlight=False)
         return []
-    found = [
-        code for code in machine_code.codes(cuda.lib) if machine_code.table_architecture(code.architecture) in architectures
-    ]
+    of, found = machine_code.table_architecture, machine_code.codes(cuda.lib)
+    found = [code for code in found if of(code.architecture) in architectures]
     for architecture in dict.fromkeys(code.architecture for code in found):
         there = [code for code in found if code.architecture == architecture]
         title = f"{architecture}: {len(there)} CUDA kernels"
@@ -229,7 +228,7 @@ def main(
         other = output.with_stem(f"{output.stem}_cuda")
         write(other, ["architecture", *machine_code.COLUMNS], [[code.architecture, *code.cells()] for code in of_cuda])
         console.print(f"written: {output}, {other}", soft_wrap=True)
-    failing = [entry for entry in (*entries, *of_cuda) if entry.faults]
+    failing = [faults for faults in (*(entry.faults for entry in entries), *(code.faults for code in of_cuda)) if faults]
     noted = sum(bool(entry.notes) for entry in entries)
     console.print(f"{len(entries)} Triton kernels, {noted} without the warpgroup instruction that would fit")
     console.print(f"{len(of_cuda)} CUDA kernels; {len(failing)} kernels fail")
