@@ -106,10 +106,10 @@ test-asan: $(VENV)/.dependencies
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) $(SANITIZED:%=tests/%)
 
-# Where the library was built: its kernels are not compiled a second time.
+# Where the library was built: its kernels are not compiled a second time. The CUDA kernels are, for their emulation.
 test-cpp: setup
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(BUILD) -G Ninja -DHIFUSE_TESTS=ON > /dev/null
-	$(BIN)/cmake --build $(BUILD)
+	$(BIN)/cmake --build $(BUILD) --target all _cuda_emulated
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 lint: setup

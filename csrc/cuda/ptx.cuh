@@ -55,6 +55,20 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// 1 / x with a relative error of at most 2^-23; of numbers below 2^-126 infinity, and zero where the result would be below that.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// x, which the compiler takes for a new number each time: what comes of it is computed where it is used, not ahead of a loop in
+// registers that are needed there.
+__device__ __forceinline__ int computed_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- Copies that go on by themselves: cp.async
 // -------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ template <class T>
 float2 unpack(uint32_t r);
 uint32_t to_tf32(float x);
 float exp2_fast(float x);
+float reciprocal_fast(float x);
 
 void cp_async_16(void* shared, const void* device, bool kept);
 void cp_async_4(void* shared, const void* device, bool kept);

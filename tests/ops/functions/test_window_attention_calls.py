@@ -111,7 +111,7 @@ BAD = [
     ("scale", "1", ValueError, "scale must be a finite number or None, got '1'"),
     ("dropout_p", 1.5, ValueError, "dropout_p must be from 0 to 1, got 1.5"),
     ("dropout_p", math.nan, ValueError, "dropout_p must be from 0 to 1, got nan"),
-    ("backend", "cuda", ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    ("backend", "mps", ValueError, "backend must be one of auto, reference, native, triton, cuda, got 'mps'"),
 ]
 
 

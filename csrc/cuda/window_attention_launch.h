@@ -1,0 +1,49 @@
+// How the launches of window attention are cut: which kernel serves a call, and into how many shares its windows go.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "arguments.h"
+
+namespace hifuse::cuda {
+
+// The case the kernels are tuned for, all of a window in one block of tokens; in float32 it is one like others.
+inline bool is_whole(const WindowAttentionShape& s) {
+  return s.window_size == 7 && s.head_dim == 32 && s.dtype != DType::float32;
+}
+
+// Whether the tokens of a window lie within 2^31 elements, whose offsets the kernels of whole windows keep in 32 bits.
+template <class Pointer>
+bool is_near(const WindowAttentionShape& s, const Map<Pointer>& map) {
+  return (s.window_size - 1) * (map.row_stride + map.column_stride) + 3 * s.num_heads * s.head_dim < INT32_MAX / 2;
+}
+
+// What no kernel serves, or null. The launcher asks before, with better words.
+inline const char* why_not(const WindowAttentionShape& s) {
+  if (s.head_dim < 8 || s.head_dim > 128 || s.head_dim % 8) return "head_dim must be a multiple of 8 from 8 to 128";
+  if (s.window_size < 1 || s.window_size > 16) return "window_size must be from 1 to 16";
+  const int64_t side = s.window_size, rows = (s.height + side - 1) / side, columns = (s.width + side - 1) / side;
+  if (s.height + side >= INT32_MAX || s.width + side >= INT32_MAX || rows * columns >= INT32_MAX / std::max<int64_t>(s.batch, 1))
+    return "the maps have more than 2^31 windows";
+  return nullptr;
+}
+
+// Into how many shares windows are cut for about `wanted` blocks of threads, of which `each` take a share: all have as many
+// windows, or one fewer.
+inline int shares_of(int64_t windows, int64_t each, int64_t wanted) {
+  const int64_t most = std::clamp<int64_t>(wanted / std::max<int64_t>(each, 1), 1, 65535);
+  const int64_t longest = std::max<int64_t>((windows + most - 1) / most, 1);
+  return static_cast<int>((windows + longest - 1) / longest);
+}
+
+// Calls f.template operator()<width>() with the narrowest tile that holds a head.
+template <class F>
+auto with_head_dim(int64_t head_dim, const F& f) {
+  if (head_dim <= 16) return f.template operator()<16>();
+  if (head_dim <= 32) return f.template operator()<32>();
+  if (head_dim <= 64) return f.template operator()<64>();
+  if (head_dim <= 96) return f.template operator()<96>();
+  return f.template operator()<128>();
+}
+
+}  // namespace hifuse::cuda
