@@ -15,7 +15,7 @@ uintptr_t swizzled(uintptr_t address);  // of tensor_copies.cpp
 namespace {
 
 constexpr int kRows = 64, kDepth = 16;
-constexpr uint32_t kBusy = 0x7fc0b5b5;  // a NaN: an accumulator of a product that is under way
+constexpr uint32_t kBusy = 0x7fa0b5b5;  // in accumulators of products under way: a signalling NaN, which arithmetic changes
 
 // The accumulators of a warpgroup under one name, that of the first thread's.
 struct Sums {
