@@ -3,10 +3,25 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "arguments.h"
 
 namespace hifuse::cuda {
+
+// What is known of a kernel before it is compiled. Each one that is launched anywhere is listed when the library is loaded.
+struct Listed {
+  const char* name;
+  const char* type;  // of the kernel's struct, as in the symbol of its machine code
+  int threads;
+  int blocks;  // that a multiprocessor is to hold
+  int shared_bytes;
+};
+
+inline std::vector<Listed>& listed() {
+  static std::vector<Listed> all;
+  return all;
+}
 
 // Of all entry points: pointers are of the current device, and `stream` is a cudaStream_t of it.
 const char* window_attention_forward(const WindowAttentionForward& arguments, void* stream);
