@@ -46,7 +46,7 @@ void check(const char* error) {
   if (error != nullptr) throw std::runtime_error(error);
 }
 
-// dtype, batch, height, width, num_heads, head_dim, window_size, shift_size; scale
+// dtype, batch, height, width, num_heads, head_dim, window_size, shift_size, multiprocessors; scale
 WindowAttentionShape attention_shape(const Sizes& sizes, const Numbers& numbers) {
   return {static_cast<DType>(sizes.at(0)),
           sizes.at(1),
@@ -62,7 +62,8 @@ WindowAttentionShape attention_shape(const Sizes& sizes, const Numbers& numbers)
 void window_attention_forward(const Sizes& sizes, const Numbers& numbers, const Given& qkv, const Given& bias_table,
                               const Given& qkv_bias, const Given& out, Stream stream) {
   check(cuda::window_attention_forward(
-      {attention_shape(sizes, numbers), map(qkv), pointer(bias_table), pointer(qkv_bias), map<void*>(out)}, stream_of(stream)));
+      {attention_shape(sizes, numbers), map(qkv), pointer(bias_table), pointer(qkv_bias), map<void*>(out)},
+      static_cast<int>(sizes.at(8)), stream_of(stream)));
 }
 
 int64_t window_attention_backward_scratch(const Sizes& sizes, const Numbers& numbers, int multiprocessors) {
@@ -75,7 +76,7 @@ void window_attention_backward(const Sizes& sizes, const Numbers& numbers, const
   check(cuda::window_attention_backward(
       {attention_shape(sizes, numbers), map(grad), map(qkv), pointer(bias_table), pointer(qkv_bias), map<void*>(grad_qkv),
        pointer<void*>(grad_bias_table), pointer<void*>(grad_qkv_bias)},
-      pointer<void*>(scratch), stream_of(stream)));
+      pointer<void*>(scratch), static_cast<int>(sizes.at(8)), stream_of(stream)));
 }
 
 }  // namespace

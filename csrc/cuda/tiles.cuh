@@ -1,11 +1,11 @@
 // Tiles of rows in shared memory, and products of them on tensor cores by mma.sync.
 //
-// A warp computes 16 rows of a product. Its accumulators are tiles of 16 x 8: thread 4 g + t holds the elements (g, 2t), (g, 2t + 1),
-// (g + 8, 2t), (g + 8, 2t + 1). They are the left operand of the next product as they are.
+// A warp computes 16 rows of a product. Its accumulators are tiles of 16 x 8: thread 4 g + t holds the elements (g, 2t), (g, 2t
+// + 1), (g + 8, 2t), (g + 8, 2t + 1). They are the left operand of the next product as they are.
 //
-// float32 goes as three products of tf32 numbers (3xTF32). The two small ones have a sum of their own: tensor cores cut off sums
-// where units for float32 round, and in one sum of all three the cuts add up to more than the tolerance rule allows. An infinity
-// gives NaN in such a product.
+// float32 goes as three products of tf32 numbers (3xTF32). The two small ones have a sum of their own: tensor cores cut off
+// sums where units for float32 round, and in one sum of all three the cuts add up to more than the tolerance rule allows. An
+// infinity gives NaN in such a product.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -16,7 +16,8 @@ namespace hifuse::cuda {
 template <class T>
 inline constexpr bool kIsFloat32 = sizeof(T) == 4;
 
-// ---- Tiles ---------------------------------------------------------------------------------------------------------------------
+// ---- Tiles
+// ---------------------------------------------------------------------------------------------------------------------
 
 // kRows rows of kColumns numbers, in chunks of 16 bytes. The chunks of a row are permuted, so that one chunk of each of eight
 // neighbouring rows lies in banks of its own: ldmatrix reads them at once.
@@ -50,7 +51,8 @@ struct Tile {
   }
 };
 
-// ---- Operands and sums -----------------------------------------------------------------------------------------------------------
+// ---- Operands and sums
+// -----------------------------------------------------------------------------------------------------------
 
 // A float32 number as a sum of two tf32 numbers, to 2^-23 of it.
 __device__ __forceinline__ void split(uint32_t number, uint32_t& big, uint32_t& small) {
@@ -102,7 +104,8 @@ struct Sum<float> {
   }
 };
 
-// ---- Operands out of tiles ---------------------------------------------------------------------------------------------------------
+// ---- Operands out of tiles
+// ---------------------------------------------------------------------------------------------------------
 
 // Rows of a tile as a left operand: this lane gives row `row` and chunk `chunk`, which are those of `left_row` and `left_chunk`
 // from where the operand begins.
@@ -177,7 +180,8 @@ __device__ __forceinline__ void right_of_columns(Right<T> (&b)[2], const Tile& t
   }
 }
 
-// ---- Products --------------------------------------------------------------------------------------------------------------------
+// ---- Products
+// --------------------------------------------------------------------------------------------------------------------
 
 // How many rows of the right tile a step of `column_products` takes.
 template <class T>
@@ -227,7 +231,8 @@ __device__ __forceinline__ void column_products(float (&out)[kOut][4], const Lef
   }
 }
 
-// ---- Rows of accumulators ----------------------------------------------------------------------------------------------------------
+// ---- Rows of accumulators
+// ----------------------------------------------------------------------------------------------------------
 
 // Over the four threads that hold a row.
 __device__ __forceinline__ float row_max(float x) {

@@ -1,13 +1,13 @@
-// The backward of window attention where a window is one block of tokens. A warp owns 16 queries: it computes their weights p again,
-// dp = do v^T, ds = p (dp - sum of p dp) and dq = ds k. Then it owns 16 keys: dv = p^T do and dk = ds^T q, with p and ds of all warps
-// out of shared memory. The gradient of the position bias, the sum of ds over windows, stays in registers.
+// The backward of window attention where a window is one block of tokens. A warp owns 16 queries: it computes their weights p
+// again, dp = do v^T, ds = p (dp - sum of p dp) and dq = ds k. Then it owns 16 keys: dv = p^T do and dk = ds^T q, with p and ds
+// of all warps out of shared memory. The gradient of the position bias, the sum of ds over windows, stays in registers.
 #pragma once
 #include "window_attention_sums.cuh"
 
 namespace hifuse::cuda {
 
-// The block (head, share), of at least one window. Rows of the tiles beyond the window are zero; as left operands, the last token stands for them, whose rows
-// of p and ds are finite where its own are, and meet zeros in the products with do and q.
+// The block (head, share), of at least one window. Rows of the tiles beyond the window are zero; as left operands, the last
+// token stands for them, whose rows of p and ds are finite where its own are, and meet zeros in the products with do and q.
 template <class T, int kHeadDim, int kWindow>
 struct WindowAttentionBackwardWhole {
   static constexpr const char* kName = "window_attention_backward";
@@ -112,7 +112,8 @@ struct WindowAttentionBackwardWhole {
       __syncthreads();  // p and ds are there, and nobody reads k and v any more
 
       float dv[kOut][4] = {}, dk[kOut][4] = {};
-      column_products<T, kSteps>(dv, [&](int i) { return left_of_columns<T>(shared.p, i * kStep<T>, row); }, shared.grad[stage]);
+      column_products<T, kSteps>(
+          dv, [&](int i) { return left_of_columns<T>(shared.p, i * kStep<T>, row); }, shared.grad[stage]);
       column_products<T, kSteps>(dk, [&](int i) { return left_of_columns<T>(shared.ds, i * kStep<T>, row); }, shared.q[stage]);
       if (p.padding_parts && !whole) {
         shared.padded.template add<kWindow>(s, w, row, 0, dq, s.scale);

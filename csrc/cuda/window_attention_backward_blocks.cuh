@@ -1,8 +1,8 @@
-// The backward of window attention for windows of any size, in two kernels. In both, a warp owns 16 rows of the matrix of scores, or
-// of its transpose, and nothing that it computes leaves its registers before it is a result.
+// The backward of window attention for windows of any size, in two kernels. In both, a warp owns 16 rows of the matrix of
+// scores, or of its transpose, and nothing that it computes leaves its registers before it is a result.
 //
-// The first owns queries: over the blocks of keys once for the statistics of its rows, and once more for dq and the gradient of the
-// position bias. The second owns keys: over the blocks of queries for dk and dv.
+// The first owns queries: over the blocks of keys once for the statistics of its rows, and once more for dq and the gradient of
+// the position bias. The second owns keys: over the blocks of queries for dk and dv.
 #pragma once
 #include "window_attention_sums.cuh"
 
@@ -22,10 +22,11 @@ struct BackwardBlocks {
   }
 };
 
-// ---- Queries -----------------------------------------------------------------------------------------------------------------------
+// ---- Queries
+// -----------------------------------------------------------------------------------------------------------------------
 
-// The block (head, share, block of queries), of at least one window. The sum of ds over its windows lies in scratch memory that is its own, in the order of the
-// accumulators: each thread adds to what it wrote itself.
+// The block (head, share, block of queries), of at least one window. The sum of ds over its windows lies in scratch memory that
+// is its own, in the order of the accumulators: each thread adds to what it wrote itself.
 template <class T, int kHeadDim>
 struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
   using Base = BackwardBlocks<T, kHeadDim>;
@@ -167,7 +168,8 @@ struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
   }
 };
 
-// ---- Keys --------------------------------------------------------------------------------------------------------------------------
+// ---- Keys
+// --------------------------------------------------------------------------------------------------------------------------
 
 // The block (head, share, block of keys), of at least one window.
 template <class T, int kHeadDim>
@@ -205,7 +207,8 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
       part(shared.q[stage], p.qkv, p.padding, block * kRows, of_head);
       part(shared.grad[stage], p.grad, nullptr, block * kRows, of_head);
       const float* kept = Base::statistics(p, index, blocks, block);
-      for (int i = threadIdx.x; i < kStatistics / 4; i += kThreads) cp_async_16(&shared.statistics[stage][i], kept + 4 * i, true);
+      for (int i = threadIdx.x; i < kStatistics / 4; i += kThreads)
+        cp_async_16(&shared.statistics[stage][i], kept + 4 * i, true);
     };
     const Window step = Window::at(s.grid, gridDim.y);
     Window w = Window::at(s.grid, blockIdx.y), next = w;

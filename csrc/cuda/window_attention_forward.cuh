@@ -1,5 +1,5 @@
-// The forward of window attention. A warp owns 16 queries of a window of a head; while it computes, the next tokens are on their
-// way into the other stage of the block's shared memory.
+// The forward of window attention. A warp owns 16 queries of a window of a head; while it computes, the next tokens are on
+// their way into the other stage of the block's shared memory.
 #pragma once
 #include <launch.cuh>
 
@@ -15,10 +15,11 @@ struct ForwardParams {
   Written out;
 };
 
-// ---- Windows that are one block of tokens ----------------------------------------------------------------------------------------
+// ---- Windows that are one block of tokens
+// ----------------------------------------------------------------------------------------
 
-// The block (head, share), of at least one window. Rows of the tiles beyond the window are zero but in q, where the last token stands for them: what a row of
-// no token computes is finite where that token's row is.
+// The block (head, share), of at least one window. Rows of the tiles beyond the window are zero but in q, where the last token
+// stands for them: what a row of no token computes is finite where that token's row is.
 template <class T, int kHeadDim, int kWindow>
 struct WindowAttentionForwardWhole {
   static constexpr const char* kName = "window_attention_forward";
@@ -72,7 +73,8 @@ struct WindowAttentionForwardWhole {
   }
 };
 
-// ---- Windows of any size -----------------------------------------------------------------------------------------------------------
+// ---- Windows of any size
+// -----------------------------------------------------------------------------------------------------------
 
 // The block (head, share, block of queries), of at least one window. Keys come block by block, with an online softmax.
 template <class T, int kHeadDim>

@@ -16,7 +16,8 @@ const char* window_attention_forward_of(const WindowAttentionForward& a, int mul
   const ForwardParams p{sizes_of(a.shape), bytes_of(a.qkv, sizeof(T)), static_cast<const float*>(a.bias_table),
                         static_cast<const unsigned char*>(a.qkv_bias), bytes_of(a.out, sizeof(T))};
   if constexpr (!kIsFloat32<T>)
-    if (is_whole(a.shape) && is_near(a.shape, a.qkv) && is_near(a.shape, a.out)) return launch_forward<WindowAttentionForwardWhole<T, 32, 7>>(p, 1, multiprocessors, stream);
+    if (is_whole(a.shape) && is_near(a.shape, a.qkv) && is_near(a.shape, a.out))
+      return launch_forward<WindowAttentionForwardWhole<T, 32, 7>>(p, 1, multiprocessors, stream);
   return with_head_dim(a.shape.head_dim, [&]<int kHeadDim>() {
     using Kernel = WindowAttentionForwardBlocks<T, kHeadDim>;
     return launch_forward<Kernel>(p, (p.sizes.grid.tokens() + Kernel::kRows - 1) / Kernel::kRows, multiprocessors, stream);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "arguments.h"
+#include "geometry.h"
 
 namespace hifuse::cuda {
 
@@ -23,10 +24,20 @@ inline const char* why_not(const WindowAttentionShape& s) {
   if (s.head_dim < 8 || s.head_dim > 128 || s.head_dim % 8) return "head_dim must be a multiple of 8 from 8 to 128";
   if (s.window_size < 1 || s.window_size > 16) return "window_size must be from 1 to 16";
   const int64_t side = s.window_size, rows = (s.height + side - 1) / side, columns = (s.width + side - 1) / side;
-  if (s.height + side >= INT32_MAX || s.width + side >= INT32_MAX || rows * columns >= INT32_MAX / std::max<int64_t>(s.batch, 1))
+  if (s.height + side >= INT32_MAX || s.width + side >= INT32_MAX ||
+      rows * columns >= INT32_MAX / std::max<int64_t>(s.batch, 1))
     return "the maps have more than 2^31 windows";
   return nullptr;
 }
+
+// Whether 16 bytes of a map can be moved at a time; that head_dim is a multiple of 8 is known.
+template <class Pointer>
+bool is_aligned(const WindowAttentionShape& s, const Map<Pointer>& map) {
+  const int64_t size = s.dtype == DType::float32 ? 4 : 2;
+  return reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && map.batch_stride * size % 16 == 0 &&
+         map.row_stride * size % 16 == 0 && map.column_stride * size % 16 == 0;
+}
+inline constexpr const char* kUnaligned = "maps must begin at a multiple of 16 bytes, and their strides be multiples of it";
 
 // Into how many shares windows are cut for about `wanted` blocks of threads, of which `each` take a share: all have as many
 // windows, or one fewer.
@@ -44,6 +55,35 @@ auto with_head_dim(int64_t head_dim, const F& f) {
   if (head_dim <= 64) return f.template operator()<64>();
   if (head_dim <= 96) return f.template operator()<96>();
   return f.template operator()<128>();
+}
+
+// ---- The backward
+// ------------------------------------------------------------------------------------------------------------------
+
+// Which kernels run, how the windows are cut into shares, and what lies where in scratch memory, in bytes.
+struct BackwardPlan {
+  bool whole;  // windows are one block of tokens
+  int shares, blocks, parts;
+  int64_t table_parts, padding_parts, statistics, bias_sums, bytes;
+};
+
+inline BackwardPlan plan_backward(const WindowAttentionShape& s, bool whole, int multiprocessors) {
+  const WindowGrid grid(s.height, s.width, s.window_size, s.shift_size);
+  const int64_t windows = s.batch * grid.windows(), side = 2 * s.window_size - 1;
+  const int64_t rows = s.dtype == DType::float32 ? 32 : 64, blocks = whole ? 1 : (grid.tokens() + rows - 1) / rows;
+  const int64_t shares = shares_of(windows, s.num_heads * blocks, int64_t(multiprocessors) * 3);
+  BackwardPlan plan{whole, static_cast<int>(shares), static_cast<int>(blocks), static_cast<int>(shares * blocks), 0, 0, 0, 0,
+                    0};
+  const auto take = [&](int64_t floats) {
+    const int64_t at = plan.bytes;
+    plan.bytes += (floats * 4 + 255) / 256 * 256;
+    return at;
+  };
+  plan.table_parts = take(plan.parts * side * side * s.num_heads);
+  plan.padding_parts = take(plan.parts * 3 * s.num_heads * s.head_dim);
+  plan.statistics = take(whole ? 0 : windows * s.num_heads * blocks * 3 * rows);
+  plan.bias_sums = take(whole ? 0 : plan.parts * s.num_heads * blocks * rows * rows);
+  return plan;
 }
 
 }  // namespace hifuse::cuda

@@ -1,7 +1,8 @@
 // Scores of window attention: scale q k^T + position bias + mask, in units of log2.
 //
 // The bias is the same in all windows of a head. Where a window is one block of tokens of a known size, its elements stay in
-// registers from window to window, and what the mask may part is two words of bits. Else the head's table lies in shared memory.
+// registers from window to window, and what the mask may part is two words of bits. Else the head's table lies in shared
+// memory.
 #pragma once
 #include "window_attention_windows.cuh"
 
@@ -28,7 +29,8 @@ __device__ __forceinline__ int region_of(const Sizes& s, int token) {
   return 2 * int(row >= edge) + int(token - row * side >= edge);
 }
 
-// Windows of kWindow x kWindow tokens: the bias of a thread's accumulators, kTiles tiles of keys. `row` is the first row of the warp.
+// Windows of kWindow x kWindow tokens: the bias of a thread's accumulators, kTiles tiles of keys. `row` is the first row of the
+// warp.
 template <int kWindow, int kTiles>
 struct WindowBias {
   static constexpr int kTokens = kWindow * kWindow;
@@ -111,7 +113,8 @@ struct TableBias {
   }
 };
 
-// ---- Softmax -------------------------------------------------------------------------------------------------------------------------
+// ---- Softmax
+// -------------------------------------------------------------------------------------------------------------------------
 
 inline constexpr float kLowest = -3.0e38f;  // before the first score of a row; what a score of -inf lies below
 

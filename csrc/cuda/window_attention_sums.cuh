@@ -1,5 +1,5 @@
-// Sums of the backward over windows, in an order that does not depend on anything but the launch: each block of threads writes its
-// own part, and a last kernel adds the parts up, in float64.
+// Sums of the backward over windows, in an order that does not depend on anything but the launch: each block of threads writes
+// its own part, and a last kernel adds the parts up, in float64.
 #pragma once
 #include <launch.cuh>
 
@@ -38,7 +38,8 @@ __device__ __forceinline__ void sum_of_entries(const Sizes& s, float* part, int 
   }
 }
 
-// What padded tokens have of the gradients of q, k and v in a block of threads: sums of a warp, kParts of kHeadDim, in shared memory.
+// What padded tokens have of the gradients of q, k and v in a block of threads: sums of a warp, kParts of kHeadDim, in shared
+// memory.
 template <int kWarps, int kParts, int kHeadDim>
 struct PaddedSums {
   float sums[kWarps][kParts][kHeadDim];

@@ -1,8 +1,8 @@
 // How the kernels of window attention walk over windows, and how tokens come into tiles and go back to maps.
 //
 // A block of threads owns a head, a share of the windows, and maybe one block of the tokens of a window. A window whose tokens
-// lie on the map as a whole, side by side, is read and written at offsets from its first token. Only the others, at the edges of
-// the map and at the seam of the roll, ask where each token is.
+// lie on the map as a whole, side by side, is read and written at offsets from its first token. Only the others, at the edges
+// of the map and at the seam of the roll, ask where each token is.
 #pragma once
 #include <cstdint>
 #include <ptx.cuh>
@@ -13,7 +13,8 @@
 
 namespace hifuse::cuda {
 
-// ---- What kernels know of a call -------------------------------------------------------------------------------------------------
+// ---- What kernels know of a call
+// -------------------------------------------------------------------------------------------------
 
 using Grid = WindowGridOf<int>;
 
@@ -57,7 +58,8 @@ __device__ __forceinline__ int row_of(const Sizes& s, int token) {
   return kWindow ? token / (kWindow ? kWindow : 1) : token * s.reciprocal >> 16;
 }
 
-// ---- Windows and tokens ------------------------------------------------------------------------------------------------------------
+// ---- Windows and tokens
+// ------------------------------------------------------------------------------------------------------------
 
 struct Window {
   int image, row, column;
@@ -121,11 +123,12 @@ inline Written bytes_of(const Map<void*>& m, uint64_t size) {
   return {static_cast<unsigned char*>(m.data), m.batch_stride * size, m.row_stride * size, m.column_stride * size};
 }
 
-// ---- Into tiles ----------------------------------------------------------------------------------------------------------------------
+// ---- Into tiles
+// ----------------------------------------------------------------------------------------------------------------------
 
-// Rows of a block of tokens for windows of any size: all chunks of the tile are written, with zeros for tokens beyond the window
-// and for chunks from `chunks` on, which are no channels of the head. `from` is the byte of a map's row where the tile begins;
-// `padding` is the row of a padded token, or null for zeros.
+// Rows of a block of tokens for windows of any size: all chunks of the tile are written, with zeros for tokens beyond the
+// window and for chunks from `chunks` on, which are no channels of the head. `from` is the byte of a map's row where the tile
+// begins; `padding` is the row of a padded token, or null for zeros.
 template <int kThreads, class Tile>
 __device__ __forceinline__ void load_tokens(Tile& tile, const Read& map, const unsigned char* padding, const Sizes& s,
                                             const Window& w, int first, int chunks, int from) {
@@ -203,7 +206,8 @@ __device__ __forceinline__ void clear_rows(Tile* tiles, int count) {
     tiles[i / kEach].chunk[kFirst * Tile::kChunks + i % kEach] = uint4{0, 0, 0, 0};
 }
 
-// ---- Out of tiles ------------------------------------------------------------------------------------------------------------------------
+// ---- Out of tiles
+// ------------------------------------------------------------------------------------------------------------------------
 
 // The 16 rows of a warp: accumulators go to the warp's own rows of a tile and from there to the map, 16 bytes a thread.
 template <class Tile, int kWindow>
@@ -246,8 +250,8 @@ struct WarpRows {
   static __device__ __forceinline__ int chunk_at(int j) { return (threadIdx.x % 32 + 32 * j) % Tile::kChunks; }
 };
 
-// The same for windows of a known size that are one block of tokens: where a thread's chunks go does not depend on the window, but
-// for the first token.
+// The same for windows of a known size that are one block of tokens: where a thread's chunks go does not depend on the window,
+// but for the first token.
 template <class Tile, int kWindow>
 struct WarpRowsOfWhole : WarpRows<Tile, kWindow> {
   using Base = WarpRows<Tile, kWindow>;

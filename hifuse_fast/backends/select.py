@@ -36,7 +36,7 @@ HAVE_TABLES = ("cuda", "meta")  #: types of devices whose architecture has a tab
 #: Per op, the backends that have kernels, in the order in which "auto" tries them where no table gives one; the reference
 #: serves what they cannot.
 OPS: dict[str, tuple[str, ...]] = {
-    "window_attention": ("triton", "native"),
+    "window_attention": ("triton", "cuda", "native"),
     "layer_norm": ("triton",),
     "depthwise_norm": ("triton",),
     "batch_norm": ("triton",),
@@ -45,7 +45,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "linear": ("triton",),
     "mixer": ("triton",),
     "mlp": ("triton",),
-    "prepare_window_attention": ("triton", "native"),
+    "prepare_window_attention": ("triton", "cuda", "native"),
     "prepare_linear": ("triton", "native"),
     "prepare_stem": ("triton", "native"),
     "prepare_local_block": ("triton", "native"),

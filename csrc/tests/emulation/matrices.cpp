@@ -27,6 +27,13 @@ float exp2_fast(float x) {
   return y < 0x1p-126f ? 0.0f : y;
 }
 
+float reciprocal_fast(float x) {
+  const float y = 1.0f / (std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x);
+  return std::fabs(y) < 0x1p-126f ? std::copysign(0.0f, y) : y;
+}
+
+int computed_here(int x) { return x; }
+
 namespace {
 
 struct LdmatrixLane {

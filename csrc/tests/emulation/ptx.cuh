@@ -15,6 +15,7 @@ float2 unpack(uint32_t r);
 uint32_t to_tf32(float x);
 float exp2_fast(float x);
 float reciprocal_fast(float x);
+int computed_here(int x);
 
 void cp_async_16(void* shared, const void* device, bool kept);
 void cp_async_4(void* shared, const void* device, bool kept);

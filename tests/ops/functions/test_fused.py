@@ -227,7 +227,7 @@ def test_flop_counters_say_what_the_reference_costs(op: str, kernel: str) -> Non
         assert flops(kernel, first) == flops("reference", first)
 
 
-@pytest.mark.parametrize("kernel", kernels("window_attention", "native", "triton"))
+@pytest.mark.parametrize("kernel", kernels("window_attention", "native", "triton", "cuda"))
 def test_gradients_that_nobody_needs_are_not_computed(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call, tensors = leaves("window_attention", torch.float32, device_of(kernel))
     expected = torch.autograd.grad(call(**tensors, backend=kernel).sum(), list(tensors.values()))
