@@ -27,7 +27,7 @@ PROGRAMS = {"gpu": "csrc/tests/conformance/conformance", "emulated": "csrc/tests
 
 @dataclass(frozen=True)
 class Case:
-    """What one small kernel gave, words of 32 bits. Where `bound` is not 0 they are float32, and it limits relative differences."""
+    """What one small kernel gave: words of 32 bits; float32 where `bound` is not 0, which then limits relative differences."""
 
     bound: float
     words: NDArray[np.uint32]
