@@ -33,6 +33,7 @@ void test_conversions() {
   CHECK(to_tf32(kInfinity) == 0x7f800000);
   CHECK(exp2_fast(3.0f) == 8.0f && exp2_fast(-126.0f) == 0x1p-126f && exp2_fast(-126.5f) == 0.0f &&
         exp2_fast(-kInfinity) == 0.0f);
+  CHECK(reciprocal_fast(-4.0f) == -0.25f && reciprocal_fast(0x1p-127f) == kInfinity && reciprocal_fast(0x1p127f) == 0.0f);
 }
 
 // Element (r, c) of matrix m is 64 m + 8 r + c.
