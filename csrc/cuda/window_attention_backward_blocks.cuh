@@ -4,15 +4,17 @@
 // The first owns queries: over the blocks of keys once for the statistics of its rows, and once more for dq and the gradient of
 // the position bias. The second owns keys: over the blocks of queries for dk and dv.
 #pragma once
+#include "window_attention_launch.h"
 #include "window_attention_sums.cuh"
 
 namespace hifuse::cuda {
 
 template <class T, int kHeadDim>
 struct BackwardBlocks {
-  static constexpr int kRows = kBlockOfTokens<T>, kThreads = 2 * kRows, kTiles = kRows / 8, kOut = kHeadDim / 8;
+  static constexpr int kRows = block_of_tokens(kIsFloat32<T>, kHeadDim), kThreads = 2 * kRows, kTiles = kRows / 8,
+                       kOut = kHeadDim / 8;
   static constexpr int kSteps = kRows / kStep<T>, kStages = 2;
-  static constexpr int kBlocks = kIsFloat32<T> ? 4 : kHeadDim <= 32 ? 3 : 2;
+  static constexpr int kBlocks = 256 / kThreads;  // 255 registers a thread
   using Tokens = Tile<T, kRows, kHeadDim>;
 
   // Of each row of scores: the largest, one over the sum of the exponentials, the sum of p dp; kRows of each, block by block.
