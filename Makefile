@@ -13,12 +13,13 @@
 #   make lint           ruff, mypy, clang-format
 #   make format         let ruff and clang-format rewrite
 #   make docs           the tables of README and docs, from benchmarks/results
-#   make kernel-report  every Triton kernel compiled for three architectures, without a GPU
+#   make kernel-report  what every Triton and CUDA kernel takes of three architectures, without a GPU
 #                         ARGS="--architectures sm_90"
 #   make tune           tile sizes and choices, measured on this GPU and written into the tables
 #                         ARGS="--kernels linear"
 #   make gpu-check      all there is to do on a GPU, in the environment that is there; nothing is installed
-#                         STAGE=build|parity|tune|ops|network (default all)  REPORT=folder  PYTHON=interpreter with torch
+#                         STAGE=conformance|build|sanitizer|profile|parity|tune|ops|network (default all)  REPORT=folder
+#                         PYTHON=interpreter with torch
 #   make clean          remove the environment and the builds
 #
 # Variables: PYTHON (default python3), VENV (.venv), TORCH (torch==2.13.0; for instance a CPU build's wheel or version),

@@ -9,6 +9,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cuda/kernels.h"
@@ -84,6 +85,15 @@ void window_attention_backward(const Sizes& sizes, const Numbers& numbers, const
 PYBIND11_MODULE(HIFUSE_MODULE, m) {
   m.doc() = "The CUDA kernels of hifuse_fast, given addresses, sizes and a stream.";
   m.def("build_info", [] { return std::map<std::string, std::string>{HIFUSE_CUDA_BUILD_INFO}; });
+  m.def(
+      "listed",
+      [] {
+        std::vector<std::tuple<std::string, std::string, int, int, int>> all;
+        for (const auto& [name, type, threads, blocks, shared_bytes] : hifuse::cuda::listed())
+          all.emplace_back(name, type, threads, blocks, shared_bytes);
+        return all;
+      },
+      "Name, mangled type, threads, blocks that a multiprocessor is to hold, and bytes of shared memory of every kernel.");
   m.def("window_attention_forward", &hifuse::window_attention_forward);
   m.def("window_attention_backward_scratch", &hifuse::window_attention_backward_scratch);
   m.def("window_attention_backward", &hifuse::window_attention_backward);

@@ -12,7 +12,16 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <typeinfo>
+
+#include "cuda/kernels.h"
+
 namespace hifuse::cuda {
+
+template <class Kernel>
+inline const bool kListed = (listed().push_back({Kernel::kName, typeid(Kernel).name(), Kernel::kThreads, Kernel::kBlocks,
+                                                 static_cast<int>(sizeof(typename Kernel::Shared))}),
+                             true);
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
@@ -24,7 +33,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
 // Launches a grid; an empty one is no launch. Returns null, or the text of the error, which no later call will meet again.
 template <class Kernel>
 const char* launch(dim3 grid, const typename Kernel::Params& params, void* stream) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return nullptr;
+  if (!kListed<Kernel> || grid.x == 0 || grid.y == 0 || grid.z == 0) return nullptr;
   constexpr int kBytes = sizeof(typename Kernel::Shared), kWithoutAsking = 48 * 1024;
   static_assert(kBytes <= 227 * 1024, "no architecture has so much shared memory");
   cudaError_t error = cudaSuccess;

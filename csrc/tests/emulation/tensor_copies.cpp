@@ -1,5 +1,6 @@
 // Tensor copies (TMA): an engine moves boxes into shared memory, and an mbarrier counts their bytes.
 #include <cstring>
+#include <map>
 #include <ptx_hopper.cuh>
 
 #include "mbarriers.h"
@@ -24,6 +25,13 @@ struct Copy {
 };
 std::vector<Copy> under_way;
 
+// The last copy of each mbarrier, and the time at which it is there.
+struct Last {
+  Time time;
+  Site site;
+};
+std::map<unsigned, Last> last_copies;  // by the barrier's entry in the clocks
+
 void land(const Copy& copy) {
   for (size_t i = 0; i < copy.chunks.size(); ++i) {
     auto* to = reinterpret_cast<void*>(swizzled(reinterpret_cast<uintptr_t>(copy.to) + i * 16));
@@ -45,7 +53,8 @@ void start_copy(Copy copy) {
          text("thread %u copies a box at %s to an address that is no multiple of 1024.", t, place(copy.site).c_str()));
     abandon();
   }
-  mbarriers::next_phase(copy.bar, copy.site);  // which checks it
+  const auto [entry, time] = mbarriers::next_phase(copy.bar, copy.site);
+  last_copies[entry] = {time, copy.site};
   for (const uint16_t* chunk : copy.chunks)
     if (chunk) access(t, chunk, 16, false, copy.site);
   access(t, copy.to, copy.bytes(), true, copy.site);
@@ -65,7 +74,10 @@ const char* refusal(const void* data, int64_t stride, int rows, int most_rows) {
 
 }  // namespace
 
-void tensor_copies::start() { under_way.clear(); }
+void tensor_copies::start() {
+  under_way.clear();
+  last_copies.clear();
+}
 
 bool tensor_copies::land_one() {
   if (under_way.empty()) return false;
@@ -78,10 +90,13 @@ bool tensor_copies::land_one() {
 }
 
 void tensor_copies::finish_block() {
-  if (under_way.empty()) return;
-  const Site site = under_way.front().site;
-  tell("end", site, nullptr,
-       text("the block ends, and nobody has waited for the copy that was started at %s.", place(site).c_str()));
+  for (const auto& [entry, last] : last_copies) {
+    bool known = false;
+    for (unsigned t = 0; t < block.threads; ++t) known |= clocks::of(t)[entry] >= last.time;
+    if (known) continue;
+    tell("end", last.site, nullptr,
+         text("the block ends, and nobody has waited for the copy that was started at %s.", place(last.site).c_str()));
+  }
 }
 
 }  // namespace hifuse::emulation

@@ -15,7 +15,7 @@ uintptr_t swizzled(uintptr_t address);  // of tensor_copies.cpp
 namespace {
 
 constexpr int kRows = 64, kDepth = 16;
-constexpr uint32_t kBusy = 0x7fc0b5b5;  // a NaN: an accumulator of a product that is under way
+constexpr uint32_t kBusy = 0x7fa0b5b5;  // in accumulators of products under way: a signalling NaN, which arithmetic changes
 
 // The accumulators of a warpgroup under one name, that of the first thread's.
 struct Sums {
@@ -99,9 +99,20 @@ void compute(const Product& p) {
   }
 }
 
-// Takes the accumulators as they are, if no product is under way on them, and gives none away before it has ended.
+// Tells if accumulators of products that are under way are not as these left them.
+void check_untouched(Sums& s, Site site) {
+  bool touched = false;
+  each(s, [&](float& mine, float& value) {
+    touched |= to_bits(mine) != (options().landing == Landing::late ? kBusy : to_bits(value));
+  });
+  if (touched)
+    tell("wgmma", site, nullptr,
+         text("accumulators of the product at %s were changed while it was under way; a wait is missing before that.",
+              place(site).c_str()));
+}
+
+// Takes accumulators on which no product is under way as they are, and hides them until the products have ended.
 void take(Sums& s, Site site, bool fenced) {
-  if (s.products) return;
   bool changed = !s.started;
   each(s, [&](float& mine, float& value) {
     changed |= to_bits(mine) != to_bits(value);
@@ -116,16 +127,8 @@ void take(Sums& s, Site site, bool fenced) {
 }
 
 void give_back(Sums& s, Site site) {
-  if (s.products) return;
-  bool touched = false;
-  each(s, [&](float& mine, float& value) {
-    touched |= options().landing == Landing::late && to_bits(mine) != kBusy;
-    mine = value;
-  });
-  if (touched)
-    tell("wgmma", site, nullptr,
-         text("accumulators of the product at %s were changed while it was under way; a wait is missing before that.",
-              place(site).c_str()));
+  check_untouched(s, site);
+  each(s, [](float& mine, float& value) { mine = value; });
 }
 
 std::vector<float> from_registers(void* const* lanes, float (*widen)(uint16_t)) {
@@ -157,7 +160,10 @@ void issue(void* const* lanes) {
     sums->values.resize(static_cast<size_t>(kRows * first.columns));
     for (unsigned l = 0; l < kWarpgroup; ++l) sums->registers.push_back(static_cast<Lane*>(lanes[l])->d);
   }
-  take(*sums, first.site, w.fenced);
+  if (sums->products)
+    check_untouched(*sums, first.site);
+  else
+    take(*sums, first.site, w.fenced);
   ++sums->products;
   ++counters().products;
   const auto widened = [](uint16_t bits) { return widen(T{bits}); };
@@ -183,8 +189,7 @@ void finish(Warpgroup& w) {
   const unsigned entry = clocks::warpgroup(current());
   if (p.a.empty()) shared_memory::end_read(tile(p.a_tile, kRows), entry, w.finished);
   shared_memory::end_read(tile(p.b_tile, p.sums->columns), entry, w.finished);
-  --p.sums->products;
-  if (options().landing == Landing::late) give_back(*p.sums, p.site);
+  if (--p.sums->products == 0) give_back(*p.sums, p.site);
 }
 
 void finish_until(void* const* lanes) {
