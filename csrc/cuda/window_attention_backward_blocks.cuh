@@ -190,7 +190,7 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
 
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const Sizes& s = p.sizes;
-    const int head = blockIdx.x, first = blockIdx.z * kRows, row = threadIdx.x / 32 * 16, left = row + left_row();
+    const int head = blockIdx.x, first = blockIdx.z * kRows, row = threadIdx.x / 32 * 16;
     const int blocks = (tokens_of<0>(s) + kRows - 1) / kRows, chunks = s.head_dim * int(sizeof(T)) / 16;
     const int of_head = head * s.head_dim * int(sizeof(T)), stride = s.channels() * int(sizeof(T));
     const TableBias<true> bias{shared.table};
@@ -229,6 +229,7 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
           load(next, index + gridDim.y, 0, window_stage ^ 1, stage ^ 1);
         cp_async_commit();
 
+        const int left = computed_here(row + left_row());  // dk and dv want the registers of addresses
         float x[kTiles][4], y[kTiles][4];
         row_products<T>(x, shared.k[window_stage], left, shared.q[stage]);
         bias.scores(x, s, w, first + row, block * kRows);
