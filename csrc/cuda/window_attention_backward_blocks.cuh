@@ -24,8 +24,7 @@ struct BackwardBlocks {
   }
 };
 
-// ---- Queries
-// -----------------------------------------------------------------------------------------------------------------------
+// ---- Queries ------------------------------------------------------------------------------------------------------------
 
 // The block (head, share, block of queries), of at least one window. The sum of ds over its windows lies in scratch memory that
 // is its own, in the order of the accumulators: each thread adds to what it wrote itself.
@@ -170,8 +169,7 @@ struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
   }
 };
 
-// ---- Keys
-// --------------------------------------------------------------------------------------------------------------------------
+// ---- Keys ---------------------------------------------------------------------------------------------------------------
 
 // The block (head, share, block of keys), of at least one window.
 template <class T, int kHeadDim>

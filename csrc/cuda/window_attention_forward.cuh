@@ -16,8 +16,7 @@ struct ForwardParams {
   Written out;
 };
 
-// ---- Windows that are one block of tokens
-// ----------------------------------------------------------------------------------------
+// ---- Windows that are one block of tokens -------------------------------------------------------------------------------
 
 // The block (head, share), of at least one window. Rows of the tiles beyond the window are zero but in q, where the last token
 // stands for them: what a row of no token computes is finite where that token's row is.
@@ -74,8 +73,7 @@ struct WindowAttentionForwardWhole {
   }
 };
 
-// ---- Windows of any size
-// -----------------------------------------------------------------------------------------------------------
+// ---- Windows of any size ------------------------------------------------------------------------------------------------
 
 // The block (head, share, block of queries), of at least one window. Keys come block by block, with an online softmax.
 template <class T, int kHeadDim>

@@ -25,7 +25,7 @@ inline const char* why_not(const WindowAttentionShape& s) {
   if (s.window_size < 1 || s.window_size > 16) return "window_size must be from 1 to 16";
   const int64_t side = s.window_size, rows = (s.height + side - 1) / side, columns = (s.width + side - 1) / side;
   if (s.height + side >= INT32_MAX || s.width + side >= INT32_MAX ||
-      rows * columns >= INT32_MAX / std::max<int64_t>(s.batch, 1))
+      rows * columns >= (INT32_MAX - 65536) / std::max<int64_t>(s.batch, 1))
     return "the maps have more than 2^31 windows";
   return nullptr;
 }
@@ -60,8 +60,7 @@ auto with_head_dim(int64_t head_dim, const F& f) {
   return f.template operator()<128>();
 }
 
-// ---- The backward
-// ------------------------------------------------------------------------------------------------------------------
+// ---- The backward -------------------------------------------------------------------------------------------------------
 
 // Which kernels run, how the windows are cut into shares, and what lies where in scratch memory, in bytes.
 struct BackwardPlan {

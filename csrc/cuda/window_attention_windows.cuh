@@ -13,8 +13,7 @@
 
 namespace hifuse::cuda {
 
-// ---- What kernels know of a call
-// -------------------------------------------------------------------------------------------------
+// ---- What kernels know of a call ----------------------------------------------------------------------------------------
 
 using Grid = WindowGridOf<int>;
 
@@ -54,8 +53,7 @@ __device__ __forceinline__ int row_of(const Sizes& s, int token) {
   return kWindow ? token / (kWindow ? kWindow : 1) : token * s.reciprocal >> 16;
 }
 
-// ---- Windows and tokens
-// ------------------------------------------------------------------------------------------------------------
+// ---- Windows and tokens -------------------------------------------------------------------------------------------------
 
 struct Window {
   int image, row, column;
@@ -119,8 +117,7 @@ inline Written bytes_of(const Map<void*>& m, uint64_t size) {
   return {static_cast<unsigned char*>(m.data), m.batch_stride * size, m.row_stride * size, m.column_stride * size};
 }
 
-// ---- Into tiles
-// ----------------------------------------------------------------------------------------------------------------------
+// ---- Into tiles ---------------------------------------------------------------------------------------------------------
 
 // Rows of a block of tokens for windows of any size: all chunks of the tile are written, with zeros for tokens beyond the
 // window and for chunks from `chunks` on, which are no channels of the head. `from` is the byte of a map's row where the tile
@@ -194,7 +191,7 @@ struct WindowLoads {
   }
 };
 
-// Zeros in rows kFirst.. of tiles, which copies leave alone.
+// Zeros in rows kFirst.. of tiles that lie one after the other; copies leave these rows alone.
 template <int kFirst, int kThreads, class Tile>
 __device__ __forceinline__ void clear_rows(Tile* tiles, int count) {
   constexpr int kEach = Tile::kAll - kFirst * Tile::kChunks;
@@ -202,8 +199,7 @@ __device__ __forceinline__ void clear_rows(Tile* tiles, int count) {
     tiles[i / kEach].chunk[kFirst * Tile::kChunks + i % kEach] = uint4{0, 0, 0, 0};
 }
 
-// ---- Out of tiles
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- Out of tiles -------------------------------------------------------------------------------------------------------
 
 // The 16 rows of a warp: accumulators go to the warp's own rows of a tile and from there to the map, 16 bytes a thread.
 template <class Tile, int kWindow>
