@@ -13,12 +13,13 @@
 #   make lint           ruff, mypy, clang-format
 #   make format         let ruff and clang-format rewrite
 #   make docs           the tables of README and docs, from benchmarks/results
-#   make kernel-report  every Triton kernel compiled for three architectures, without a GPU
+#   make kernel-report  what every Triton and CUDA kernel takes of three architectures, without a GPU
 #                         ARGS="--architectures sm_90"
 #   make tune           tile sizes and choices, measured on this GPU and written into the tables
 #                         ARGS="--kernels linear"
 #   make gpu-check      all there is to do on a GPU, in the environment that is there; nothing is installed
-#                         STAGE=build|parity|tune|ops|network (default all)  REPORT=folder  PYTHON=interpreter with torch
+#                         STAGE=conformance|build|sanitizer|profile|parity|tune|ops|network (default all)  REPORT=folder
+#                         PYTHON=interpreter with torch
 #   make clean          remove the environment and the builds
 #
 # Variables: PYTHON (default python3), VENV (.venv), TORCH (torch==2.13.0; for instance a CPU build's wheel or version),
@@ -99,17 +100,17 @@ test-all: test-cpp
 SANITIZED := ops/prepared ops/functions/test_window_attention.py ops/functions/test_window_attention_calls.py inference/test_network.py inference/test_files.py
 test-asan: $(VENV)/.dependencies
 	rm -rf build/asan
-	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_SANITIZE=1 HIFUSE_NATIVE=1 \
+	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_SANITIZE=1 HIFUSE_NATIVE=1 HIFUSE_CUDA=0 \
 	  $(PIP) install -q $(PIP_ARGS) --no-build-isolation --no-deps --target build/asan .
 	cp -r tests pyproject.toml build/asan
 	cd build/asan && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) $(SANITIZED:%=tests/%)
 
-# Where the library was built: its kernels are not compiled a second time.
+# Where the library was built: its kernels are not compiled a second time. The CUDA kernels are, for their emulation.
 test-cpp: setup
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(BUILD) -G Ninja -DHIFUSE_TESTS=ON > /dev/null
-	$(BIN)/cmake --build $(BUILD)
+	$(BIN)/cmake --build $(BUILD) --target all _cuda_emulated
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 lint: setup
@@ -127,4 +128,4 @@ docs: setup
 	$(BIN)/python -m tools.pages
 
 clean:
-	rm -rf $(VENV) build hifuse_fast/_C*.so hifuse_fast/_native_skipped.txt
+	rm -rf $(VENV) build hifuse_fast/_C*.so hifuse_fast/_cuda*.so hifuse_fast/_native_skipped.txt hifuse_fast/_cuda_skipped.txt

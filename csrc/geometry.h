@@ -20,39 +20,48 @@
 namespace hifuse {
 inline namespace HIFUSE_ISA {
 
-// One axis of the map: `length` tokens, padded to `windows * window`.
-struct Axis {
-  int64_t length;
-  int64_t window;
-  int64_t shift;
-  int64_t windows;
-  int64_t padded;
+// One axis of the map: `length` tokens, padded to `windows * window`. Int is a type that holds these numbers.
+template <class Int>
+struct AxisOf {
+  Int length;
+  Int window;
+  Int shift;
+  Int windows;
+  Int padded;
 
-  HIFUSE_HD Axis(int64_t length, int64_t window, int64_t shift)
+  HIFUSE_HD AxisOf(Int length, Int window, Int shift)
       : length(length), window(window), shift(shift), windows((length + window - 1) / window), padded(windows * window) {}
 
   // Place on the unrolled axis of place `at` on the rolled one; `length` or more for a padded token.
-  HIFUSE_HD int64_t source(int64_t at) const { return at + shift < padded ? at + shift : at + shift - padded; }
+  HIFUSE_HD Int source(Int at) const { return at + shift < padded ? at + shift : at + shift - padded; }
 
   // Region of the shift mask: slices (0, -window) (-window, -shift) (-shift, end) of the rolled, padded axis.
-  HIFUSE_HD int region(int64_t at) const { return (at >= padded - window) + (at >= padded - shift); }
+  HIFUSE_HD int region(Int at) const { return (at >= padded - window) + (at >= padded - shift); }
 
   // Whether window `index` holds tokens of more than one region.
-  HIFUSE_HD bool mixed(int64_t index) const { return shift > 0 && index == windows - 1; }
+  HIFUSE_HD bool mixed(Int index) const { return shift > 0 && index == windows - 1; }
+
+  // Whether all tokens of window `index` lie on the map, side by side as in the window.
+  HIFUSE_HD bool whole(Int index) const { return (index + 1) * window + shift <= length; }
 };
 
 // The windows of a map, named (row, column).
-struct WindowGrid {
-  Axis rows;
-  Axis columns;
+template <class Int>
+struct WindowGridOf {
+  AxisOf<Int> rows;
+  AxisOf<Int> columns;
 
-  HIFUSE_HD WindowGrid(int64_t height, int64_t width, int64_t window, int64_t shift)
+  HIFUSE_HD WindowGridOf(Int height, Int width, Int window, Int shift)
       : rows(height, window, shift), columns(width, window, shift) {}
 
-  HIFUSE_HD int64_t windows() const { return rows.windows * columns.windows; }
-  HIFUSE_HD int64_t tokens() const { return rows.window * columns.window; }
-  HIFUSE_HD bool mixed(int64_t row, int64_t column) const { return rows.mixed(row) || columns.mixed(column); }
+  HIFUSE_HD Int windows() const { return rows.windows * columns.windows; }
+  HIFUSE_HD Int tokens() const { return rows.window * columns.window; }
+  HIFUSE_HD bool mixed(Int row, Int column) const { return rows.mixed(row) || columns.mixed(column); }
+  HIFUSE_HD bool whole(Int row, Int column) const { return rows.whole(row) && columns.whole(column); }
 };
+
+using Axis = AxisOf<int64_t>;
+using WindowGrid = WindowGridOf<int64_t>;
 
 // Row of the bias table for the query at (y, x) of the window and the first key of key row `key_row`; the keys to the right of
 // that one have the rows before it.

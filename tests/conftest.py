@@ -1,4 +1,4 @@
-"""What must be said before anything loads torch or Triton: idle threads sleep, and without a GPU kernels are interpreted."""
+"""What must be said before anything loads torch or Triton: idle threads sleep, and without a GPU kernels are emulated."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ torch.manual_seed(0)  # what test files draw when they are loaded names their te
 torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_INTERPRET"] = os.environ["HIFUSE_CUDA_EMULATED"] = "1"
     with contextlib.suppress(ImportError):
         from tests.support import interpreter
 

@@ -35,13 +35,24 @@ LAW = {
     "data/*.py": ["checks", "files", "data"],
     # The run time of kernels, bottom up: the compiled library and the tables, what launches Triton, the choice.
     "backends/flops.py": [],
+    "backends/tracing.py": [],
     "backends/native/*.py": ["checks", "_C", "backends.native", "backends.flops"],
     "backends/tables.py": ["checks"],
     "backends/choices.py": ["checks", "backends.tables"],
-    "backends/triton/*.py": ["checks", "backends.tables", "backends.triton"],
+    "backends/record.py": ["backends.tables"],
+    "backends/triton/*.py": ["checks", "backends.tables", "backends.record", "backends.triton"],
+    "backends/cuda/*.py": ["checks", "_cuda", "backends.tables", "backends.record", "backends.tracing", "backends.cuda"],
     "backends/transforms.py": [],
-    "backends/select.py": ["checks", "backends.choices", "backends.tables", "backends.native", "backends.transforms"],
-    "backends/info.py": ["_version", "backends.native", "backends.select"],
+    "backends/select.py": [
+        "checks",
+        "backends.choices",
+        "backends.tables",
+        "backends.native",
+        "backends.cuda.library",
+        "backends.tracing",
+        "backends.transforms",
+    ],
+    "backends/info.py": ["_version", "backends.native", "backends.cuda.library", "backends.select"],
     # An op. Kernels of one backend know nothing of another one, nor of the definition.
     "ops/functions/fused.py": ["backends.flops", "backends.select", "backends.transforms"],
     "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.fused", "ops.functions.*.reference"],
@@ -49,6 +60,7 @@ LAW = {
     "ops/functions/*/reference.py": ["ops.functions.padding", "ops.functions.*.reference"],
     "ops/functions/*/native.py": ["backends.native"],
     "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.triton*"],
+    "ops/functions/*/cuda.py": ["backends.cuda", "backends.tables"],
     "ops/prepared/base.py": ["checks", "backends.transforms"],
     "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.functions.*.api"],
     "ops/prepared/*/bounds.py": ["testing"],  # for tests alone
@@ -61,6 +73,7 @@ LAW = {
         "ops.prepared.*.triton",
         "ops.prepared.base",
     ],
+    "ops/prepared/*/cuda.py": ["backends.cuda", "backends.tables", "ops.functions.*.cuda", "ops.prepared.base"],
     # The network, each on what is above it here.
     "layers.py": OPS,
     "blocks.py": LAYERS,
@@ -178,16 +191,23 @@ def test_outside_packages_at_the_top_of_a_file() -> None:
 
 
 def test_kernels_know_no_torch_and_no_python() -> None:
-    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"} and p.parent.name != "bindings"]
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+    files = [p for p in sources if "bindings" not in (p.parent.name, p.stem)]
     assert files
     for path in files:
         includes = re.findall(r"#include [<\"]([^>\"]+)", path.read_text())
         assert not [name for name in includes if re.match(r"(torch|ATen|c10|pybind11|Python)", name)], path
 
 
-def test_only_the_ptx_file_has_inline_ptx() -> None:
-    for path in (ROOT / "csrc" / "cuda").rglob("*") if (ROOT / "csrc" / "cuda").exists() else []:
-        assert path.name == "ptx.cuh" or not re.search(r"\basm\s*(volatile)?\s*\(", path.read_text()), path
+def test_only_the_ptx_files_have_inline_ptx() -> None:
+    for path in (ROOT / "csrc" / "cuda").rglob("*"):
+        assert path.name in ("ptx.cuh", "ptx_hopper.cuh") or not re.search(r"\basm\s*(volatile)?\s*\(", path.read_text()), path
+
+
+def test_kernels_read_the_same_for_the_gpu_and_for_the_emulation() -> None:
+    """No branch of the preprocessor in a kernel's file: what was tested is what runs."""
+    for path in (ROOT / "csrc" / "cuda").rglob("*.cu*"):
+        assert not re.search(r"^\s*#\s*(if|ifdef|ifndef|elif)\b", path.read_text(), re.MULTILINE), path
 
 
 def test_importing_the_package_is_light() -> None:

@@ -13,12 +13,12 @@ ON_THE_DEVICE = {"DEVICE", "KERNELS", "TRITON", "device_of", "needs_gpu", "place
 
 
 def uses_the_device(source: str) -> bool:
-    """Whether a test file asks for the device, or for Triton's kernels, which run there."""
+    """Whether a test file asks for the device, or for kernels that run there."""
     nodes = list(ast.walk(ast.parse(source)))
     imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests.support")]
     asked = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "kernels"]
     return any(name.name in ON_THE_DEVICE for node in imports for name in node.names) or any(
-        isinstance(argument, ast.Constant) and argument.value == "triton" for node in asked for argument in node.args
+        isinstance(argument, ast.Constant) and argument.value in ("triton", "cuda") for node in asked for argument in node.args
     )
 
 
@@ -35,6 +35,7 @@ def test_a_file_that_uses_the_device_is_marked() -> None:
         ("from tests.support.kernels import DEVICE, uniform", True),
         ("from tests.support.attention import KERNELS", True),
         ('from tests.support.kernels import kernels\nK = kernels("linear", "native", "triton")', True),
+        ('from tests.support.kernels import kernels\nK = kernels("linear", "cuda")', True),
         ('from tests.support.kernels import kernels\nK = kernels("linear", "native")', False),
         ('DEVICE = "Some GPU"', False),
     ],

@@ -1,14 +1,19 @@
 """Everything there is to do on a machine with a GPU, stage by stage: `make gpu-check`, or one of them with STAGE=name.
 
-build    the compiled library, in place, with the tools that are there; nothing is downloaded, and without it all the rest runs
-parity   the tests that are marked "gpu", then the slow ones of them
-tune     tile sizes, into hifuse_fast/backends/tables; goes on where the last run stopped
-ops      the ops and blocks against their peers, into benchmarks/results; goes on where the last run stopped
-network  `hifuse-fast bench`, then the network, inference and training, against its peers, those that are quick to get ready
-         first; goes on where the last run stopped
+conformance  each wrapper of a PTX instruction on the GPU and in the emulation of the tests: seconds
+build        the compiled libraries, in place, for this GPU alone, with the tools that are there; nothing is downloaded, and
+             without them all the rest runs
+sanitizer    the CUDA kernels, each in a small call, under compute-sanitizer's memcheck and racecheck, if it starts here
+profile      the time of the frozen network, kernel by kernel, into benchmarks/results: a minute
+parity       the tests that are marked "gpu", then the slow ones of them
+tune         tile sizes and choices, into hifuse_fast/backends/tables; goes on where the last run stopped
+ops          the ops and blocks against their peers, into benchmarks/results; goes on where the last run stopped
+network      `hifuse-fast bench`, then the network, inference and training, against its peers, those that are quick to get
+             ready first; goes on where the last run stopped
 
-A stage ends within its limit of seconds and keeps what it has. The report folder gets a log a step, `check.md`, and copies of
-the tables and results, also while a step runs. The interpreter is the one that runs this. Without a GPU it prints commands.
+A stage ends within its limit of seconds and keeps what it has, and all of them within `--total`. What a step leaves out when
+its time is up is told before, and again when it happens. The report folder gets a log a step, `check.md`, and copies of the
+tables and results, also while a step runs. The interpreter is the one that runs this. Without a GPU it prints commands.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import math
 import os
 import shlex
 import shutil
@@ -42,20 +48,36 @@ IMAGES = 64
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a stage; `seconds` makes its arguments of the seconds that it has."""
+    """A command of a stage; `arguments` makes those of the interpreter of the seconds that it has."""
 
     name: str
     arguments: Callable[[float], list[str]]
     must_pass: bool = True
+    dropped: str = "all of it"  #: what is left out when the time is up
 
 
 def _fixed(*arguments: str) -> Callable[[float], list[str]]:
     return lambda _: list(arguments)
 
 
+def conformance(_report: Path) -> list[Step]:
+    """It needs a CUDA compiler."""
+    return [Step("conformance", _fixed("-m", "tools.conformance"))]
+
+
 def build(_report: Path) -> list[Step]:
-    """The library is for CPU tensors: that it cannot be built is no failure here."""
+    """Triton needs no library of ours: that one cannot be built is no failure here."""
     return [Step("build", _fixed("setup.py", "build_ext", "--inplace"), must_pass=False)]
+
+
+def sanitizer(_report: Path) -> list[Step]:
+    """Memcheck, then racecheck."""
+    return [Step("sanitizer", _fixed("-m", "tools.sanitize"), dropped="racecheck, which comes after memcheck")]
+
+
+def profile(_report: Path) -> list[Step]:
+    """Of the network that inference is measured on."""
+    return [Step("profile", _fixed("-m", "benchmarks.gpu_profile"))]
 
 
 def parity(report: Path) -> list[Step]:
@@ -63,24 +85,31 @@ def parity(report: Path) -> list[Step]:
     pyproject.toml, which need plugins; a file that needs a package which is not there keeps no other one from running."""
     split = ["-n", str(min(MOST_TESTERS, usable_cores())), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
 
-    def step(name: str, marked: str) -> Step:
+    def step(name: str, marked: str, dropped: str) -> Step:
         options = ["-o", "addopts=", "-ra", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
         options += [f"--junitxml={report / name}.xml", "-m", marked]
-        return Step(name, _fixed("-m", "pytest", *options, *split, "tests"))
+        return Step(name, _fixed("-m", "pytest", *options, *split, "tests"), dropped=dropped)
 
-    return [step("parity", "gpu and not slow"), step("parity_slow", "gpu and slow")]
+    return [
+        step("parity", "gpu and not slow", "the tests that have not run, and all slow ones"),
+        step("parity_slow", "gpu and slow", "the slow tests that have not run"),
+    ]
 
 
 def tune(report: Path) -> list[Step]:
     """Until the time is up."""
-    return [
-        Step("tune", lambda s: ["-m", "hifuse_fast.tuning.tune", "--budget", f"{s - GRACE_S:.0f}", "--output", str(report)])
-    ]
+    dropped = "the keys that are left, orders of backends last; the next run goes on with them"
+
+    def arguments(seconds: float) -> list[str]:
+        return ["-m", "hifuse_fast.tuning.tune", "--budget", f"{seconds - GRACE_S:.0f}", "--output", str(report)]
+
+    return [Step("tune", arguments, dropped=dropped)]
 
 
 def ops(_report: Path) -> list[Step]:
     """Until the time is up."""
-    return [Step("ops", lambda s: ["-m", "benchmarks.gpu_ops", "--resume", "--limit", f"{s - 2 * GRACE_S:.0f}"])]
+    command, dropped = ["-m", "benchmarks.gpu_ops", "--resume", "--limit"], "the cases that are left; the next run goes on"
+    return [Step("ops", lambda s: [*command, f"{s - 2 * GRACE_S:.0f}"], dropped=dropped)]
 
 
 def network(report: Path) -> list[Step]:
@@ -91,17 +120,26 @@ def network(report: Path) -> list[Step]:
     common += ["--results", KEPT[0]]
     peers = ["-m", "benchmarks.gpu_network", "--resume"]
     return [
-        Step("network", _fixed(*common, *each, "--seconds", "20", *images)),
+        Step("network", _fixed(*common, *each, "--seconds", "20", *images), dropped="this and the peers"),
         # Compiling the network takes minutes a case: what needs none is measured alone before, in half of the time at most.
         Step(
-            "network_eager", lambda s: [*peers, "--engines", "eager,hifuse_fast", "--limit", f"{max(0, s / 2 - GRACE_S):.0f}"]
+            "network_eager",
+            lambda s: [*peers, "--engines", "eager,hifuse_fast", "--limit", f"{max(0, s / 2 - GRACE_S):.0f}"],
+            dropped="the cases that are left; the next run goes on",
         ),
-        Step("network_compile", lambda s: [*peers, "--limit", f"{max(0, s - 2 * GRACE_S):.0f}"]),
+        Step(
+            "network_compile",
+            lambda s: [*peers, "--limit", f"{max(0, s - 2 * GRACE_S):.0f}"],
+            dropped="the compiled peers that are left; the next run goes on",
+        ),
     ]
 
 
 STAGES: dict[str, Callable[[Path], list[Step]]] = {
+    "conformance": conformance,
     "build": build,
+    "sanitizer": sanitizer,
+    "profile": profile,
     "parity": parity,
     "tune": tune,
     "ops": ops,
@@ -154,8 +192,10 @@ def device() -> str:
 
 def environment() -> dict[str, str]:
     """The steps' variables: the checkout is imported as it lies, and kernels run on the device."""
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    kept = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "HIFUSE_CUDA_EMULATED")}
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    if torch.cuda.is_available():
+        kept.setdefault("TORCH_CUDA_ARCH_LIST", "{}.{}".format(*torch.cuda.get_device_capability()))
     return {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PIP_NO_INDEX": "1"}
 
 
@@ -199,13 +239,14 @@ def _run_until(end: float, step: Step, report: Report) -> bool:
     """Whether the step passed, or need not."""
     began = time.monotonic()
     if began >= end:
-        click.echo(f"{step.name}: no time left")
+        click.echo(f"{step.name}: no time left; left out: {step.dropped}")
         return False
     command = [sys.executable, *step.arguments(end - began)]
     click.echo(f"{step.name}: {shlex.join(command)}")
     code = run_step(step, command, report, end - began)
     report.add(step.name, shlex.join(command), code, time.monotonic() - began)
-    click.echo(f"{step.name}: {'cut off' if code is None else f'exit code {code}'}, {time.monotonic() - began:.0f} s")
+    outcome = f"cut off; left out: {step.dropped}" if code is None else f"exit code {code}"
+    click.echo(f"{step.name}: {outcome}, {time.monotonic() - began:.0f} s")
     return code == 0 or not step.must_pass
 
 
@@ -214,7 +255,8 @@ def _run_until(end: float, step: Step, report: Report) -> bool:
 @click.option("--report", "folder", type=click.Path(path_type=Path, file_okay=False), envvar=["REPORT", "OUT"],
               default=Path("build/gpu-check"), show_default=True, help="Folder, also given by REPORT or OUT.")  # fmt: skip
 @click.option("--limit", type=click.FloatRange(0), default=540.0, show_default=True, help="Seconds of a stage.")
-def main(*, stage: str, folder: Path, limit: float) -> None:
+@click.option("--total", type=click.FloatRange(0), default=math.inf, help="Seconds of all stages.  [default: no limit]")
+def main(*, stage: str, folder: Path, limit: float, total: float) -> None:
     """Check, tune and measure on this machine's GPU."""
     names = [name.strip() for name in stage.split(",")]
     if not set(names) <= set(STAGES):
@@ -226,11 +268,13 @@ def main(*, stage: str, folder: Path, limit: float) -> None:
             click.echo(f"{name}:")
             for step in STAGES[name](folder):
                 click.echo(f"  {shlex.join([sys.executable, *step.arguments(limit)])}")
+                click.echo(f"    left out when the time is up: {step.dropped}")
         return
     report = Report(folder)
     if "network" in names and not importlib.util.find_spec("skimage"):
         make_images(folder / "images")
-    failed = [name for name in names if not run_stage(name, report, limit)]
+    end = time.monotonic() + total
+    failed = [name for name in names if not run_stage(name, report, min(limit, end - time.monotonic()))]
     report.mirror()
     click.echo(f"report: {folder}")
     if failed:

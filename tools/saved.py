@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hifuse_fast import HiFuse, create_model, list_models, use_backend
+from hifuse_fast.backends.record import recording
 
 BATCH, SIZE, NUM_CLASSES, ARCHITECTURE = 128, 224, 7, "sm_90"
 
 
 def kept_mib(network: HiFuse, backend: str, batch: int = BATCH, size: int = SIZE) -> float:
     """MiB an image that the backward of `network`, on the meta device, needs of its forward by `backend`."""
-    from hifuse_fast.backends.triton.launch import recording  # Triton, which not every reader of the module has
-
     storages = {}
 
     def keep(x: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ A prepared op has the key of the function that computes the same, as far as that
 for all calls without an entry of their own. Tile sizes of kernels stand in the same tables, under the name of the kernel. Their
 keys are built alike, of what decides the tile: so they lack the bits where the dtype does not matter.
 
+A backend that an order does not name is not taken: it was wrong when the others were measured, or was not there yet. Where
+a table says nothing of a call, neither measured nor predicted, the order is `DEFAULT`.
+
 A CPU has no table. Needs no Triton.
 """
 
@@ -34,6 +37,7 @@ import torch
 from hifuse_fast.backends import tables
 
 REFERENCE = "reference"
+DEFAULT = ("triton", "cuda", REFERENCE)  #: where a table says nothing
 PRODUCT = "fused"  #: in the tables of kernels that have a product: whether it is theirs, or the vendor's
 
 
@@ -46,9 +50,9 @@ def order(op: str, key: str, architecture: str) -> list[str]:
     """The backends of an op, the best one first.
 
     Raises:
-        tables.TableError: the table gives none.
+        tables.TableError: the table has an entry that is no order.
     """
-    entry = tables.lookup(op, key, architecture)
+    entry = tables.lookup(op, key, architecture, {tables.ORDER: list(DEFAULT)})
     if tables.ORDER not in entry:
         raise tables.TableError(f"{tables.place(architecture, op, key)}: must have an order of backends, has {entry}")
     found: list[str] = entry[tables.ORDER]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hifuse_fast._version import __version__
+from hifuse_fast.backends.cuda import library as cuda
 from hifuse_fast.backends.native import library
 from hifuse_fast.backends.select import BACKENDS, OPS, why_not
 
@@ -53,6 +54,10 @@ def _machine() -> dict[str, str]:
 
 
 def _build() -> dict[str, str]:
+    return {**_native(), **_cuda()}
+
+
+def _native() -> dict[str, str]:
     if library.lib is None:
         return {"native library": f"no: {library.why_missing}"}
     return {
@@ -62,6 +67,12 @@ def _build() -> dict[str, str]:
         "instruction sets usable": ", ".join(library.lib.usable_isas()),
         "instruction set in use": library.lib.isa(),
     }
+
+
+def _cuda() -> dict[str, str]:
+    if cuda.lib is None:
+        return {"cuda library": f"no: {cuda.why_missing}"}
+    return {"cuda library": str(cuda.lib.__file__), **{f"{key} of it": value for key, value in cuda.lib.build_info().items()}}
 
 
 def _served(op: str) -> dict[str, str | None]:

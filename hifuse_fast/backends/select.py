@@ -13,27 +13,30 @@ import contextlib
 import importlib
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from types import ModuleType, SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from hifuse_fast.backends import choices, tables, transforms
-from hifuse_fast.backends.native import library
+from hifuse_fast.backends.cuda import library as cuda
+from hifuse_fast.backends.native import library as native
+from hifuse_fast.backends.tracing import constant
 from hifuse_fast.checks import check_choice
 
 #: The backends of kernels, each with the types of devices on which "auto" may take them. On the meta device a call gives the
-#: shapes that it has on a GPU. Triton's interpreter on the CPU is for tests, and asked for by name.
-RUNS_ON: dict[str, tuple[str, ...]] = {"native": ("cpu",), "triton": ("cuda", "meta")}
+#: shapes that it has on a GPU.
+RUNS_ON: dict[str, tuple[str, ...]] = {"native": ("cpu",), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}
+EMULATED = ("triton", "cuda")  #: those that also run emulated on CPU tensors: for tests, and asked for by name
 BACKENDS = ("auto", "reference", *RUNS_ON)
 HAVE_TABLES = ("cuda", "meta")  #: types of devices whose architecture has a table
 
 #: Per op, the backends that have kernels, in the order in which "auto" tries them where no table gives one; the reference
 #: serves what they cannot.
 OPS: dict[str, tuple[str, ...]] = {
-    "window_attention": ("triton", "native"),
+    "window_attention": ("triton", "cuda", "native"),
     "layer_norm": ("triton",),
     "depthwise_norm": ("triton",),
     "batch_norm": ("triton",),
@@ -42,7 +45,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "linear": ("triton",),
     "mixer": ("triton",),
     "mlp": ("triton",),
-    "prepare_window_attention": ("triton", "native"),
+    "prepare_window_attention": ("triton", "cuda", "native"),
     "prepare_linear": ("triton", "native"),
     "prepare_stem": ("triton", "native"),
     "prepare_local_block": ("triton", "native"),
@@ -63,20 +66,9 @@ class _ForCompilers(threading.local):
 
 _for_compilers = _ForCompilers()
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 
 class BackendError(RuntimeError):
     """A backend asked for by name cannot serve the call; the message has its reasons."""
-
-
-def _constant(function: Function) -> Function:
-    """Tell torch.compile to call `function` while it traces, and to keep what it returns.
-
-    `torch.compiler.assume_constant_result` does no more, but it imports torch._dynamo, which takes a second.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 @contextlib.contextmanager
@@ -87,7 +79,7 @@ def use_backend(backend: str) -> Iterator[None]:
     torch.compile that is called under another backend compiles anew; it sees the block of its thread that was entered last.
 
     Raises:
-        ValueError: `backend` is none of "auto", "reference", "native", "triton".
+        ValueError: `backend` is none of "auto", "reference", "native", "triton", "cuda".
     """
     token, before = _chosen.set(check_choice("backend", backend, BACKENDS)), _for_compilers.backend
     _for_compilers.backend = backend
@@ -108,7 +100,7 @@ def current_backend() -> str:
     return "reference" if chosen == "auto" and _traced_for_onnx() else chosen
 
 
-@_constant
+@constant
 def _traced_for_onnx() -> bool:
     # By the new exporter of PyTorch, or by the old one. The question to torch.onnx alone would take an import, and 1 us a call.
     return (torch.compiler.is_exporting() or torch._C._is_tracing()) and torch.onnx.is_in_onnx_export()
@@ -194,7 +186,7 @@ def why_not(op: str, backend: str, **call: Any) -> str | None:
     return reason
 
 
-@_constant  # torch.compile cannot trace the tables; they do not change
+@constant  # torch.compile cannot trace the tables; they do not change
 def _best(op: str, key: str, device: torch.device, able: str) -> str:
     """See `choices.best`; the names in one string, because torch.compile takes no list for a constant."""
     return choices.best(op, key, device, able.split())
@@ -206,10 +198,10 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None  # once: torch.comp
 def _unavailable(backend: str) -> str | None:
     """Why nothing at all can run on this backend here, or None."""
     if backend == "native":
-        return library.why_missing
+        return native.why_missing
     if backend == "triton" and not _HAS_TRITON:
         return "the package triton is not installed"
-    return None
+    return cuda.why_missing if backend == "cuda" else None
 
 
 def kernels_on(op: str, backend: str, device: torch.device) -> ModuleType:
@@ -218,7 +210,7 @@ def kernels_on(op: str, backend: str, device: torch.device) -> ModuleType:
     Raises:
         BackendError: the backend does not serve that type of device.
     """
-    if device.type not in (*RUNS_ON[backend], "meta") and not (backend == "triton" and device.type == "cpu"):
+    if device.type not in (*RUNS_ON[backend], "meta") and not (backend in EMULATED and device.type == "cpu"):
         raise BackendError(
             f"backend {backend!r} serves no {device.type} tensors, and this program was traced for it: trace or export the "
             f'model again on {device.type}, or within use_backend("reference"), whose program runs on every device'
@@ -241,7 +233,7 @@ def _kernels(op: str, backend: str) -> ModuleType:
     return module
 
 
-@_constant  # torch.compile cannot trace an import, nor take a module for a constant
+@constant  # torch.compile cannot trace an import, nor take a module for a constant
 def _load(op: str, backend: str) -> bool:
     if not hasattr(_loaded, f"{op}_{backend}"):
         setattr(_loaded, f"{op}_{backend}", importlib.import_module(f"{_folder(op)}.{backend}"))

@@ -64,26 +64,27 @@ def assume(architecture: str) -> Iterator[None]:
         _assumed = before
 
 
-def lookup(kernel: str, key: str, architecture: str) -> Config:
+def lookup(kernel: str, key: str, architecture: str, default: Config | None = None) -> Config:
     """The configuration of a kernel or an op for `key`; of a kernel, "num_warps" and "num_stages" are Triton's own.
 
     Raises:
-        TableError: the table is damaged, or has no such section.
+        TableError: the table is damaged; or it has no such section, and there is no `default`.
     """
     if _lookups is not None:
         _lookups.append((kernel, key))
     if kernel in _override:
         return _override[kernel]
-    return _find(kernel, key, architecture)
+    found = _find(kernel, key, architecture) or default
+    if found is None:
+        raise TableError(f"{nearest(architecture)}.toml: has no section [{kernel}]")
+    return found
 
 
 @functools.cache
-def _find(kernel: str, key: str, architecture: str) -> Config:
-    entries = table(nearest(architecture)).get(kernel)
-    if entries is None:
-        raise TableError(f"{nearest(architecture)}.toml: has no section [{kernel}]")
-    entry = entries.get(key) or entries["*"]
-    return {name: value for name, value in entry.items() if name not in _NOTES}
+def _find(kernel: str, key: str, architecture: str) -> Config | None:
+    entries = table(nearest(architecture)).get(kernel, {})
+    entry = entries.get(key) or entries.get("*")
+    return entry and {name: value for name, value in entry.items() if name not in _NOTES}
 
 
 @contextlib.contextmanager
@@ -145,7 +146,7 @@ def parse(text: str, file: str) -> Table:
     for section, entries in found.items():
         if not isinstance(entries, dict):
             raise TableError(f"{file}: {section} must be a section of entries, is {entries!r}")
-        if "*" not in entries:
+        if "*" not in entries and not all(isinstance(entry, dict) and ORDER in entry for entry in entries.values()):
             raise TableError(f"{file}, section [{section}]: has no entry '*', for the calls that have none of their own")
         for key, entry in entries.items():
             fault = _fault(entry)

@@ -10,8 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from hifuse_fast.backends.triton.compile import Compilation, compilation, resources
-from hifuse_fast.backends.triton.launch import recording
+from hifuse_fast.backends.record import recording
+from hifuse_fast.backends.triton.compile import Compilation, compilations, resources
 from hifuse_fast.tuning.calls import DTYPES, Call
 
 GAIN = 0.98  #: of the present time that anything has to reach to replace what is there
@@ -95,7 +95,7 @@ def launched(case: Case, architecture: str) -> list[Compilation]:
     """What the call launches under the present configurations."""
     with recording(architecture) as record:
         case.bind("meta")()
-    return list(dict.fromkeys(compilation(launch, architecture) for launch in record.launches))
+    return list(dict.fromkeys(compilations(record)))
 
 
 class WrongResultError(Exception):

@@ -1,8 +1,10 @@
 """Lists what the machine code of every kernel takes, on any machine: `make kernel-report`.
 
-The launches of all calls of HiFuse are recorded from meta tensors, forward and backward, of ops with gradients and of prepared
-ones. They are compiled ahead of time for each architecture. The report has their registers, spilled bytes, shared memory,
-tensor-core instructions and occupancy. The exit code is 1 where a kernel cannot be launched, spills, or does not compile.
+The launches of Triton kernels of all calls of HiFuse are recorded from meta tensors, forward and backward, of ops with
+gradients and of prepared ones. They are compiled ahead of time for each architecture. The report has their registers, spilled
+bytes, shared memory, tensor-core instructions and occupancy. The same and more of the CUDA kernels is read from their library,
+see machine_code.py, and what they ask of the memories is counted in their emulation, see traffic.py; where one of the two is
+not built, the report says so. The exit code is 1 where a kernel cannot be launched, spills, or does not compile.
 
 Where a product fits the architecture's warpgroup instruction (see `compile.Resources.wgmma_fits`) but was compiled to an older
 one, the note says so. That is no failure.
@@ -25,11 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from hifuse_fast.backends import select
+from hifuse_fast.backends.cuda import library as cuda
+from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.triton import compile as ahead
 from hifuse_fast.backends.triton.compile import Compilation, Resources
-from hifuse_fast.backends.triton.launch import INTERPRETED, recording
+from hifuse_fast.backends.triton.launch import INTERPRETED
 from hifuse_fast.bench.table import console as terminal
 from hifuse_fast.files import writing
+from hifuse_fast.tuning import machine_code, traffic
 from hifuse_fast.tuning.calls import DTYPES, Call, choose
 from hifuse_fast.tuning.cases import reason_of
 from hifuse_fast.tuning.floors import predictions
@@ -99,11 +104,10 @@ def report(
 def _compilations(call: Call, architecture: str, dtypes: Iterable[str], batches: Iterable[int]) -> list[Compilation]:
     """What the call launches without and, where it has them, with gradients."""
     with recording(architecture) as record:
-        backends = select.candidates(call.op, "cuda")  # those that do not launch by Triton leave nothing on record
-        for batch, dtype, mode, backend in itertools.product(batches, dtypes, call.modes, backends):
+        for batch, dtype, mode in itertools.product(batches, dtypes, call.modes if "triton" in select.OPS[call.op] else ()):
             inputs = call.inputs(batch, DTYPES[dtype], "meta")
-            call.run(inputs, None if mode == "forward" else call.gradient(batch, DTYPES[dtype], "meta"), backend)
-    return [ahead.compilation(launch, architecture) for launch in record.launches]
+            call.run(inputs, None if mode == "forward" else call.gradient(batch, DTYPES[dtype], "meta"), "triton")
+    return ahead.compilations(record)
 
 
 def _measure_all(made: Sequence[Compilation], jobs: int) -> list[tuple[Resources | None, str]]:
@@ -131,21 +135,46 @@ def _describe(made: Compilation) -> tuple[str, str, str]:
     return f"{file if folder == 'triton' else folder} {function.strip('_').removesuffix('_kernel')}", dtype, " ".join(constants)
 
 
-def show(console: Console, architecture: str, entries: Sequence[Entry]) -> None:
-    """The table of one architecture; what fails is red."""
-    table = Table(title=f"{architecture}: {len(entries)} compiled kernels", title_justify="left")
-    for name in COLUMNS:
-        numeric = name in ("warps", "regs", "spill", "shared", "occ.")
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for entry in entries:
-        table.add_row(*entry.cells(), style="bold red" if entry.faults else "")
+def show(console: Console, title: str, columns: Sequence[str], lines: Iterable[tuple[Sequence[str], bool]]) -> None:
+    """A table; the lines of which it is said that they fail are red."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        text = name in ("kernel", "dtype", "constants", "tensor cores", "note", "call", "mode")
+        table.add_column(name, justify="left" if text else "right", overflow="fold")
+    for cells, fails in lines:
+        table.add_row(*cells, style="bold red" if fails else "")
     console.print(table)
 
 
-def write(path: Path, entries: Sequence[Entry]) -> None:
-    """All entries as .csv, with the calls that launch each kernel, or as a markdown table."""
-    head = ["architecture", *COLUMNS, "calls"]
-    body = [[entry.architecture, *entry.cells(), "; ".join(entry.calls)] for entry in entries]
+def show_cuda(console: Console, architectures: Sequence[str]) -> list[machine_code.Code]:
+    """The tables of the CUDA kernels, or why there are none; the kernels."""
+    if cuda.lib is None or cuda.EMULATED:
+        console.print(f"no CUDA kernels: {cuda.why_missing or 'HIFUSE_CUDA_EMULATED is set'}", highlight=False)
+        return []
+    of, found = machine_code.table_architecture, machine_code.codes(cuda.lib)
+    found = [code for code in found if of(code.architecture) in architectures]
+    for architecture in dict.fromkeys(code.architecture for code in found):
+        there = [code for code in found if code.architecture == architecture]
+        title = f"{architecture}: {len(there)} CUDA kernels"
+        show(console, title, machine_code.COLUMNS, ((code.cells(), bool(code.faults)) for code in there))
+    return found
+
+
+def show_traffic(console: Console, calls: Sequence[Call]) -> None:
+    """What the CUDA kernels ask of the memories in those of the calls that are small enough, or why it was not counted."""
+    names = [call.name for call in calls if traffic.is_counted(call)]
+    if not names:
+        return
+    counted, reason = traffic.measure(names)
+    if reason is not None:
+        console.print(f"no requests of the CUDA kernels counted: {reason}", highlight=False)
+    else:
+        title = "requests of whole warps in the emulation, bfloat16, one image"
+        show(console, title, traffic.COLUMNS, ((each.cells(), False) for each in counted))
+
+
+def write(path: Path, head: Sequence[str], body: Iterable[Sequence[str]]) -> None:
+    """A table as .csv or as markdown."""
     text = io.StringIO()
     if path.suffix == ".csv":
         csv.writer(text, lineterminator="\n").writerows([head, *body])
@@ -188,13 +217,21 @@ def main(
         raise click.ClickException("TRITON_INTERPRET is set, so that nothing would be compiled; run it without")
     entries = report(calls, on, of, batches=batch, jobs=jobs)
     for architecture in on:
-        show(console, architecture, [entry for entry in entries if entry.architecture == architecture])
+        there = [entry for entry in entries if entry.architecture == architecture]
+        title = f"{architecture}: {len(there)} compiled kernels"
+        show(console, title, COLUMNS, ((entry.cells(), bool(entry.faults)) for entry in there))
+    of_cuda = show_cuda(console, on)
+    show_traffic(console, calls)
     if output is not None:
-        write(output, entries)
-        console.print(f"written: {output}", soft_wrap=True)
-    failing = [entry for entry in entries if entry.faults]
+        body = [[entry.architecture, *entry.cells(), "; ".join(entry.calls)] for entry in entries]
+        write(output, ["architecture", *COLUMNS, "calls"], body)
+        other = output.with_stem(f"{output.stem}_cuda")
+        write(other, ["architecture", *machine_code.COLUMNS], [[code.architecture, *code.cells()] for code in of_cuda])
+        console.print(f"written: {output}, {other}", soft_wrap=True)
+    failing = [faults for faults in (*(entry.faults for entry in entries), *(code.faults for code in of_cuda)) if faults]
     noted = sum(bool(entry.notes) for entry in entries)
-    console.print(f"{len(entries)} kernels, {len(failing)} fail, {noted} without the warpgroup instruction that would fit")
+    console.print(f"{len(entries)} Triton kernels, {noted} without the warpgroup instruction that would fit")
+    console.print(f"{len(of_cuda)} CUDA kernels; {len(failing)} kernels fail")
     if failing:
         raise SystemExit(1)
     return None

@@ -10,6 +10,7 @@ from typing import Any
 from hifuse_fast.backends import choices, tables
 from hifuse_fast.files import writing
 
+_DEFAULT = {tables.ORDER: list(choices.DEFAULT), tables.ORIGIN: "nothing known"}
 _SECTION = re.compile(r"^\[(.+)\]\s*$")
 
 
@@ -74,9 +75,9 @@ def described() -> tuple[list[str], list[list[str]]]:
     all_tables = [tables.table(architecture) for architecture in tables.architectures()]
     body = []
     for mark, title in ((tables.ORDER, "{}"), (choices.PRODUCT, "product of {}")):
-        for name in (name for name, section in all_tables[0].items() if mark in section["*"]):
+        for name in (name for name, section in all_tables[0].items() if any(mark in entry for entry in section.values())):
             body += _lines(
-                title.format(name.removesuffix("_forward").removesuffix("_dense")), [each[name] for each in all_tables]
+                title.format(name.removesuffix("_forward").removesuffix("_dense")), [each.get(name, {}) for each in all_tables]
             )
     return ["op", "calls", *tables.architectures()], body
 
@@ -84,7 +85,7 @@ def described() -> tuple[list[str], list[list[str]]]:
 def _lines(title: str, sections: list[dict[str, dict[str, Any]]]) -> list[list[str]]:
     keys: dict[tuple[str, ...], list[str]] = {}
     for key in dict.fromkeys(key for section in sections for key in section):
-        cells = tuple(_cell(section.get(key) or section["*"]) for section in sections)
+        cells = tuple(_cell(section.get(key) or section.get("*") or _DEFAULT) for section in sections)
         keys.setdefault(cells, []).append("all others" if key == "*" else key)
     if len(keys) == 1:
         return [[title, "all", *cells] for cells in keys]

@@ -32,9 +32,11 @@ from rich.console import Console
 from torch import Tensor
 
 from hifuse_fast.backends import choices, select, tables
+from hifuse_fast.backends.cuda import library as cuda
+from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.select import BackendError
 from hifuse_fast.backends.tables import Config
-from hifuse_fast.backends.triton.launch import INTERPRETED, recording
+from hifuse_fast.backends.triton.launch import INTERPRETED
 from hifuse_fast.bench.table import console as terminal
 from hifuse_fast.tuning import table_file
 from hifuse_fast.tuning.calls import Call, choose
@@ -200,9 +202,9 @@ def run(
             if found is None:
                 break
             if found.entry:
-                table_file.put(table, *key, found.entry, origin)
+                table_file.put(table, *key, found.entry, full_origin(key, origin))
             if found.entry and output is not None:
-                table_file.put(output / table.name, *key, found.entry, origin, start=table)
+                table_file.put(output / table.name, *key, found.entry, full_origin(key, origin), start=table)
             tables.reload()  # what is measured after this, an order above all, is measured with it
             left.remove(key)
             _tell(console, key, found)
@@ -220,14 +222,21 @@ def _tell(console: Console, key: Key, found: Tuned | Ranked) -> None:
 
 def pending(keys: dict[Key, list[Case]], table: Path, origin: str) -> dict[Key, list[Case]]:
     """The keys without an entry that this device measured with these versions; `origin` is device, date, versions."""
-    device, _, *versions = origin.split(", ")
     entries = table_file.read(table)
 
     def measured(key: Key) -> bool:
+        device, _, *versions = full_origin(key, origin).split(", ")
         found = entries.get(key[0], {}).get(key[1], {}).get("origin", "predicted").split(", ")
         return bool(found[0] == device and found[2:] == versions)
 
     return {key: cases for key, cases in keys.items() if not measured(key)}
+
+
+def full_origin(key: Key, origin: str) -> str:
+    """The origin of an entry: that of a choice of which CUDA kernels are a rival names their compiler too."""
+    if cuda.lib is None or "cuda" not in select.OPS.get(key[0], ()):
+        return origin
+    return f"{origin}, cuda {cuda.lib.build_info()['cuda']}"
 
 
 def origin_of(device: str) -> str:

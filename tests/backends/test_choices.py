@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hifuse_fast import ops, use_backend
 from hifuse_fast.backends import select, tables
+from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.triton import launch
 from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.tuning import calls
@@ -37,7 +38,7 @@ def cpu_plays_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(call: calls.Call, backend: str = "auto") -> list[tuple[str, str]]:
     """What a call on a GPU, with its backward, asks the tables for: the choice, and the tiles of its kernels."""
     grad = call.gradient(1, torch.bfloat16, "meta") if "forward+backward" in call.modes else None
-    with launch.recording("sm_90"), tables.lookups() as found:
+    with recording("sm_90"), tables.lookups() as found:
         call.run(call.inputs(1, torch.bfloat16, "meta"), grad, backend)
     return found
 

@@ -329,7 +329,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (make, {"dtype": "float32"}, TypeError, "dtype must be one of"),
     (make, {"dtype": torch.float64}, TypeError, "got torch.float64, which backend='reference' alone serves"),
     (make, {"dtype": torch.float64, "backend": "native"}, TypeError, "got torch.float64"),
-    (make, {"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    (make, {"backend": "mps"}, ValueError, "backend must be one of auto, reference, native, triton, cuda, got 'mps'"),
     (make, {"backend": "triton"}, BackendError, "'triton' cannot serve prepare_(window_attention: head_dim|stem: it serves)"),
     (make, {"cuda_graphs": 1}, TypeError, "cuda_graphs must be True or False, got 1"),
     (make, {"algorithm": True}, ValueError, "algorithm must be one of auto, direct, got True"),

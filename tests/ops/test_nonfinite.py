@@ -70,7 +70,7 @@ def test_in_a_weight(call: Call, kernel: str, dtype: torch.dtype) -> None:
             )
 
 
-@pytest.mark.parametrize("kernel", kernels("window_attention", "native", "triton"))
+@pytest.mark.parametrize("kernel", kernels("window_attention", "native", "triton", "cuda"))
 @pytest.mark.parametrize("value", [-math.inf, -1e37])
 def test_every_score_of_a_query(kernel: str, value: float) -> None:
     """A query whose scores are all minus infinity has no softmax: NaN, not the mean of keys that are not there.

@@ -14,7 +14,8 @@ from tests.support.kernels import device_of, kernels
 
 NATIVE = kernels("window_attention", "native")
 TRITON = kernels("window_attention", "triton")
-KERNELS = [*NATIVE, *TRITON]
+CUDA = kernels("window_attention", "cuda")
+KERNELS = [*NATIVE, *TRITON, *CUDA]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,20 @@ TRITON_CASES = [
     *CASES[4:5],
     Case("two blocks of tokens to a window", (1, 8, 11), 1, 24, window_size=9, shift_size=4, scale=0.5),
     *CASES[6:9],
+]
+# Of each CUDA kernel: windows that are one block of tokens, and those of any size, with each width of a head's tile.
+CUDA_CASES = [
+    Case("whole windows, shifted", (1, 14, 14), 2, 32, shift_size=3),
+    Case("whole windows, padded both ways", (2, 9, 13), 2, 32, shift_size=2, scale=0.3),
+    *CASES[1:2],
+    *CASES[4:5],
+    replace(CASES[3], num_heads=1),
+    Case("padded both ways, three chunks of a head", (2, 6, 9), 2, 24, window_size=5, shift_size=2, scale=0.3),
+    Case("two blocks of tokens to a window, the last one short", (1, 8, 11), 1, 40, window_size=9, shift_size=4, scale=0.5),
+    Case("a head of 96", (1, 5, 4), 1, 96, window_size=4, shift_size=1, bias=False),
+    replace(CASES[6], num_heads=1),
+    *CASES[7:8],
+    Case("window of two", (2, 5, 4), 1, 16, window_size=2, scale=2.0),
 ]
 
 

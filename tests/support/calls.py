@@ -48,7 +48,7 @@ def _function(op: str, maps: Tensors, weights: Tensors, bound: Any = None, image
         named = {name: tensor for name, tensor in tensors.items() if name != first}
         return getattr(ops, op)(tensors[first], **named, **options, backend=backend)
 
-    kernels = ("native", "triton") if op == "window_attention" else ("triton",)
+    kernels = ("native", "triton", "cuda") if op == "window_attention" else ("triton",)
     return Call(op, run, maps, weights, kernels, bound or (lambda _: RULE), images_apart)
 
 

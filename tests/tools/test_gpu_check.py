@@ -29,8 +29,12 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
     modules = ("hifuse_fast.tuning.tune --budget 495", "benchmarks.gpu_ops --resume --limit 450", "hifuse_fast.cli bench")
     network = ("gpu_network --resume --engines eager,hifuse_fast --limit 225", "benchmarks.gpu_network --resume --limit 450")
     assert found.output.index("hifuse_fast.cli bench") < found.output.index(network[0]) < found.output.index(network[1])
-    for part in ("setup.py build_ext --inplace", *tests, *modules):
+    first = ("tools.conformance", "setup.py build_ext --inplace", "tools.sanitize", "benchmarks.gpu_profile", tests[0])
+    places = [found.output.index(part) for part in first]
+    assert places == sorted(places)
+    for part in (*tests, *modules):
         assert part in found.output
+    assert found.output.count("left out when the time is up: ") == sum(len(s(tmp_path)) for s in gpu_check.STAGES.values())
     assert "--results benchmarks/results" in found.output
     assert "pip" not in found.output
     assert not (tmp_path / "report").exists()
@@ -41,6 +45,7 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
 
 
 def stages(monkeypatch: pytest.MonkeyPatch, **named: list[Step]) -> None:
@@ -64,8 +69,12 @@ def test_a_report_of_what_passed_failed_and_was_cut_off(tmp_path: Path, monkeypa
             Step("second", lambda s: python("raise SystemExit(4)")),
         ],
         ops=[
-            Step("ops", lambda s: python(f"import time; open({str(kept / 'new.csv')!r}, 'w').write('x'); time.sleep(600)")),
-            Step("late", lambda s: python("print('never')")),
+            Step(
+                "ops",
+                lambda s: python(f"import time; open({str(kept / 'new.csv')!r}, 'w').write('x'); time.sleep(600)"),
+                dropped="the other cases",
+            ),
+            Step("late", lambda s: python("print('never')"), dropped="the rest"),
         ],
     )
     began = time.monotonic()
@@ -74,7 +83,8 @@ def test_a_report_of_what_passed_failed_and_was_cut_off(tmp_path: Path, monkeypa
     assert time.monotonic() - began < 60
     assert found.exit_code == 1
     assert "failed: parity, ops" in found.output
-    assert "late: no time left" in found.output
+    assert "ops: cut off; left out: the other cases" in found.output
+    assert "late: no time left; left out: the rest" in found.output
     text = (tmp_path / "report" / "check.md").read_text()
     assert text.startswith("# Some GPU")
     for part in ("## build: FAILED with 3", "## first: passed", "None seen", "## second: FAILED with 4", "## ops: cut off"):
@@ -89,6 +99,28 @@ def test_what_needs_no_compiler_comes_first_and_leaves_time(tmp_path: Path) -> N
     for seconds in (540.0, 30.0):
         limits = [float(step.arguments(seconds)[-1]) for step in (eager, compiled)]
         assert 0 <= limits[0] <= limits[1] < seconds
+
+
+@pytest.mark.usefixtures("cuda")
+def test_all_stages_share_the_time_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "KEPT", ())
+    stages(monkeypatch, parity=[Step("one", lambda s: python(f"assert {s} <= 2; import time; time.sleep(60)"))],
+           tune=[Step("two", lambda s: python("print('never')"), dropped="all keys")])  # fmt: skip
+    call = ["--stage", "parity,tune", "--total", "2", "--report", str(tmp_path)]
+    found = CliRunner().invoke(gpu_check.main, call)
+    assert found.exit_code == 1
+    assert "two: no time left; left out: all keys" in found.output
+
+
+@pytest.mark.usefixtures("cuda")
+def test_libraries_are_built_for_this_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setenv("HIFUSE_CUDA_EMULATED", "1")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert gpu_check.environment()["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    assert "HIFUSE_CUDA_EMULATED" not in gpu_check.environment()
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    assert gpu_check.environment()["TORCH_CUDA_ARCH_LIST"] == "8.0"
 
 
 @pytest.mark.usefixtures("cuda")

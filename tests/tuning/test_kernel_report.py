@@ -117,7 +117,8 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from hifuse_fast.tuning import calls
-from hifuse_fast.backends.triton import compile, launch
+from hifuse_fast.backends.record import recording
+from hifuse_fast.backends.triton import compile
 
 class Hopper:  # a driver without a device: a launch is compiled, and not run
     get_current_target = lambda self: GPUTarget("cuda", 90, 32)
@@ -127,7 +128,7 @@ class Hopper:  # a driver without a device: a launch is compiled, and not run
 def compiled():
     return len(list(Path(os.environ["TRITON_CACHE_DIR"]).glob("*/*.cubin")))
 
-with launch.recording("sm_90") as record:
+with recording("sm_90") as record:
     for call in calls.choose("linear fc1 7x7,layer_norm norm1 7x7"):
         call.run(call.inputs(64, torch.bfloat16, "meta"), call.gradient(64, torch.bfloat16, "meta"), "triton")
 for each in {compile.compilation(each, "sm_90") for each in record.launches}:

@@ -65,7 +65,7 @@ def table(**sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_page_of_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = "Some GPU, 2026-01-02"
+    origin, unknown = "Some GPU, 2026-01-02", "triton (nothing known)"
     predicted = {"*": {"order": ["triton", "reference"], "origin": "predicted"}}
     product = {
         "*": {"fused": 0, "origin": "predicted"},
@@ -77,17 +77,18 @@ def test_the_page_of_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {
         "sm_1": table(norm=predicted, pool=predicted, a_forward=product),
         "sm_2": table(norm={**predicted, "16-bit 96": two, "16-bit 192": three}, pool=predicted, a_forward=product),
+        "sm_3": table(norm={"16-bit 96": two}, a_forward=product),
     }
     monkeypatch.setattr(tables, "architectures", lambda: list(known))
     monkeypatch.setattr(tables, "table", known.__getitem__)
     assert table_file.described() == (
-        ["op", "calls", "sm_1", "sm_2"],
+        ["op", "calls", "sm_1", "sm_2", "sm_3"],
         [
-            ["norm", "16-bit 96", "triton (predicted)", f"reference (triton 2.00x, {origin})"],
-            ["norm", "16-bit 192", "triton (predicted)", f"cuda (triton 1.25x, reference 8.02x, {origin})"],
-            ["norm", "all others", "triton (predicted)", "triton (predicted)"],
-            ["pool", "all", "triton (predicted)", "triton (predicted)"],
-            ["product of a", "8x8, 9x9", "Triton (predicted)", "Triton (predicted)"],
-            ["product of a", "all others", "library (predicted)", "library (predicted)"],
+            ["norm", "16-bit 96", "triton (predicted)", *2 * [f"reference (triton 2.00x, {origin})"]],
+            ["norm", "16-bit 192", "triton (predicted)", f"cuda (triton 1.25x, reference 8.02x, {origin})", unknown],
+            ["norm", "all others", "triton (predicted)", "triton (predicted)", unknown],
+            ["pool", "all", "triton (predicted)", "triton (predicted)", unknown],
+            ["product of a", "8x8, 9x9", *3 * ["Triton (predicted)"]],
+            ["product of a", "all others", *3 * ["library (predicted)"]],
         ],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from rich.console import Console
 from torch import Tensor
 
 from hifuse_fast.backends import select, tables
+from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.tables import Config
-from hifuse_fast.backends.triton import launch
 from hifuse_fast.tuning import calls, rank, table_file, tune
 from hifuse_fast.tuning.frozen_calls import network_calls
 
@@ -128,7 +129,7 @@ def test_every_candidate_has_what_its_launcher_asks_for() -> None:
     assert len(first) >= len(tune.declared()) - 1  # where every linear is fused, nothing is left to finish
     for kernel, (key, case) in first.items():
         for config in tune.candidates(kernel, tables.lookup(kernel, key, "sm_90")):
-            with tables.override(kernel, config), launch.recording("sm_90") as record:
+            with tables.override(kernel, config), recording("sm_90") as record:
                 case.bind("meta")()
             assert record.launches or kernel == "linear_forward"
 
@@ -178,6 +179,24 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, cases: list[tun
     assert list(tune.pending(keys, table, DEVICE.replace("01-02", "03-04"))) == [(KERNEL, "512")]  # another day
     assert list(tune.pending(keys, table, DEVICE.replace("3.6.0", "3.7.0"))) == list(keys)
     assert list(tune.pending(keys, table, DEVICE.replace("Some", "Other"))) == list(keys)
+
+
+def test_a_choice_is_measured_again_when_cuda_kernels_have_come(
+    tmp_path: Path, cases: list[tune.Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not the tiles of Triton's kernels."""
+    choice, tiles = ("layer_norm", "16-bit 7"), (KERNEL, KEY)
+    table, keys = tmp_path / "sm_90.toml", {choice: cases, tiles: cases}
+    for key, entry in ((choice, {"order": ["triton"]}), (tiles, {"elements": 1})):
+        table_file.put(table, *key, entry, tune.full_origin(key, DEVICE))
+    assert not tune.pending(keys, table, DEVICE)
+    monkeypatch.setattr(tune.cuda, "lib", SimpleNamespace(build_info=lambda: {"cuda": "13.0.88"}))
+    assert not tune.pending(keys, table, DEVICE)  # they are no kernels of this op
+    monkeypatch.setitem(select.OPS, "layer_norm", ("triton", "cuda"))
+    assert list(tune.pending(keys, table, DEVICE)) == [choice]
+    table_file.put(table, *choice, {"order": ["cuda"]}, tune.full_origin(choice, DEVICE))
+    assert table_file.read(table)["layer_norm"]["16-bit 7"]["origin"] == f"{DEVICE}, cuda 13.0.88"
+    assert not tune.pending(keys, table, DEVICE)
 
 
 def test_a_key_that_is_not_finished_in_time_is_left(

@@ -19,7 +19,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hifuse_fast.backends.triton.launch import Launch, recording
+from hifuse_fast.backends.record import Record, recording
+from hifuse_fast.backends.triton.launch import Launch
 
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 TRITON_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
@@ -103,6 +104,11 @@ def compilation(recorded: Launch, architecture: str) -> Compilation:
     )
 
 
+def compilations(record: Record) -> list[Compilation]:
+    """How the launches of Triton's kernels on a record would be compiled."""
+    return [compilation(launch, record.architecture) for launch in record.launches if isinstance(launch, Launch)]
+
+
 def compile_launch(recorded: Launch, architecture: str) -> Any:
     """Triton's compiled kernel, as this launch would compile it on `architecture`."""
     return compilation(recorded, architecture).compile()
@@ -124,7 +130,7 @@ def compile_ahead(call: Callable[[], object], jobs: int | None = None) -> int:
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
     with recording(architecture) as record:
         call()
-    todo = list(dict.fromkeys(compilation(launch, architecture) for launch in record.launches))
+    todo = list(dict.fromkeys(compilations(record)))
     with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
         list(pool.map(Compilation.compile, todo))
     return len(todo)

@@ -7,9 +7,7 @@ is kept. So kernels can be compiled ahead of time, at the shapes of real calls, 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hifuse_fast.backends import tables
+from hifuse_fast.backends import record
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1
@@ -31,29 +29,6 @@ class Launch:
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     constants: dict[str, Any]  #: compile-time arguments, and num_warps and num_stages
-
-
-@dataclass
-class Record:
-    """The launches within a `recording`, as if on a GPU of `architecture`."""
-
-    architecture: str
-    launches: list[Launch] = field(default_factory=list)
-
-
-_record: Record | None = None
-
-
-@contextlib.contextmanager
-def recording(architecture: str) -> Iterator[Record]:
-    """Within the block, launches are kept instead of run. It serves one thread. Calls may be on the meta device."""
-    global _record  # noqa: PLW0603
-    before, _record = _record, Record(architecture)
-    try:
-        with tables.assume(architecture):
-            yield _record
-    finally:
-        _record = before
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -75,8 +50,7 @@ def precision(dtype: torch.dtype) -> str:
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Run `kernel[grid](*args, **constants)` on the device of the first argument, a tensor. An empty grid launches nothing."""
     like = args[0]
-    if _record is not None:
-        _record.launches.append(Launch(kernel, grid, args, constants))
+    if record.keep(Launch(kernel, grid, args, constants)):
         return
     if like.device.type == "meta" or isinstance(like, FakeTensor) or 0 in grid:
         return

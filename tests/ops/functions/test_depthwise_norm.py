@@ -198,7 +198,7 @@ BAD = [
     ({"weight": ONE.double()}, TypeError, "weight must be torch.float32 like the map, or float32, got torch.float64"),
     ({"bias": ONE.to("meta")}, ValueError, "bias must be on the device of the map, cpu, got meta"),
     ({"eps": 0}, ValueError, "eps must be a positive number, got 0"),
-    ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    ({"backend": "mps"}, ValueError, "backend must be one of auto, reference, native, triton, cuda, got 'mps'"),
 ]
 
 

@@ -140,7 +140,7 @@ BAD = [
     ({"bias": ONE.to("meta")}, ValueError, "bias must be on the device of the map, cpu, got meta"),
     ({"eps": 0}, ValueError, "eps must be a positive number, got 0"),
     ({"rows": "tokens"}, ValueError, "rows must be one of pixels, patches, got 'tokens'"),
-    ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    ({"backend": "mps"}, ValueError, "backend must be one of auto, reference, native, triton, cuda, got 'mps'"),
 ]
 
 

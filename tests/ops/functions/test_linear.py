@@ -275,7 +275,7 @@ BAD = [
     ({"eps": 0}, ValueError, "eps must be a positive number, got 0"),
     ({"rows": "tokens"}, ValueError, "rows must be one of pixels, patches, got 'tokens'"),
     ({"activation": "relu"}, ValueError, "activation must be one of none, gelu, got 'relu'"),
-    ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    ({"backend": "mps"}, ValueError, "backend must be one of auto, reference, native, triton, cuda, got 'mps'"),
     ({"backend": "native"}, hifuse_fast.BackendError, "backend 'native' cannot serve linear: "),
 ]
 

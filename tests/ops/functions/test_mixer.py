@@ -208,7 +208,7 @@ BAD = [
     ({"weight": W[..., :1]}, ValueError, r"weight must be \[8, 8, 3, 3\] or \[8, 1, 3, 3\], got \[8, 8, 3, 1\]"),
     ({"weight": W.double()}, TypeError, "weight must be torch.float32, got torch.float64"),
     ({"weight": W.to("meta")}, ValueError, "weight must be on the device of the map, cpu, got meta"),
-    ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    ({"backend": "mps"}, ValueError, "backend must be one of auto, reference, native, triton, cuda, got 'mps'"),
     ({"backend": "native"}, hifuse_fast.BackendError, "backend 'native' cannot serve mixer: "),
 ]
 

@@ -230,7 +230,7 @@ BAD = [
     ({"project_weight": E}, ValueError, r"project_weight must be \[N, 12\], got \[12, 8\]"),
     ({"project_weight": P.to("meta")}, ValueError, "project_weight must be on the device of the map, cpu, got meta"),
     ({"project_weight": P.half()}, TypeError, "project_weight must be torch.float32, got torch.float16"),
-    ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    ({"backend": "mps"}, ValueError, "backend must be one of auto, reference, native, triton, cuda, got 'mps'"),
     ({"backend": "native"}, hifuse_fast.BackendError, "backend 'native' cannot serve mlp: "),
 ]
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,14 +15,27 @@ from torch import Tensor
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import window_attention
 from hifuse_fast.testing import assert_within_rule, relative_error
-from tests.support.attention import CASES, KERNELS, NATIVE, TRITON, TRITON_CASES, Case, check_parity, named, run
+from tests.support.attention import (
+    CASES,
+    CUDA,
+    CUDA_CASES,
+    KERNELS,
+    NATIVE,
+    TRITON,
+    TRITON_CASES,
+    Case,
+    check_parity,
+    named,
+    run,
+)
+from tests.support.emulation import check_runs, stages_used_once
 from tests.support.functional import DTYPES
 from tests.support.kernels import device_of
 
 pytestmark = pytest.mark.gpu
 SERVED = [
     pytest.param(case, kernel.values[0], marks=kernel.marks, id=f"{kernel.values[0]}, {case.name}")
-    for kernel, cases in ((NATIVE[0], CASES), (TRITON[0], TRITON_CASES))
+    for kernel, cases in ((NATIVE[0], CASES), (TRITON[0], TRITON_CASES), (CUDA[0], CUDA_CASES))
     for case in cases
 ]
 SLOW_CASES = [
@@ -81,11 +95,85 @@ def test_kernel_obeys_the_rule(case: Case, dtype: torch.dtype, kernel: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", [*NATIVE, *TRITON])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @named(SLOW_CASES)
 def test_kernel_obeys_the_rule_everywhere(case: Case, dtype: torch.dtype, kernel: str) -> None:
     check_parity(case, dtype, kernel)
+
+
+# The emulation takes seconds for a large window.
+SOME_SLOW_CASES = [case for case in SLOW_CASES if case.num_heads == 1 and case.head_dim % 8 == 0][::5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", CUDA)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@named([*SOME_SLOW_CASES, CASES[5]])
+def test_cuda_kernel_obeys_the_rule_everywhere(case: Case, dtype: torch.dtype, kernel: str) -> None:
+    check_parity(case, dtype, kernel)
+
+
+# ---- CUDA ----------------------------------------------------------------------------------------------------------------
+
+SEVERAL_WINDOWS = [
+    Case("whole windows", (1, 20, 34), 3, 32, shift_size=3),
+    Case("windows of one block", (2, 12, 11), 2, 16, window_size=3, shift_size=1),
+    Case("windows of several blocks", (1, 9, 50), 2, 8, window_size=9, shift_size=4),
+]
+
+
+@pytest.mark.parametrize("kernel", CUDA)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@named(SEVERAL_WINDOWS)
+def test_stages_go_round(case: Case, dtype: torch.dtype, kernel: str) -> None:
+    """A block of threads has so many windows that each stage of its pipelines is filled again."""
+    stages_used_once()
+    check_parity(case, dtype, kernel)
+    assert stages_used_once() == []
+
+
+@pytest.mark.parametrize("kernel", CUDA)
+def test_six_runs_of_one_kernel(kernel: str) -> None:
+    case = Case("", (1, 7, 20), 1, 32, shift_size=3)
+    tensors, grad = case.tensors(torch.bfloat16, kernel)
+    check_runs(lambda: run(case, tensors, grad, kernel, torch.bfloat16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", CUDA)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@named(SEVERAL_WINDOWS + CUDA_CASES)
+def test_six_runs(case: Case, dtype: torch.dtype, kernel: str) -> None:
+    tensors, grad = case.tensors(dtype, kernel)
+    check_runs(lambda: run(case, tensors, grad, kernel, dtype))
+
+
+@pytest.mark.parametrize("kernel", CUDA)
+def test_maps_that_begin_anywhere(kernel: str) -> None:
+    """The kernels move 16 bytes at a time: other maps, and other places for a padded token, are copied."""
+    case = Case("", (1, 4, 5), 1, 8, window_size=3, shift_size=1)
+    (qkv, table, bias), _ = case.tensors(torch.bfloat16, kernel)
+    expected = window_attention(qkv, table, qkv_bias=bias, backend=kernel, **case.options())
+    odd = torch.cat([qkv.flatten()[:1], qkv.flatten()])[1:].view_as(qkv)
+    odd_bias = torch.cat([bias[:1], bias])[1:]
+    narrow = torch.cat([qkv, qkv[..., :1]], -1)[..., :-1]
+    for view in (odd, narrow):
+        assert torch.equal(window_attention(view, table, qkv_bias=odd_bias, backend=kernel, **case.options()), expected)
+
+
+@pytest.mark.parametrize("kernel", CUDA)
+def test_a_window_that_spans_more_than_32_bits(kernel: str) -> None:
+    """Rows so far apart that the kernel of whole windows leaves the map to the other one."""
+    case = Case("", (1, 2, 2), 1, 32, shift_size=0)
+    (qkv, table, bias), _ = case.tensors(torch.float16, kernel)
+    distance = 2**28
+    far = torch.empty(distance + qkv[:, 0].numel(), dtype=torch.float16, device=qkv.device)
+    view = far.as_strided(qkv.shape, (0, distance, *qkv.stride()[2:]))
+    view.copy_(qkv)
+    expected = window_attention(qkv, table, num_heads=1, qkv_bias=bias, backend=kernel)
+    actual = window_attention(view, table, num_heads=1, qkv_bias=bias, backend=kernel)
+    torch.testing.assert_close(actual, expected, atol=2e-3, rtol=0)
 
 
 @contextlib.contextmanager
@@ -212,7 +300,7 @@ def test_extreme_values(kernel: str) -> None:
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_parameters_may_stay_float32(backend: str) -> None:
     """Under autocast the map is bfloat16 and the parameters are float32: each gets a gradient of its own dtype."""
-    case = TRITON_CASES[2]
+    case = replace(TRITON_CASES[2], head_dim=24)
     (qkv, table, bias), grad = case.tensors(torch.float32, backend)
     leaves = [qkv.bfloat16().requires_grad_(), table.requires_grad_(), bias.requires_grad_()]
     out = window_attention(leaves[0], leaves[1], qkv_bias=leaves[2], backend=backend, **case.options())

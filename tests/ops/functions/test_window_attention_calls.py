@@ -10,7 +10,7 @@ from torch import Tensor
 
 import hifuse_fast
 from hifuse_fast.ops import window_attention
-from tests.support.attention import CASES, KERNELS, NATIVE, Case
+from tests.support.attention import CASES, CUDA, KERNELS, NATIVE, Case
 from tests.support.kernels import device_of
 
 pytestmark = pytest.mark.gpu
@@ -111,7 +111,7 @@ BAD = [
     ("scale", "1", ValueError, "scale must be a finite number or None, got '1'"),
     ("dropout_p", 1.5, ValueError, "dropout_p must be from 0 to 1, got 1.5"),
     ("dropout_p", math.nan, ValueError, "dropout_p must be from 0 to 1, got nan"),
-    ("backend", "cuda", ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    ("backend", "mps", ValueError, "backend must be one of auto, reference, native, triton, cuda, got 'mps'"),
 ]
 
 
@@ -166,9 +166,16 @@ def test_what_the_kernel_cannot_serve(kernel: str) -> None:
     (qkv, table, bias), _ = Case("", (1, 7, 7), 2, 16).tensors(torch.float32, kernel)
     with pytest.raises(hifuse_fast.BackendError, match="dropout"):
         window_attention(qkv, table, num_heads=2, qkv_bias=bias, dropout_p=0.5, backend=kernel)
-    with pytest.raises(hifuse_fast.BackendError, match="head_dim must be from 8 to 128, got 4"):
+    with pytest.raises(hifuse_fast.BackendError, match=r"head_dim( must be from 8 to 128, got)? 4"):
         window_attention(qkv[..., :24], table, num_heads=2, backend=kernel)
     assert window_attention(**good(), dropout_p=0.5).shape == (1, 7, 7, 32)  # auto goes to the reference
+
+
+@pytest.mark.parametrize("kernel", CUDA)
+def test_a_head_without_a_cuda_kernel(kernel: str) -> None:
+    (qkv, table, _), _ = Case("", (1, 7, 7), 1, 20).tensors(torch.float32, kernel)
+    with pytest.raises(hifuse_fast.BackendError, match="'cuda' cannot serve window_attention: head_dim 20 has no kernel"):
+        window_attention(qkv, table, num_heads=1, backend=kernel)
 
 
 def test_dropout_drops_weights_and_keeps_the_mean() -> None:

@@ -247,7 +247,7 @@ BAD = [
         "dtype must be one of torch.float32, torch.bfloat16, torch.float16, torch.float64, got torch.int8",
     ),
     ({"dtype": "float32"}, TypeError, "dtype must be one of .*, got 'float32'"),
-    ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+    ({"backend": "mps"}, ValueError, "backend must be one of auto, reference, native, triton, cuda, got 'mps'"),
     ({"backend": "triton", "dtype": torch.float64}, BackendError, "'triton' cannot serve prepare_linear"),
     ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve prepare_linear"),
     ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve prepare_linear"),

@@ -48,7 +48,7 @@ def batch_norm(
         activation: "none", "relu", "gelu" (the exact one) or "sigmoid".
         pool: average the 2x2 patches; H and W must be even.
         residual: [B, H', W', C] or None, with H' = H / 2 and W' = W / 2 if `pool`.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         [B, H', W', C], the dtype of `x`, promoted by that of `residual`.

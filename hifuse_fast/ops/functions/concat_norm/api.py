@@ -36,7 +36,7 @@ def concat_norm(
         gates: one entry for each map: None, a factor for each pixel [B, H, W, 1], or a factor for each channel of an image
             [B, 1, 1, C]. None for no gates at all.
         eps: added to the variance.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         [B, H, W, nC], of the dtype that PyTorch promotes maps and gates to. Under autocast on CUDA it is float32.

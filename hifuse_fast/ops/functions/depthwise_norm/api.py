@@ -32,7 +32,7 @@ def depthwise_norm(
         filters: [C, 1, 3, 3], the weight of `nn.Conv2d(C, C, 3, padding=1, groups=C)`.
         filter_bias, weight, bias: [C]. They and `filters` are of the dtype of `x`, or float32.
         eps: added to the variance (biased, as everywhere in layer normalisation).
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         [B, H, W, C] in the dtype of `x`. Under autocast, as in PyTorch, the convolution takes `x` and `filters` in autocast's

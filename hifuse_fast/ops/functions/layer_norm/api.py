@@ -29,7 +29,7 @@ def layer_norm(
         weight, bias: [C], or [4C] with patches; of the dtype of `x`, or float32.
         eps: added to the variance (biased, as everywhere in layer normalisation).
         rows: "pixels" or "patches".
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         [B, H, W, C], or [B, ceil(H / 2), ceil(W / 2), 4C] with patches. The dtype is that of `x`; under autocast on CUDA it is

@@ -46,7 +46,7 @@ def linear(
         rows: "pixels" or "patches".
         activation: "none" or "gelu" (the exact one, with erf).
         residual: [B, H', W', N] or None.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
         `weight` and `bias` are of the dtype of `x`; `norm_weight`, `norm_bias` and `residual` of that, or float32. Under
         autocast each of `x`, `weight`, `bias` and `residual` may be float32, bfloat16 or float16.

@@ -23,7 +23,7 @@ def max_mean(x: Tensor, *, over: str, backend: str = "auto") -> Tensor:
     Args:
         x: [B, H, W, C], floating.
         over: "channels" or "pixels".
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         The dtype of `x`.

@@ -25,7 +25,7 @@ def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
         z: [B, H, W, C], any strides; floating.
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution, any strides; of the dtype of `z`. Under autocast
             each of the two may be float32, bfloat16 or float16.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         [B, H, W, C], of the dtype of the convolution (that of `weight`, or autocast's), promoted with that of `z`.

@@ -22,7 +22,7 @@ def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: st
         u: [B, H, W, K], any strides; floating.
         expand_weight: W_2, [hidden, K].
         project_weight: W_3, [N, hidden].
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
         The weights are of the dtype of `u`. Under autocast each of the three may be float32, bfloat16 or float16.
 

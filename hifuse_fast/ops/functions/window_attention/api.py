@@ -53,7 +53,7 @@ def window_attention(
             the linear. Padded tokens take part as keys and are not masked. None stands for zeros.
         scale: factor on Q K^T; None for head_dim ** -0.5.
         dropout_p: probability of dropping an attention weight; the kernels serve 0 only, the reference any.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         [B, H, W, C], contiguous, the dtype of `qkv`.

@@ -47,7 +47,7 @@ def prepare_gated_concat(
         double_sigmoid: whether the gate of g is sigma(sigma(.)), as in the official code from before 2024-01-16.
         eps: of the norm.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         The op. Maps and `out` are contiguous, of `dtype`. A call writes to `out`, which shares no memory with a map or the

@@ -57,7 +57,7 @@ def prepare_linear(
             multiple of 32, and N is a multiple of 64. That has 7/8 of the multiply-adds, weights 7/4 as large, and errors
             within a bound of its own, in `bounds.py`.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         The op. Its maps, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. A call

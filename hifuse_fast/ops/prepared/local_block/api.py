@@ -37,7 +37,7 @@ def prepare_local_block(
         bias: [C], with the shift of the norm folded in.
         eps: of the norm.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         The op. `x` and `out` are contiguous, of `dtype`. A call writes to `out`, which shares no memory with `x` or the packed

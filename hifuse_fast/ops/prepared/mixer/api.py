@@ -31,7 +31,7 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
         algorithm: "auto" (the fastest within the bounds for this dtype), "direct", "winograd2" or "winograd4".
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         The op. `z` and `out` are contiguous, of `dtype`. A call writes to `out`, which shares no memory with `z` or the packed

@@ -41,7 +41,7 @@ def prepare_mlp(
         project_bias: b_3, [N].
         algorithm: of the first product: "auto" (the fastest), or "direct", which is exact to rounding and needs least memory.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         The op. `u`, `residual` and `out` are contiguous, of `dtype`; `residual` is of the result's shape. A call

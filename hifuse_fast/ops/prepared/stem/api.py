@@ -35,7 +35,7 @@ def prepare_stem(
         bias, scale, shift: [2, C].
         eps: of the two norms.
         dtype: of images and maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         The op. Images are of `dtype` and of any strides. `out` is a pair of contiguous maps to write to, which share no memory

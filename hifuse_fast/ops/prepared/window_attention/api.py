@@ -43,7 +43,7 @@ def prepare_window_attention(
         scale: factor on Q K^T; None for head_dim ** -0.5.
         dtype: of the maps, float32, bfloat16, float16 or float64. Table and bias are kept in the dtype of the arithmetic, which
             is float32 for 16-bit maps.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
         The op. `qkv` and `out` are contiguous, of `dtype`. A call writes to `out`, which shares no memory with `qkv` or the

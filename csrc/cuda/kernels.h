@@ -1,0 +1,38 @@
+// The entry points of the CUDA kernels. They allocate nothing and never wait: what a launch says comes back as text, nullptr
+// where it was well. Knows no CUDA, so that the bindings need no CUDA compiler.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "arguments.h"
+
+namespace hifuse::cuda {
+
+// What is known of a kernel before it is compiled. Each one that is launched anywhere is listed when the library is loaded.
+struct Listed {
+  const char* name;
+  const char* type;  // of the kernel's struct, as in the symbol of its machine code
+  int threads;
+  int blocks;  // that a multiprocessor is to hold
+  int shared_bytes;
+};
+
+inline std::vector<Listed>& listed() {
+  static std::vector<Listed> all;
+  return all;
+}
+
+// Of all entry points: pointers are of the current device, which has so many multiprocessors, and `stream` is a cudaStream_t of
+// it. Maps begin at 16 bytes, and their strides are multiples of 16 bytes; so do scratch memory and rows of padded tokens.
+
+// float32, bfloat16 and float16; head_dim a multiple of 8. The table is float32; qkv_bias, a padded token, is of the maps'
+// dtype.
+const char* window_attention_forward(const WindowAttentionForward& arguments, int multiprocessors, void* stream);
+
+// Gradients of the table and of qkv_bias are float32. Scratch memory is of as many bytes as the function beside says.
+int64_t window_attention_backward_scratch(const WindowAttentionShape& shape, int multiprocessors);
+const char* window_attention_backward(const WindowAttentionBackward& arguments, void* scratch, int multiprocessors,
+                                      void* stream);
+
+}  // namespace hifuse::cuda

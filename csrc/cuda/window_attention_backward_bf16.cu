@@ -1,0 +1,5 @@
+#include "window_attention_backward_launch.cuh"
+
+namespace hifuse::cuda {
+template const char* window_attention_backward_of<bf16>(const WindowAttentionBackward&, const BackwardPlan&, void*, void*);
+}

@@ -1,0 +1,10 @@
+// Device memory: what a launch may touch, to the byte, and who wrote what in it.
+#pragma once
+#include "state.h"
+
+namespace hifuse::emulation::device_memory {
+
+// An access of a thread of the kernel to anything but its shared memory and its stack.
+void access(unsigned thread, const void* p, size_t size, bool write, Site site);
+
+}  // namespace hifuse::emulation::device_memory

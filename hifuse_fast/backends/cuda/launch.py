@@ -1,0 +1,168 @@
+"""The one way to launch a CUDA kernel: on a GPU, on CPU tensors in the emulation, or not at all, on record.
+
+A launcher (`cuda.py` of an op) allocates its results and calls `launch`. Nothing runs on the meta device or under the fake
+tensors of torch.compile, so a launcher is its own shape function. The library itself allocates nothing and never waits, so
+that CUDA graphs capture it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from hifuse_fast.backends import record
+from hifuse_fast.backends.cuda import library
+
+#: The dtypes of maps, as csrc/arguments.h counts them.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+EMULATED_MULTIPROCESSORS = 2  # so few that each of them has several windows of a small map
+
+_emulation = threading.Lock()  # which knows the memory and the errors of one launch at a time
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch was called with, see `launch`."""
+
+    entry: str
+    sizes: tuple[int, ...]
+    numbers: tuple[float, ...]
+    reads: tuple[Tensor | None, ...]
+    writes: tuple[Tensor | None, ...]
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason no CUDA kernel of ours can serve such tensors, or None."""
+    if dtype not in DTYPES:
+        return f"its kernels serve float32, bfloat16 and float16, not {dtype}"
+    if device.type == "cuda":
+        return library.why_not_device(device)
+    if device.type == "cpu" and not library.EMULATED:
+        there = "" if torch.cuda.is_available() else ", and there is no CUDA device"
+        emulation = "on CPU tensors only its emulation runs (HIFUSE_CUDA_EMULATED=1), which is for tests"
+        return f"it serves CUDA tensors{there}; {emulation}"
+    return None if device.type in ("cpu", "meta") else f"it serves CUDA tensors, not {device.type}"
+
+
+def launch(
+    entry: str,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor | None],
+) -> None:
+    """Call an entry point of the library on the device and the current stream of `reads[0]`.
+
+    Args:
+        entry: its name, of csrc/bindings/cuda.cpp.
+        sizes, numbers: the op's options, the integers and the others.
+        reads: what the kernels read; None for null.
+        writes: what they write, wholly, and may read again; None for null. In the emulation it is NaN before.
+
+    Raises:
+        RuntimeError: what the library says, or in the emulation what the kernels did wrong.
+    """
+    if torch.compiler.is_compiling():  # which cannot look into the library
+        like = reads[0]
+        assert like is not None
+        written = [like.new_empty(0) if each is None else each for each in writes]
+        torch.ops.hifuse_fast.cuda_launch(entry, sizes, numbers, reads, written)
+    else:
+        _launch(entry, sizes, numbers, reads, writes)
+
+
+def _launch(
+    entry: str,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor | None],
+) -> None:
+    kept = Launch(entry, tuple(sizes), tuple(numbers), tuple(reads), tuple(writes))
+    like = reads[0]
+    assert like is not None
+    if record.keep(kept) or not _runs(like):
+        return
+    if like.device.type == "cpu":
+        _emulate(kept)
+        return
+    stream = torch.cuda.current_stream(like.device).cuda_stream
+    if like.device.index == torch.cuda.current_device():
+        _call(kept, stream)
+    else:
+        with torch.cuda.device(like.device):
+            _call(kept, stream)
+
+
+def _runs(like: Tensor) -> bool:
+    return like.device.type != "meta" and not isinstance(like, FakeTensor)
+
+
+def _call(kept: Launch, stream: int) -> None:
+    getattr(library.lib, kept.entry)(kept.sizes, kept.numbers, *map(_given, (*kept.reads, *kept.writes)), stream)
+
+
+def _given(tensor: Tensor | None) -> tuple[int, ...]:
+    """A tensor as the library takes it: its address, 0 where there is none, and its strides in elements."""
+    if tensor is None or tensor.numel() == 0:
+        return (0,)
+    return (tensor.data_ptr(), *tensor.stride())
+
+
+def _emulate(kept: Launch) -> None:
+    """Run on CPU tensors, which the kernels may touch to the byte, and no memory else."""
+    assert library.lib is not None
+    emulation = library.lib.emulation
+    with _emulation, torch.no_grad():
+        for tensors, writable in ((kept.reads, False), (kept.writes, True)):
+            for tensor in tensors:
+                if tensor is None or tensor.numel() == 0:
+                    continue
+                if writable:
+                    tensor.fill_(float("nan") if tensor.is_floating_point() else 255)
+                emulation.allow(tensor.data_ptr(), extent(tensor), writable)
+        try:
+            _call(kept, 0)
+        finally:
+            emulation.forget()
+            errors = emulation.errors()
+    if errors:
+        raise RuntimeError(f"the emulation of {kept.entry} found: " + "\n".join(errors))
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes from the first element of a tensor to the end of its last one."""
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.itemsize if tensor.numel() else 0
+
+
+def scratch(entry: str, sizes: Sequence[int], numbers: Sequence[float], like: Tensor) -> Tensor:
+    """Scratch memory for a launch, of as many bytes as the library's function `entry` says for the device of `like`."""
+    asked = not record.active() and _runs(like)
+    count = getattr(library.lib, entry)(tuple(sizes), tuple(numbers), multiprocessors(like.device)) if asked else 0
+    return like.new_empty(count, dtype=torch.uint8)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a device has."""
+    if device.type != "cuda":
+        return EMULATED_MULTIPROCESSORS
+    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    count: int = torch.cuda.get_device_properties(index).multi_processor_count
+    return count
+
+
+_LIBRARY = torch.library.Library("hifuse_fast", "FRAGMENT")
+_LIBRARY.define("cuda_launch(str entry, SymInt[] sizes, float[] numbers, Tensor?[] reads, Tensor(a!)[] writes) -> ()")
+_LIBRARY.impl("cuda_launch", _launch, "CompositeExplicitAutograd")
+torch.library.register_fake("hifuse_fast::cuda_launch", lambda *_: None, lib=_LIBRARY)

@@ -1,0 +1,93 @@
+"""Window attention in CUDA C++: the launchers of the kernels in csrc/cuda/window_attention*.
+
+The kernels copy 16 bytes at a time, so they take maps whose channels lie side by side, whose tokens begin at multiples of 16
+bytes, and which begin at one themselves. A map that does not is copied first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from hifuse_fast.backends.cuda.launch import DTYPES, launch, multiprocessors, scratch
+from hifuse_fast.backends.cuda.launch import why_not as why_not_cuda
+
+HEAD_DIMS = range(8, 129, 8)
+ALIGNMENT = 16  # bytes
+
+
+def why_not(*, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dropout_p: float = 0.0, **_: Any) -> str | None:
+    """The reason the CUDA kernels cannot serve this call, or None."""
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim {head_dim} has no kernel: multiples of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} have"
+    if dropout_p:
+        return f"attention dropout is not fused: dropout_p = {dropout_p}"
+    return why_not_cuda(device, dtype)
+
+
+def forward(
+    qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, *, keep: bool, **options: Any
+) -> tuple[Tensor, list[Tensor]]:
+    """See `hifuse_fast.ops.window_attention`; arguments are validated."""
+    out = qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
+    return write(qkv, bias_table, qkv_bias, out, **options), []
+
+
+def write(
+    qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None, out: Tensor,
+    *, num_heads: int, window_size: int, shift_size: int, scale: float,
+) -> Tensor:  # fmt: skip
+    """`forward` into `out`, contiguous."""
+    qkv, into = aligned(qkv), aligned(out)
+    sizes, numbers = _sizes(qkv, num_heads, window_size, shift_size), (scale,)
+    launch("window_attention_forward", sizes, numbers, (qkv, _table(bias_table), _padded_token(qkv, qkv_bias)), (into,))
+    return out if into is out else out.copy_(into)
+
+
+def backward(
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor | None,
+    *, kept: Sequence[Tensor], needs: Sequence[bool], num_heads: int, window_size: int, shift_size: int, scale: float,
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of qkv in its dtype, and of bias_table and qkv_bias in float32."""
+    need_map, need_table = needs[0] or needs[2], needs[1]
+    grad, qkv = aligned(grad), aligned(qkv)
+    sizes, numbers = _sizes(qkv, num_heads, window_size, shift_size), (scale,)
+    dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format) if need_map else None
+    dtable = torch.empty_like(bias_table, dtype=torch.float32, memory_format=torch.contiguous_format) if need_table else None
+    dbias = qkv.new_empty(qkv.shape[3], dtype=torch.float32) if needs[2] else None
+    reads = (grad, qkv, _table(bias_table), _padded_token(qkv, qkv_bias))
+    writes = (dqkv, dtable, dbias, scratch("window_attention_backward_scratch", sizes, numbers, qkv))
+    launch("window_attention_backward", sizes, numbers, reads, writes)
+    return [dqkv, dtable, dbias]
+
+
+def aligned(x: Tensor) -> Tensor:
+    """`x` if the kernels can take it as it lies in memory, else a copy that they can."""
+    fits = x.stride(-1) == 1 and all(stride * x.itemsize % ALIGNMENT == 0 for stride in x.stride()[:-1])
+    return x if fits and _begins_aligned(x) else x.clone(memory_format=torch.contiguous_format)
+
+
+def _begins_aligned(x: Tensor) -> bool:
+    # A tensor that is traced has no address, and memory as a whole begins at more than that.
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.device.type == "meta":
+        return x.storage_offset() * x.itemsize % ALIGNMENT == 0
+    return x.data_ptr() % ALIGNMENT == 0
+
+
+def _sizes(qkv: Tensor, num_heads: int, window_size: int, shift_size: int) -> tuple[int, ...]:
+    head_dim = qkv.shape[3] // (3 * num_heads)
+    dtype = DTYPES[qkv.dtype]
+    return (dtype, *qkv.shape[:3], num_heads, head_dim, window_size, shift_size, multiprocessors(qkv.device))
+
+
+def _table(bias_table: Tensor) -> Tensor:
+    return bias_table.to(torch.float32).contiguous()
+
+
+def _padded_token(qkv: Tensor, qkv_bias: Tensor | None) -> Tensor | None:
+    """q, k, v [3C] of a padded token, in the dtype of the map."""
+    return None if qkv_bias is None else aligned(qkv_bias.to(qkv.dtype))
