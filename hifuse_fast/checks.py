@@ -160,6 +160,17 @@ def check_parameter(
         raise TypeError(f"{name} must be {expected}, got {value.dtype}")
 
 
+def check_one_dtype(**parameters: Tensor | None) -> None:
+    """Raise TypeError unless the parameters of a norm are of one dtype, as PyTorch's norms ask outside of autocast on a GPU."""
+    given = {name: each for name, each in parameters.items() if each is not None}
+    first = next(iter(given), "")
+    if not given or (given[first].is_cuda and torch.is_autocast_enabled("cuda")):
+        return
+    for name, each in given.items():
+        if each.dtype != given[first].dtype:
+            raise TypeError(f"{name} must be {given[first].dtype} like {first}, got {each.dtype}")
+
+
 def check_eps(name: str, value: Any) -> float:
     """`value` as a positive, finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:

@@ -91,8 +91,12 @@ def call(child: nn.Module, x: Tensor) -> Tensor:
 
 
 def affine(norm: nn.Module, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a norm over `size` channels. One that it does not have is ones or zeros, of the dtype of `like`."""
+    """Weight and bias of a norm over `size` channels. What it does not have is ones or zeros.
+
+    Their dtype is that of the other one, or of `like` where there is neither.
+    """
     weight, bias = norm.weight, norm.bias
+    like = next((each for each in (weight, bias) if isinstance(each, Tensor)), like)
     return (
         like.new_ones(size) if weight is None else weight,  # type: ignore[return-value]
         like.new_zeros(size) if bias is None else bias,

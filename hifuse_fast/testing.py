@@ -24,6 +24,16 @@ from torch import Tensor, nn
 
 TINY = torch.finfo(torch.float32).tiny
 
+# How many neighbours of a call tell PyTorch's error where the one call does not: the same call on inputs that are each moved by
+# one to three roundings, up or down. The rule then takes the largest of PyTorch's errors.
+# - A norm of equal values is exactly 0 in PyTorch. In a kernel it is what is left of the mean, whose sum and quotient are
+#   rounded, times 1 / sqrt(eps). PyTorch errs as much as soon as one of the values is moved.
+# - Where three channels are nearly equal, or the scores of a softmax are large, one element decides, and PyTorch's error of one
+#   call may be small by luck.
+# - In float64 PyTorch is the measure itself, so its error is what the roundings of the inputs make of the result. At an input
+#   scale of 1e4, they move the gradient of attention's table by several times its value.
+NEIGHBOURS = 24
+
 
 @dataclass(frozen=True)
 class Bound:

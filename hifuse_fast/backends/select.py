@@ -93,17 +93,19 @@ def use_backend(backend: str) -> Iterator[None]:
 def current_backend() -> str:
     """The backend that `use_backend` set for this thread, "auto" where none did.
 
-    While PyTorch traces for ONNX, which has no operators of ours, that is "reference" in place of "auto".
+    While PyTorch traces for ONNX or TorchScript, which have no operators of ours, that is "reference" in place of "auto".
     """
     # torch.compile cannot trace a ContextVar.
     chosen = _for_compilers.backend if torch.compiler.is_compiling() else _chosen.get()
-    return "reference" if chosen == "auto" and _traced_for_onnx() else chosen
+    return "reference" if chosen == "auto" and traced_for_others() else chosen
 
 
 @constant
-def _traced_for_onnx() -> bool:
-    # By the new exporter of PyTorch, or by the old one. The question to torch.onnx alone would take an import, and 1 us a call.
-    return (torch.compiler.is_exporting() or torch._C._is_tracing()) and torch.onnx.is_in_onnx_export()
+def traced_for_others() -> bool:
+    """Whether PyTorch traces for ONNX or TorchScript."""
+    # By torch.jit.trace, which the old exporter of ONNX uses too, or by the new exporter. The question to torch.onnx alone
+    # would take an import, and 1 us a call.
+    return torch._C._is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
 
 
 def choose(op: str, backend: str, *, key: tuple[object, ...] = (), **call: Any) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hifuse_fast.backends import transforms
 from hifuse_fast.backends.native.tape import recorded
-from hifuse_fast.backends.select import BackendError
+from hifuse_fast.backends.select import BackendError, traced_for_others
 from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_images
 from hifuse_fast.inference import fold
@@ -97,7 +97,8 @@ class OptimizedHiFuse(nn.Module):
 
         Raises:
             TypeError, ValueError: images that do not fit, said in the message.
-            RuntimeError: images that require a gradient while gradients are on; a transform of torch.func; torch.jit.trace.
+            RuntimeError: images that require a gradient while gradients are on; a transform of torch.func; torch.jit.trace;
+                torch.onnx.export of a network on kernels.
             BackendError: torch.export of a network on Triton, which is not served yet.
         """
         _check_context()
@@ -143,7 +144,10 @@ class OptimizedHiFuse(nn.Module):
 
         What would switch gradients or autocast off where they are off is left out: each is a subgraph in an exported program.
         """
-        if torch.compiler.is_exporting() and any(op.backend == "triton" for op in self._made.values()):
+        backends = {op.backend for op in self._made.values()} if torch.compiler.is_exporting() else set()
+        if backends - {"reference"} and traced_for_others():
+            raise RuntimeError(f"torch.onnx.export cannot take a frozen network, whose ops ONNX has not: {_NO_ONNX}")
+        if "triton" in backends:
             # A launch that writes to a given map is no operator: it would be missing in the program.
             raise BackendError("backend 'triton' cannot serve torch.export: freeze the network with 'native' or 'reference'")
         images, maps = self._prepare(images.detach()), FreshMaps(self.dtype, self.device)
@@ -231,6 +235,7 @@ class OptimizedHiFuse(nn.Module):
 
 
 _NO_JIT = "torch.export.export takes it, and its own save and load_optimized write and read it"
+_NO_ONNX = "hifuse_fast.export.to_onnx writes the model that it was made of"
 _NO_AUTOGRAD = "it runs forward only: use the model that it was made of"
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hifuse_fast import use_backend
+from hifuse_fast import optimize_for_inference, use_backend
 from hifuse_fast.backends.native import library
 from hifuse_fast.backends.select import current_backend
 from tests.support.frozen import narrow
 
 X = torch.rand(1, 8, 8, 8)
+IMAGES = torch.rand(1, 2, 32, 32)
 
 
 def test_auto_is_the_reference_while_pytorch_traces_for_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +24,24 @@ def test_auto_is_the_reference_while_pytorch_traces_for_onnx(monkeypatch: pytest
     assert current_backend() == "reference"
     with use_backend("native"):
         assert current_backend() == "native"
+
+
+def test_a_frozen_network_on_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = optimize_for_inference(narrow().float())
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    if any(op.backend != "reference" for op in frozen._made.values()):
+        with pytest.raises(RuntimeError, match=r"torch.onnx.export cannot take a frozen network.*hifuse_fast.export.to_onnx"):
+            frozen._traced(IMAGES)
+    frozen = optimize_for_inference(narrow().float(), backend="reference")
+    torch.testing.assert_close(frozen._traced(IMAGES), frozen(IMAGES))
+
+
+def test_torch_jit_traces_the_reference() -> None:
+    model = narrow().float().eval()
+    traced = torch.jit.trace(model, IMAGES)
+    assert "hifuse_fast" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(2 * IMAGES), model(2 * IMAGES), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

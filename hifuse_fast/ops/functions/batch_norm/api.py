@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import select
-from hifuse_fast.checks import check_choice, check_eps, check_flag, check_map, check_parameter, check_rate
+from hifuse_fast.checks import check_choice, check_eps, check_flag, check_map, check_one_dtype, check_parameter, check_rate
 from hifuse_fast.ops.functions.batch_norm import reference
 from hifuse_fast.ops.functions.fused import Fused
 
@@ -68,6 +68,7 @@ def batch_norm(
     kernels = select("batch_norm", backend, key=key, device=x.device, dtype=x.dtype)
     options: dict[str, Any] = {"eps": eps, "activation": activation, "pool": pool}
     if kernels is None:
+        check_one_dtype(weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
         return reference.batch_norm(
             x, weight, bias, running_mean, running_var, training=training, momentum=momentum, residual=residual, **options
         )

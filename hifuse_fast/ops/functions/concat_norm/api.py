@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
-from hifuse_fast.checks import check_dense, check_eps, check_map, check_parameter
+from hifuse_fast.checks import check_dense, check_eps, check_map, check_one_dtype, check_parameter
 from hifuse_fast.ops.functions.concat_norm import reference
 from hifuse_fast.ops.functions.fused import Fused
 
@@ -57,6 +57,7 @@ def concat_norm(
     key = (len(maps), width, "gated" if present else "")
     kernels = select("concat_norm", backend, key=key, device=device, dtype=dtype, width=width)
     if kernels is None:
+        check_one_dtype(weight=weight, bias=bias)
         return reference.concat_norm(maps, weight, bias, gates=gates, eps=eps)
     if maps[0].is_cuda and autocast_dtype(maps[0]):
         dtype = torch.float32

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
-from hifuse_fast.checks import check_eps, check_map, check_parameter
+from hifuse_fast.checks import check_eps, check_map, check_one_dtype, check_parameter
 from hifuse_fast.ops.functions.depthwise_norm import reference
 from hifuse_fast.ops.functions.fused import Fused, Product
 
@@ -53,6 +53,7 @@ def depthwise_norm(
     check_parameter("bias", bias, [channels], x)
     kernels = select("depthwise_norm", backend, key=(channels,), device=x.device, dtype=x.dtype, channels=channels, width=width)
     if kernels is None:
+        check_one_dtype(weight=weight, bias=bias)
         return reference.depthwise_norm(x, filters, filter_bias, weight, bias, eps=eps)
     autocast = autocast_dtype(x)
     taken = autocast or x.dtype

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
-from hifuse_fast.checks import check_choice, check_eps, check_map, check_parameter
+from hifuse_fast.checks import check_choice, check_eps, check_map, check_one_dtype, check_parameter
 from hifuse_fast.ops.functions.fused import Fused
 from hifuse_fast.ops.functions.layer_norm import reference
 
@@ -48,6 +48,7 @@ def layer_norm(
     check_parameter("bias", bias, [width], x)
     kernels = select("layer_norm", backend, key=(width, rows), device=x.device, dtype=x.dtype, width=width)
     if kernels is None:
+        check_one_dtype(weight=weight, bias=bias)
         return reference.layer_norm(x, weight, bias, eps=eps, rows=rows)
     dtype = torch.float32 if x.is_cuda and autocast_dtype(x) else x.dtype
     return _FUSED(kernels, (x, weight, bias), {"eps": eps, "rows": rows, "dtype": dtype})[0]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hifuse_fast.backends.select import autocast_dtype, select
-from hifuse_fast.checks import AUTOCAST, check_choice, check_eps, check_map, check_parameter
+from hifuse_fast.checks import AUTOCAST, check_choice, check_eps, check_map, check_one_dtype, check_parameter
 from hifuse_fast.ops.functions.fused import Fused, Product
 from hifuse_fast.ops.functions.layer_norm.reference import patches
 from hifuse_fast.ops.functions.linear import reference
@@ -86,6 +86,7 @@ def linear(
     key = (width, len(weight), rows, "" if norm_weight is None else "norm", *after)
     kernels = select("linear", backend, key=key, device=x.device, dtype=dtype, width=normed_width)
     if kernels is None:
+        check_one_dtype(norm_weight=norm_weight, norm_bias=norm_bias)
         return reference.linear(
             x, weight, bias, norm_weight, norm_bias, residual, eps=eps, rows=rows, activation=activation
         )  # fmt: skip
