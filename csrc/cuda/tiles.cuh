@@ -16,8 +16,7 @@ namespace hifuse::cuda {
 template <class T>
 inline constexpr bool kIsFloat32 = sizeof(T) == 4;
 
-// ---- Tiles
-// ---------------------------------------------------------------------------------------------------------------------
+// ---- Tiles --------------------------------------------------------------------------------------------------------------
 
 // kRows rows of kColumns numbers, in chunks of 16 bytes. The chunks of a row are permuted, so that one chunk of each of eight
 // neighbouring rows lies in banks of its own: ldmatrix reads them at once.
@@ -51,8 +50,7 @@ struct Tile {
   }
 };
 
-// ---- Operands and sums
-// -----------------------------------------------------------------------------------------------------------
+// ---- Operands and sums --------------------------------------------------------------------------------------------------
 
 // A float32 number as a sum of two tf32 numbers, to 2^-23 of it.
 __device__ __forceinline__ void split(uint32_t number, uint32_t& big, uint32_t& small) {
@@ -104,8 +102,7 @@ struct Sum<float> {
   }
 };
 
-// ---- Operands out of tiles
-// ---------------------------------------------------------------------------------------------------------
+// ---- Operands out of tiles ----------------------------------------------------------------------------------------------
 
 // Rows of a tile as a left operand: this lane gives row `row` and chunk `chunk`, which are those of `left_row` and `left_chunk`
 // from where the operand begins.
@@ -180,8 +177,7 @@ __device__ __forceinline__ void right_of_columns(Right<T> (&b)[2], const Tile& t
   }
 }
 
-// ---- Products
-// --------------------------------------------------------------------------------------------------------------------
+// ---- Products -----------------------------------------------------------------------------------------------------------
 
 // How many rows of the right tile a step of `column_products` takes.
 template <class T>
@@ -231,8 +227,7 @@ __device__ __forceinline__ void column_products(float (&out)[kOut][4], const Lef
   }
 }
 
-// ---- Rows of accumulators
-// ----------------------------------------------------------------------------------------------------------
+// ---- Rows of accumulators -----------------------------------------------------------------------------------------------
 
 // Over the four threads that hold a row.
 __device__ __forceinline__ float row_max(float x) {

@@ -73,7 +73,7 @@ struct WindowAttentionBackwardWhole {
     const WindowBias<kWindow, kTiles> bias(s, p.bias_table, head, row);
     const QkvLoads qkv_loads(p.qkv, of_head, stride);
     const GradLoads grad_loads(p.grad, of_head, stride);
-    const WarpRowsOfWhole<Tokens, kWindow> rows(s, p.grad_qkv, row);
+    const WarpRowsOfWhole<Tokens, kWindow> rows(s, row);
     float dbias[kTiles][4] = {};
 
     const auto load = [&](const Window& w, bool whole, int stage) {

@@ -4,15 +4,17 @@
 // The first owns queries: over the blocks of keys once for the statistics of its rows, and once more for dq and the gradient of
 // the position bias. The second owns keys: over the blocks of queries for dk and dv.
 #pragma once
+#include "window_attention_launch.h"
 #include "window_attention_sums.cuh"
 
 namespace hifuse::cuda {
 
 template <class T, int kHeadDim>
 struct BackwardBlocks {
-  static constexpr int kRows = kBlockOfTokens<T>, kThreads = 2 * kRows, kTiles = kRows / 8, kOut = kHeadDim / 8;
+  static constexpr int kRows = block_of_tokens(kIsFloat32<T>, kHeadDim), kThreads = 2 * kRows, kTiles = kRows / 8,
+                       kOut = kHeadDim / 8;
   static constexpr int kSteps = kRows / kStep<T>, kStages = 2;
-  static constexpr int kBlocks = kIsFloat32<T> ? 4 : kHeadDim <= 32 ? 3 : 2;
+  static constexpr int kBlocks = 256 / kThreads;  // 255 registers a thread
   using Tokens = Tile<T, kRows, kHeadDim>;
 
   // Of each row of scores: the largest, one over the sum of the exponentials, the sum of p dp; kRows of each, block by block.
@@ -22,8 +24,7 @@ struct BackwardBlocks {
   }
 };
 
-// ---- Queries
-// -----------------------------------------------------------------------------------------------------------------------
+// ---- Queries ------------------------------------------------------------------------------------------------------------
 
 // The block (head, share, block of queries), of at least one window. The sum of ds over its windows lies in scratch memory that
 // is its own, in the order of the accumulators: each thread adds to what it wrote itself.
@@ -168,8 +169,7 @@ struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
   }
 };
 
-// ---- Keys
-// --------------------------------------------------------------------------------------------------------------------------
+// ---- Keys ---------------------------------------------------------------------------------------------------------------
 
 // The block (head, share, block of keys), of at least one window.
 template <class T, int kHeadDim>
@@ -188,7 +188,7 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
 
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const Sizes& s = p.sizes;
-    const int head = blockIdx.x, first = blockIdx.z * kRows, row = threadIdx.x / 32 * 16, left = row + left_row();
+    const int head = blockIdx.x, first = blockIdx.z * kRows, row = threadIdx.x / 32 * 16;
     const int blocks = (tokens_of<0>(s) + kRows - 1) / kRows, chunks = s.head_dim * int(sizeof(T)) / 16;
     const int of_head = head * s.head_dim * int(sizeof(T)), stride = s.channels() * int(sizeof(T));
     const TableBias<true> bias{shared.table};
@@ -227,6 +227,7 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
           load(next, index + gridDim.y, 0, window_stage ^ 1, stage ^ 1);
         cp_async_commit();
 
+        const int left = computed_here(row + left_row());  // dk and dv want the registers of addresses
         float x[kTiles][4], y[kTiles][4];
         row_products<T>(x, shared.k[window_stage], left, shared.q[stage]);
         bias.scores(x, s, w, first + row, block * kRows);

@@ -3,6 +3,7 @@
 #pragma once
 #include <launch.cuh>
 
+#include "window_attention_launch.h"
 #include "window_attention_scores.cuh"
 
 namespace hifuse::cuda {
@@ -15,8 +16,7 @@ struct ForwardParams {
   Written out;
 };
 
-// ---- Windows that are one block of tokens
-// ----------------------------------------------------------------------------------------
+// ---- Windows that are one block of tokens -------------------------------------------------------------------------------
 
 // The block (head, share), of at least one window. Rows of the tiles beyond the window are zero but in q, where the last token
 // stands for them: what a row of no token computes is finite where that token's row is.
@@ -40,7 +40,7 @@ struct WindowAttentionForwardWhole {
     clear_rows<kTokens, kThreads>(shared.q, 3 * kStages);
     const WindowBias<kWindow, kTiles> bias(s, p.bias_table, head, row);
     const Loads loads(p.qkv, of_head, stride);
-    const WarpRowsOfWhole<Tokens, kWindow> rows(s, p.out, row);
+    const WarpRowsOfWhole<Tokens, kWindow> rows(s, row);
 
     const Window step = Window::at(s.grid, gridDim.y);
     Window w = Window::at(s.grid, blockIdx.y);
@@ -73,15 +73,14 @@ struct WindowAttentionForwardWhole {
   }
 };
 
-// ---- Windows of any size
-// -----------------------------------------------------------------------------------------------------------
+// ---- Windows of any size ------------------------------------------------------------------------------------------------
 
 // The block (head, share, block of queries), of at least one window. Keys come block by block, with an online softmax.
 template <class T, int kHeadDim>
 struct WindowAttentionForwardBlocks {
   static constexpr const char* kName = "window_attention_forward_blocks";
-  static constexpr int kRows = kBlockOfTokens<T>, kThreads = 2 * kRows, kTiles = kRows / 8;
-  static constexpr int kBlocks = kIsFloat32<T> ? 4 : kHeadDim <= 64 ? 3 : 2, kStages = 2;
+  static constexpr int kRows = block_of_tokens(kIsFloat32<T>, kHeadDim), kThreads = 2 * kRows, kTiles = kRows / 8;
+  static constexpr int kBlocks = kThreads == 64 ? 4 : kHeadDim <= 64 ? 3 : 2, kStages = 2;
   using Tokens = Tile<T, kRows, kHeadDim>;
   using Params = ForwardParams;
   struct Shared {

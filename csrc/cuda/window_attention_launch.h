@@ -25,7 +25,7 @@ inline const char* why_not(const WindowAttentionShape& s) {
   if (s.window_size < 1 || s.window_size > 16) return "window_size must be from 1 to 16";
   const int64_t side = s.window_size, rows = (s.height + side - 1) / side, columns = (s.width + side - 1) / side;
   if (s.height + side >= INT32_MAX || s.width + side >= INT32_MAX ||
-      rows * columns >= INT32_MAX / std::max<int64_t>(s.batch, 1))
+      rows * columns >= (INT32_MAX - 65536) / std::max<int64_t>(s.batch, 1))
     return "the maps have more than 2^31 windows";
   return nullptr;
 }
@@ -38,6 +38,9 @@ bool is_aligned(const WindowAttentionShape& s, const Map<Pointer>& map) {
          map.row_stride * size % 16 == 0 && map.column_stride * size % 16 == 0;
 }
 inline constexpr const char* kUnaligned = "maps must begin at a multiple of 16 bytes, and their strides be multiples of it";
+
+// Windows of any size are cut into blocks of so many tokens: fewer where a warp's accumulators would not fit its registers.
+constexpr int block_of_tokens(bool float32, int64_t head_dim) { return float32 || head_dim > 96 ? 32 : 64; }
 
 // Into how many shares windows are cut for about `wanted` blocks of threads, of which `each` take a share: all have as many
 // windows, or one fewer.
@@ -57,8 +60,7 @@ auto with_head_dim(int64_t head_dim, const F& f) {
   return f.template operator()<128>();
 }
 
-// ---- The backward
-// ------------------------------------------------------------------------------------------------------------------
+// ---- The backward -------------------------------------------------------------------------------------------------------
 
 // Which kernels run, how the windows are cut into shares, and what lies where in scratch memory, in bytes.
 struct BackwardPlan {
@@ -70,8 +72,9 @@ struct BackwardPlan {
 inline BackwardPlan plan_backward(const WindowAttentionShape& s, bool whole, int multiprocessors) {
   const WindowGrid grid(s.height, s.width, s.window_size, s.shift_size);
   const int64_t windows = s.batch * grid.windows(), side = 2 * s.window_size - 1;
-  const int64_t rows = s.dtype == DType::float32 ? 32 : 64, blocks = whole ? 1 : (grid.tokens() + rows - 1) / rows;
-  const int64_t shares = shares_of(windows, s.num_heads * blocks, int64_t(multiprocessors) * 3);
+  const int64_t rows = block_of_tokens(s.dtype == DType::float32, s.head_dim),
+                blocks = whole ? 1 : (grid.tokens() + rows - 1) / rows;
+  const int64_t shares = shares_of(windows, s.num_heads * blocks, int64_t(multiprocessors) * (whole ? 3 : 128 / rows));
   BackwardPlan plan{whole, static_cast<int>(shares), static_cast<int>(blocks), static_cast<int>(shares * blocks), 0, 0, 0, 0,
                     0};
   const auto take = [&](int64_t floats) {

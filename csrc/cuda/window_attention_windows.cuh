@@ -13,8 +13,7 @@
 
 namespace hifuse::cuda {
 
-// ---- What kernels know of a call
-// -------------------------------------------------------------------------------------------------
+// ---- What kernels know of a call ----------------------------------------------------------------------------------------
 
 using Grid = WindowGridOf<int>;
 
@@ -40,10 +39,6 @@ inline Sizes sizes_of(const WindowAttentionShape& s) {
           static_cast<float>(s.scale)};
 }
 
-// Windows of any size are cut into blocks of so many tokens.
-template <class T>
-inline constexpr int kBlockOfTokens = kIsFloat32<T> ? 32 : 64;
-
 // The side of a window: kWindow, or where that is 0 what the call says; and the row of a token, exact for those of 16 x 16.
 template <int kWindow>
 __device__ __forceinline__ int side_of(const Sizes& s) {
@@ -58,8 +53,7 @@ __device__ __forceinline__ int row_of(const Sizes& s, int token) {
   return kWindow ? token / (kWindow ? kWindow : 1) : token * s.reciprocal >> 16;
 }
 
-// ---- Windows and tokens
-// ------------------------------------------------------------------------------------------------------------
+// ---- Windows and tokens -------------------------------------------------------------------------------------------------
 
 struct Window {
   int image, row, column;
@@ -123,8 +117,7 @@ inline Written bytes_of(const Map<void*>& m, uint64_t size) {
   return {static_cast<unsigned char*>(m.data), m.batch_stride * size, m.row_stride * size, m.column_stride * size};
 }
 
-// ---- Into tiles
-// ----------------------------------------------------------------------------------------------------------------------
+// ---- Into tiles ---------------------------------------------------------------------------------------------------------
 
 // Rows of a block of tokens for windows of any size: all chunks of the tile are written, with zeros for tokens beyond the
 // window and for chunks from `chunks` on, which are no channels of the head. `from` is the byte of a map's row where the tile
@@ -198,7 +191,7 @@ struct WindowLoads {
   }
 };
 
-// Zeros in rows kFirst.. of tiles, which copies leave alone.
+// Zeros in rows kFirst.. of tiles that lie one after the other; copies leave these rows alone.
 template <int kFirst, int kThreads, class Tile>
 __device__ __forceinline__ void clear_rows(Tile* tiles, int count) {
   constexpr int kEach = Tile::kAll - kFirst * Tile::kChunks;
@@ -206,8 +199,7 @@ __device__ __forceinline__ void clear_rows(Tile* tiles, int count) {
     tiles[i / kEach].chunk[kFirst * Tile::kChunks + i % kEach] = uint4{0, 0, 0, 0};
 }
 
-// ---- Out of tiles
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- Out of tiles -------------------------------------------------------------------------------------------------------
 
 // The 16 rows of a warp: accumulators go to the warp's own rows of a tile and from there to the map, 16 bytes a thread.
 template <class Tile, int kWindow>
@@ -250,42 +242,35 @@ struct WarpRows {
   static __device__ __forceinline__ int chunk_at(int j) { return (threadIdx.x % 32 + 32 * j) % Tile::kChunks; }
 };
 
-// The same for windows of a known size that are one block of tokens: where a thread's chunks go does not depend on the window,
-// but for the first token.
+// The same for windows of a known size that are one block of tokens.
 template <class Tile, int kWindow>
 struct WarpRowsOfWhole : WarpRows<Tile, kWindow> {
   using Base = WarpRows<Tile, kWindow>;
   using Base::kEach;
 
-  uint32_t within[kEach];
-
+  // Where a thread's chunks go, for all tiles that have the same tokens.
   struct Targets {
     uint64_t chunk[kEach];  // bytes from the map's first token
     bool stored[kEach];
   };
 
-  __device__ __forceinline__ WarpRowsOfWhole(const Sizes& s, const Written& map, int row) : Base(s, row, 0) {
-#pragma unroll
-    for (int j = 0; j < kEach; ++j)
-      within[j] = map.within(this->row_at(j) / kWindow, this->row_at(j) % kWindow) + this->chunk_at(j) * 16;
-  }
+  __device__ __forceinline__ WarpRowsOfWhole(const Sizes& s, int row) : Base(s, row, 0) {}
 
   __device__ __forceinline__ Targets targets(const Sizes& s, const Written& map, const Window& w, bool whole) const {
     Targets t;
+    const int lane = computed_here(threadIdx.x % 32);
     const uint64_t first = map.first_offset<kWindow>(s, w);
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
-      t.chunk[j] = first + within[j];
-      t.stored[j] = this->row_at(j) < this->tokens;
-    }
-    if (whole) return t;
-    const int lane = computed_here(threadIdx.x % 32);
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const int i = lane + 32 * j;
-      const Place at = place_of<kWindow>(s, w, this->row + i / Tile::kChunks);
-      t.chunk[j] = map.offset(w.image, at.y, at.x) + i % Tile::kChunks * 16;
-      t.stored[j] = t.stored[j] && at.on_map(s.grid);
+      const int i = lane + 32 * j, token = this->row + i / Tile::kChunks;
+      t.chunk[j] = first + map.within(token / kWindow, token % kWindow);
+      t.stored[j] = token < this->tokens;
+      if (!whole) {
+        const Place at = place_of<kWindow>(s, w, token);
+        t.chunk[j] = map.offset(w.image, at.y, at.x);
+        t.stored[j] = t.stored[j] && at.on_map(s.grid);
+      }
+      t.chunk[j] += i % Tile::kChunks * 16;
     }
     return t;
   }
