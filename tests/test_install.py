@@ -26,7 +26,7 @@ from tests.support.paths import ROOT
 FILES = ("CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md",
          "pyproject.toml", "requirements-dev.txt", "requirements-peers.txt", "setup.py")  # fmt: skip
 FOLDERS = ("benchmarks", "csrc", "docs", "hifuse_fast", "tests", "tools")
-BUILT = ("*.so", "__pycache__", "*.egg-info", "_native_skipped.txt")
+BUILT = ("*.so", "__pycache__", "*.egg-info", "_native_skipped.txt", "_cuda_skipped.txt")
 DATA = {"py.typed", "tuning/candidates.toml", *(f"backends/tables/sm_{number}.toml" for number in (80, 90, 100))}
 # Every file is compiled once, for one instruction set: whether all are there is asked, not what the optimiser makes of them.
 QUICK = "-DCMAKE_BUILD_TYPE=Debug " + " ".join(f"-DCOMPILER_KNOWS_{isa}=OFF" for isa in ("avx2", "avx512", "avx512_bf16"))
@@ -41,8 +41,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, clone / name)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns(*BUILT))
-    (clone / "hifuse_fast" / "_native_skipped.txt").write_text("of an editable install")
-    (clone / "hifuse_fast" / "_C.of-an-editable-install.so").touch()
+    for library in ("native", "cuda"):
+        (clone / "hifuse_fast" / f"_{library}_skipped.txt").write_text("of an editable install")
+    for library in ("_C", "_cuda", "_cuda_emulated"):
+        (clone / "hifuse_fast" / f"{library}.of-an-editable-install.so").touch()
     return clone
 
 
@@ -63,7 +65,9 @@ def pip(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 def clean(environment: dict[str, str]) -> dict[str, str]:
     """What is told, in the environment that is there without what steers a build."""
     there = {
-        key: value for key, value in os.environ.items() if not key.startswith("HIFUSE_") and key not in ("CXX", "CMAKE_ARGS")
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("HIFUSE_", "CUDA")) and key not in ("CXX", "CMAKE_ARGS", "TORCH_CUDA_ARCH_LIST")
     }
     return {**there, **environment}
 
@@ -81,10 +85,10 @@ def install(wheel: Path, site: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def python(site: Path, *arguments: str | Path) -> str:
+def python(site: Path, *arguments: str | Path, **variables: str) -> str:
     """What Python says that has the package of `site`, and of this environment everything but an editable install."""
     others = [path for path in sys.path if path and Path(path) != ROOT]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *others])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *others]), **variables}
     command = [sys.executable, "-S", *map(str, arguments)]  # -S: no .pth files, by which editable installs are found
     done = subprocess.run(command, capture_output=True, text=True, cwd=site, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -118,7 +122,8 @@ def test_the_source_distribution_holds_what_the_library_is_built_and_tested_with
     files = {str(path.relative_to(checkout)) for name in FOLDERS for path in (checkout / name).rglob("*") if path.is_file()}
     wanted = {name for name in files if not name.startswith(("benchmarks/results/", "hifuse_fast/_"))}
     assert not {*wanted, *FILES} - held
-    assert not [name for name in held if name.startswith(("hifuse_fast/_C", "hifuse_fast/_native_skipped", "dist", "build"))]
+    built = ("hifuse_fast/_C", "hifuse_fast/_cuda", "hifuse_fast/_native_skipped", "dist", "build")
+    assert not [name for name in held if name.startswith(built)]
 
 
 @has_build_tools
@@ -128,7 +133,7 @@ def test_without_a_compiler_it_is_pure_python_and_says_so(checkout: Path, sdist:
     assert "installing pure Python, without the compiled kernels: no C++ compiler was found" in said
     held = {name.removeprefix("hifuse_fast/") for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hifuse_fast/")}
     sources = {str(file.relative_to(checkout / "hifuse_fast")) for file in (checkout / "hifuse_fast").rglob("*.py")}
-    assert held == sources | DATA | {"_native_skipped.txt"}
+    assert held == sources | DATA | {"_native_skipped.txt", "_cuda_skipped.txt"}
 
     install(wheel, site)
     info = python(site, site / "bin" / "hifuse-fast", "info")
@@ -153,10 +158,11 @@ def test_with_a_compiler_the_library_is_in_the_wheel(sdist: Path, tmp_path: Path
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     (source,), site = tmp_path.iterdir(), tmp_path / "site"
-    wheel, _ = make_wheel(source, tmp_path / "wheels", HIFUSE_NATIVE="1", CMAKE_ARGS=QUICK)
+    wheel, _ = make_wheel(source, tmp_path / "wheels", HIFUSE_NATIVE="1", HIFUSE_CUDA="0", CMAKE_ARGS=QUICK)
     assert not list((source / "hifuse_fast").glob("*.so")), "a build leaves the sources as they were"
     held = [name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hifuse_fast/_")]
-    assert sorted(name.split(".")[0] for name in held) == ["hifuse_fast/_C", "hifuse_fast/__init__", "hifuse_fast/_version"]
+    names = ["_C", "__init__", "_cuda_skipped", "_version"]
+    assert sorted(name.split(".")[0].removeprefix("hifuse_fast/") for name in held) == names
 
     install(wheel, site)
     code = "from hifuse_fast.backends.native import library; print(library.why_missing, library.lib.__file__)"
@@ -165,6 +171,23 @@ def test_with_a_compiler_the_library_is_in_the_wheel(sdist: Path, tmp_path: Path
     assert place.startswith(str(site))
     assert f"native library          {place}" in python(site, site / "bin" / "hifuse-fast", "info")
     assert [row["error"] for row in predict(site, tmp_path)] == [""]
+
+
+@pytest.mark.slow
+@has_build_tools
+@pytest.mark.skipif(shutil.which("c++") is None or shutil.which("nvcc") is None, reason="no C++ or no CUDA compiler")
+def test_with_a_cuda_compiler_the_kernels_are_in_the_wheel(sdist: Path, tmp_path: Path) -> None:
+    """For one architecture; also beside a torch without CUDA, where they are asked for. It is imported without a driver."""
+    site, quick = tmp_path / "site", {"TORCH_CUDA_ARCH_LIST": "7.5 8.0", "CMAKE_ARGS": "-DCMAKE_CUDA_FLAGS=-Xptxas=-O0"}
+    wheel, _ = make_wheel(sdist, tmp_path / "wheels", HIFUSE_NATIVE="0", HIFUSE_CUDA="1", **quick)
+    held = [name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hifuse_fast/_c")]
+    assert [name.split(".")[0] for name in held] == ["hifuse_fast/_cuda"]
+
+    install(wheel, site)
+    code = (
+        "from hifuse_fast.backends.cuda import library; print(library.why_missing, library.lib.build_info()['architectures'])"
+    )
+    assert python(site, "-c", code, HIFUSE_CUDA_EMULATED="0").split() == ["None", "80-real"]
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +231,115 @@ def test_a_compiler_that_is_named_must_exist(build: dict[str, Any], monkeypatch:
     monkeypatch.setenv("CXX", "no-such-compiler -O1")
     with pytest.raises(build["MissingError"], match="CXX=no-such-compiler -O1 was not found"):
         build["find_compiler"]()
+
+
+def nvcc(folder: Path) -> str:
+    """A CUDA compiler, which would say so if it were called."""
+    program = folder / "bin" / "nvcc"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
+def without_cuda(build: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A machine without a CUDA compiler, and with a torch that has no CUDA, whatever this one has."""
+    for name in ("HIFUSE_CUDA", "HIFUSE_NATIVE", "CUDACXX", "CUDAHOSTCXX", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    inside: dict[str, Any] = build["cuda"].__globals__
+    monkeypatch.setitem(inside, "FIND_NVCC", "print('[]')")
+    monkeypatch.setitem(inside, "find_compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setitem(inside, "find_torch", lambda: {"version": "2.13.0+cpu", "cuda": None})
+    return inside
+
+
+@has_build_tools
+def test_where_the_cuda_compiler_is_looked_for(
+    build: dict[str, Any], without_cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find: Callable[[], str] = build["find_nvcc"]
+    with pytest.raises(build["MissingError"], match="no CUDA compiler was found: nvcc of CUDA_HOME, of PATH or of the PyPI"):
+        find()
+    package, path, home, named = (nvcc(tmp_path / name) for name in ("package", "path", "home", "named"))
+    monkeypatch.setitem(without_cuda, "FIND_NVCC", f"print('[\"{package}\"]')")
+    assert find() == package
+    monkeypatch.setenv("PATH", str(Path(path).parent))
+    assert find() == path
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    assert find() == home
+    monkeypatch.setenv("CUDACXX", named)
+    assert find() == named
+    monkeypatch.setenv("CUDACXX", "no-such-compiler")
+    with pytest.raises(build["MissingError"], match="CUDACXX=no-such-compiler was not found"):
+        find()
+
+
+@has_build_tools
+def test_packages_of_the_cuda_compiler_are_found(build: dict[str, Any], tmp_path: Path) -> None:
+    program = nvcc(tmp_path / "nvidia" / "cu13")
+    done = subprocess.run(
+        [sys.executable, "-c", build["FIND_NVCC"]], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert program in done.stdout
+
+
+@has_build_tools
+@pytest.mark.parametrize(
+    ("wanted", "torch_cuda", "compiler", "expected"),
+    [
+        ("auto", None, True, "torch 2.13.0.cpu is a build without CUDA; HIFUSE_CUDA=1 builds it all the same"),
+        ("auto", "13.0", False, "no CUDA compiler was found"),
+        ("auto", "13.0", True, "AUTO"),
+        ("0", "13.0", True, "HIFUSE_CUDA=0 asked for none"),
+        ("1", None, True, "ON"),
+        ("1", None, False, "no CUDA compiler was found"),
+    ],
+)
+def test_when_the_cuda_kernels_are_built(
+    build: dict[str, Any],
+    without_cuda: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    torch_cuda: str | None,
+    compiler: bool,
+    expected: str,
+) -> None:
+    monkeypatch.setenv("HIFUSE_CUDA", wanted)
+    monkeypatch.setitem(without_cuda, "find_torch", lambda: {"version": "2.13.0+cpu", "cuda": torch_cuda})
+    if compiler:
+        monkeypatch.setenv("PATH", str(Path(nvcc(tmp_path)).parent))
+    if expected in ("ON", "AUTO"):
+        found = build["cuda"]()
+        assert found.options["HIFUSE_CUDA"] == expected
+        assert found.environment == {"CUDACXX": str(tmp_path / "bin" / "nvcc"), "CUDAHOSTCXX": "/usr/bin/c++"}
+    else:
+        with pytest.raises(build["MissingError"], match=expected):
+            build["cuda"]()
+
+
+@has_build_tools
+def test_pure_python_is_without_cuda_too_unless_it_is_asked_for(
+    build: dict[str, Any], without_cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIFUSE_NATIVE", "0")
+    with pytest.raises(build["MissingError"], match="HIFUSE_NATIVE=0 asked for pure Python"):
+        build["cuda"]()
+    monkeypatch.setenv("HIFUSE_CUDA", "yes")
+    with pytest.raises(SystemExit, match="HIFUSE_CUDA must be 0, 1 or auto, got 'yes'"):
+        build["cuda"]()
+
+
+@has_build_tools
+def test_cuda_kernels_that_are_asked_for_and_cannot_be_built_are_an_error(checkout: Path, tmp_path: Path) -> None:
+    environment = clean({"PATH": path_without_compilers(tmp_path / "bin"), "HIFUSE_NATIVE": "0", "HIFUSE_CUDA": "1"})
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout, env=environment, check=False)
+    assert done.returncode != 0
+    assert "cannot build the CUDA kernels: no C++ compiler" in done.stderr
 
 
 def test_the_build_asks_for_no_torch() -> None:

@@ -1,6 +1,6 @@
 # Finds a CUDA compiler and defines hifuse_cuda, the kernels of csrc/cuda/*.cu. Needs no GPU.
 #
-# HIFUSE_CUDA is ON, OFF or AUTO. The compiler is the one that CUDACXX names, else nvcc of PATH; its version 12.8 or newer.
+# HIFUSE_CUDA is ON, OFF or AUTO. The compiler is the one that CUDACXX names, else nvcc of CUDA_HOME or of PATH, 12.8 or newer.
 # Architectures are those of TORCH_CUDA_ARCH_LIST where it is set. Where there are no kernels, the reason lies in
 # cuda_skipped.txt of the build folder, which setup.py keeps.
 
@@ -47,6 +47,9 @@ elseif(NOT CUDA_SOURCES)
 elseif(NOT CUDA_ARCHITECTURES)
   set(CUDA_MISSING "TORCH_CUDA_ARCH_LIST=$ENV{TORCH_CUDA_ARCH_LIST} has no architecture from 8.0 on")
 else()
+  if(NOT DEFINED ENV{CUDACXX} AND EXISTS "$ENV{CUDA_HOME}/bin/nvcc")
+    set(ENV{CUDACXX} "$ENV{CUDA_HOME}/bin/nvcc")
+  endif()
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
