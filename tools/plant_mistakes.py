@@ -96,10 +96,16 @@ MISTAKES = (
     Mistake("two blocks write one window", _FORWARD, _WHOLE, "Window::at(s.grid, blockIdx.y)", "Window::at(s.grid, 0)"),
     Mistake("some threads pass no barrier", _FORWARD, _WHOLE, _STAGE, "if (threadIdx.x < 96) " + _STAGE),
     Mistake("some lanes pass no __syncwarp", _FORWARD, _WHOLE, "__syncwarp();", "if (threadIdx.x % 2) __syncwarp();"),
-    Mistake("rows beyond the window are stored", _WINDOWS, "Targets targets(", "this->row_at(j) < this->tokens", "true"),
+    Mistake("rows beyond the window are stored", _WINDOWS, "Targets targets(", "token < this->tokens", "true"),
     Mistake("padded tokens are stored", _WINDOWS, "Targets targets(", "t.stored[j] && at.on_map(s.grid)", "t.stored[j]"),
     Mistake("a row too many on the map", _WINDOWS, "struct Place", "y < grid.rows.length", "y <= grid.rows.length"),
-    Mistake("a token too many in a window", _FORWARD, _WHOLE, "kTokens - 1);", "kTokens);"),
+    Mistake(
+        "a key too many in a window",
+        "window_attention_scores.cuh",
+        "struct WindowBias",
+        "key < kTokens ? table",
+        "key <= kTokens ? table",
+    ),
     Mistake("no barrier around a block of keys", _FORWARD, _BLOCKS, _STAGE, "// ", call="blocks"),
     Mistake(
         "a block of keys is filled while it is read",
