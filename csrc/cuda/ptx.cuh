@@ -55,7 +55,8 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// 1 / x with a relative error of at most 2^-23; of numbers below 2^-126 infinity, and zero where the result would be below that.
+// 1 / x with a relative error of at most 2^-23; of numbers below 2^-126 infinity, and zero where the result would be below
+// that.
 __device__ __forceinline__ float reciprocal_fast(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -69,8 +70,7 @@ __device__ __forceinline__ int computed_here(int x) {
   return x;
 }
 
-// ---- Copies that go on by themselves: cp.async
-// -------------------------------------------------------------------------------
+// ---- Copies that go on by themselves: cp.async -----------------------------------------------------------------------------
 
 // Where an object lies in shared memory, as instructions want it.
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
@@ -97,8 +97,7 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- Matrices between shared memory and registers
-// ------------------------------------------------------------------------------
+// ---- Matrices between shared memory and registers --------------------------------------------------------------------------
 
 // Four 8x8 matrices of 16-bit numbers. Lane l gives the address of row l % 8 of matrix l / 8, aligned to 16 bytes.
 // It receives r[i]: of matrix i, row g, columns 2t...
@@ -117,8 +116,7 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const v
                : "memory");
 }
 
-// ---- Products on tensor cores
-// ----------------------------------------------------------------------------------------------------
+// ---- Products on tensor cores ----------------------------------------------------------------------------------------------
 
 // d += a b with float32 sums. a is [16, 16], b [16, 8], d [16, 8]; registers hold
 //   a[0]: row g, columns 2t..    a[1]: row g + 8, columns 2t..    a[2]: row g, columns 2t + 8..    a[3]: row g + 8, columns 2t
@@ -149,8 +147,7 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// ---- Barriers of a part of the block
-// ---------------------------------------------------------------------------------------------
+// ---- Barriers of a part of the block ---------------------------------------------------------------------------------------
 
 // kThreads threads, a multiple of 32, wait for each other at barrier `id`, from 1 to 15; __syncthreads has barrier 0.
 template <int kThreads>

@@ -6,8 +6,7 @@
 
 namespace hifuse::cuda {
 
-// ---- mbarrier: a barrier in shared memory that counts arrivals and bytes, phase by phase
-// --------------------------------------
+// ---- mbarrier: a barrier in shared memory that counts arrivals and bytes, phase by phase -----------------------------------
 
 // One thread makes it, for `arrivals` a phase; then fence_mbarrier_init, and a barrier of the block before others use it.
 __device__ __forceinline__ void mbarrier_init(uint64_t* bar, unsigned arrivals) {
@@ -38,8 +37,7 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* bar, unsigned parity) {
 // Orders this thread's own stores to shared memory before what engines, wgmma among them, read of it behind the next barrier.
 __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- Registers that warpgroups hand to each other: every warp of the warpgroup calls
-// ----------------------------------------------
+// ---- Registers that warpgroups hand to each other: every warp of the warpgroup calls ---------------------------------------
 template <int kRegisters>
 __device__ __forceinline__ void fewer_registers() {
   static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
@@ -79,8 +77,7 @@ __device__ __forceinline__ void copy_pixels(void* shared, const TensorMap* map, 
       : "memory");
 }
 
-// ---- Warpgroup products: 128 threads, operands in shared memory in the layout of the copies above
-// -----------------------------------
+// ---- Warpgroup products: 128 threads, operands in shared memory in the layout of the copies above --------------------------
 
 // Names rows of 64 numbers from `tile` on, a multiple of 1024; a product takes 16 of the numbers, from number `first`.
 __device__ __forceinline__ uint64_t describe(const void* tile, int first) {

@@ -66,8 +66,7 @@ bool vote_any(unsigned mask, bool mine);
 void __syncthreads();
 void __syncwarp(unsigned mask = 0xffffffffu);
 
-// ---- Warps: every lane takes part
-// ----------------------------------------------------------------------------------------------
+// ---- Warps: every lane takes part ------------------------------------------------------------------------------------------
 namespace hifuse::emulation {
 template <class T>
 __forceinline__ T shuffled(Shuffle how, unsigned mask, T value, int lane) {
@@ -98,8 +97,7 @@ __forceinline__ T __shfl_up_sync(unsigned mask, T value, int lanes) {
 __forceinline__ int __any_sync(unsigned mask, int condition) { return hifuse::emulation::vote_any(mask, condition != 0); }
 __forceinline__ int __all_sync(unsigned mask, int condition) { return !hifuse::emulation::vote_any(mask, condition == 0); }
 
-// ---- Arithmetic
-// ----------------------------------------------------------------------------------------------------------------
+// ---- Arithmetic ------------------------------------------------------------------------------------------------------------
 inline float __uint_as_float(unsigned bits) {
   float x;
   std::memcpy(&x, &bits, 4);

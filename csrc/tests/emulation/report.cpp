@@ -56,23 +56,36 @@ std::string text(const char* format, ...) {
   return buffer;
 }
 
-std::string place(Site site) {
-  static std::map<Site, std::string> known;
+namespace {
+
+struct Place {
+  std::string text;
+  bool is_line;
+};
+
+const Place& place_of(Site site) {
+  static std::map<Site, Place> known;
   if (const auto it = known.find(site); it != known.end()) return it->second;
+  Place found{"an unknown place", false};
   Dl_info info{};
-  std::string found;
   if (site && dladdr(site, &info) && info.dli_fname) {
-    const auto offset = static_cast<size_t>(static_cast<const char*>(site) - static_cast<const char*>(info.dli_fbase));
-    found = line_of(info.dli_fname, offset - 1);  // a return address lies behind its call
-    if (found.empty()) {
-      const char* slash = std::strrchr(info.dli_fname, '/');
-      found = text("0x%zx of %s", offset - 1, slash ? slash + 1 : info.dli_fname);
-    }
+    const auto offset = static_cast<size_t>(static_cast<const char*>(site) - static_cast<const char*>(info.dli_fbase)) - 1;
+    const std::string line = line_of(info.dli_fname, offset);  // a return address lies behind its call
+    const char* slash = std::strrchr(info.dli_fname, '/');
+    found = {line.empty() ? text("0x%zx of %s", offset, slash ? slash + 1 : info.dli_fname) : line, !line.empty()};
   }
-  return known[site] = found.empty() ? "an unknown place" : found;
+  return known[site] = found;
 }
 
-bool same_place(Site a, Site b) { return a == b || place(a) == place(b); }
+}  // namespace
+
+std::string place(Site site) { return place_of(site).text; }
+
+bool same_place(Site a, Site b) {
+  if (a == b) return true;
+  const Place &one = place_of(a), &other = place_of(b);
+  return !one.is_line || !other.is_line || one.text == other.text;
+}
 
 bool is_told(const char* kind, Site site, Site other) { return enough_told() || told_sites.contains({kind, site, other}); }
 

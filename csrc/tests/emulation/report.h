@@ -16,7 +16,8 @@ bool is_told(const char* kind, Site site, Site other);
 // "window_attention.cuh:120". Without addr2line or debug information: "0x4f2a of _cuda_emulated.so".
 std::string place(Site site);
 
-// Whether two sites are one line of the source. Compilers copy code, so that one call can have two addresses.
+// Whether two sites are one line of the source, or lines are not known. Compilers copy code, so that one call can have two
+// addresses.
 bool same_place(Site a, Site b);
 
 std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));

@@ -15,8 +15,7 @@ constexpr unsigned kWarp = 32, kWarpgroup = 128, kAllLanes = 0xffffffffu;
 constexpr size_t kGranule = 2;  // bytes that the checks tell apart
 constexpr int kNobody = -1;
 
-// ---- The launch and the block
-// ------------------------------------------------------------------------------------------------
+// ---- The launch and the block ----------------------------------------------------------------------------------------------
 
 struct Grid {
   Kernel kernel{};
@@ -60,8 +59,7 @@ inline unsigned mbarrier(unsigned i) { return block.threads + i; }
 inline unsigned warpgroup(unsigned i) { return block.threads + kMostMbarriers + i; }
 }  // namespace clocks
 
-// ---- Files
-// -----------------------------------------------------------------------------------------------------------------------
+// ---- Files -----------------------------------------------------------------------------------------------------------------
 
 // collectives.cpp
 namespace collectives {

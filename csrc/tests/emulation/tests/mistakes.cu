@@ -80,13 +80,21 @@ void test_pipeline() {
   stages_used_once();
   CHECK((passes<Pipeline<Mistake::no_barrier_before>>(1, {in.data(), out.data(), 1})));
   CHECK(contains(stages_used_once(), "pipeline"));
-  // A message names the kernel, the block, the threads, and both lines.
-  launch<Pipeline<Mistake::no_barrier_after>>(1, {in.data(), out.data(), kSteps}, nullptr);
+  forget();
+}
+
+// A message names the kernel, the block, the threads and both places; these are addresses where addr2line is missing. Returns
+// whether they are lines.
+bool test_message() {
+  using Kernel = Pipeline<Mistake::no_wait>;
+  Device<float> in(64 * 4, false), out(64);
+  launch<Kernel>(1, {in.data(), out.data(), 1}, nullptr);
   const auto found = errors();
   CHECK(contains(found, "pipeline, block (0, 0, 0): thread "));
-  CHECK(contains(found, " of shared memory at mistakes.cu:") || contains(found, " of shared memory at 0x"));
-  CHECK(contains(found, " wrote at mistakes.cu:") || contains(found, " wrote at 0x"));
+  const bool lines = contains(found, " of shared memory at mistakes.cu:") && contains(found, " started at mistakes.cu:");
+  CHECK(lines || (contains(found, " of shared memory at 0x") && contains(found, " started at 0x")));
   forget();
+  return lines;
 }
 
 // A warp's own tile of shared memory, read as a matrix, of which the last rows are zero.
@@ -153,6 +161,7 @@ struct Meeting {
 
 void test_mistakes() {
   test_pipeline();
+  const bool lines = test_message();
   {
     Device<uint32_t> out(128);
     CHECK((passes_always<Tile<Mistake::none>>(1, {out.data()}, out)));
@@ -164,7 +173,7 @@ void test_mistakes() {
   {
     Device<int> out(64);
     CHECK((passes_always<Meeting<Mistake::none>>(1, {out.data()}, out)));
-    CHECK((caught<Meeting<Mistake::divergent_barrier>>("part before a barrier", 1, {out.data()})));
+    if (lines) CHECK((caught<Meeting<Mistake::divergent_barrier>>("part before a barrier", 1, {out.data()})));
     CHECK((caught<Meeting<Mistake::missing_threads>>("63 threads wait for __syncthreads", 1, {out.data()})));
     CHECK((caught<Meeting<Mistake::missing_lane>>("deadlock", 1, {out.data()})));
     CHECK((caught<Meeting<Mistake::divergent_collective>>("threads of a warp part", 1, {out.data()})));

@@ -1,0 +1,62 @@
+"""The mistakes that are planted in the CUDA kernels: each one can be planted still, and is caught."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from tools import plant_mistakes
+from tools.plant_mistakes import BUILD, MISTAKES, ROOT, Commands, Mistake
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_each_mistake_can_be_planted(mistake: Mistake) -> None:
+    text = (ROOT / "csrc/cuda" / mistake.file).read_text()
+    assert mistake.edited(text) != text
+
+
+def test_a_kernel_that_has_changed_is_told() -> None:
+    with pytest.raises(ValueError, match=r"mistake 'm': f has no 'b' behind 'c'"):
+        Mistake("m", "f", "c", "b", "").edited("b c")
+    assert Mistake("m", "f", "c", "b", "x").edited("b c b b") == "b c x b"
+    assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
+
+
+def test_verdicts() -> None:
+    right = {"late": ["bits", "a"], "early": ["bits", "a"]}
+    assert not plant_mistakes.judge(right, right).caught
+    verdict = plant_mistakes.judge({"late": ["error", "race"], "early": ["bits", "b"]}, right)
+    assert (verdict.told, verdict.wrong, verdict.message, verdict.caught) == (1, 1, "race", True)
+
+
+def test_a_folder_without_the_library_is_told(tmp_path: Path) -> None:
+    (tmp_path / "compile_commands.json").write_text("[]")
+    with pytest.raises(FileNotFoundError, match="has no emulated library"):
+        Commands.of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def commands() -> Commands:
+    """Those of `make test`."""
+    try:
+        return Commands.of(BUILD)
+    except FileNotFoundError as error:
+        pytest.skip(f"the emulated kernels are not built: {error}")
+
+
+@pytest.fixture(scope="module")
+def right(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> plant_mistakes.Right:
+    """What the shipped kernels do, which is right in all runs."""
+    library = plant_mistakes.plant(None, tmp_path_factory.mktemp("shipped") / "build", commands)
+    return functools.cache(functools.partial(plant_mistakes.observe_right, library))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_each_mistake_is_caught(mistake: Mistake, commands: Commands, right: plant_mistakes.Right, tmp_path: Path) -> None:
+    library = plant_mistakes.plant(mistake, tmp_path / "build", commands)
+    found = plant_mistakes.observe(library, mistake.call, mistake.backward)
+    verdict = plant_mistakes.judge(found, right(mistake.call, mistake.backward))
+    assert verdict.caught
