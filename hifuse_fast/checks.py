@@ -98,7 +98,8 @@ def check_map(name: str, x: Any, dim: int | None = None) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}{hint(x)}")
     check_dense(name, x)
-    if x.dim() != 4 or dim not in (None, x.shape[-1]) or 0 in x.shape[1:]:
+    # Not `in (None, ...)`: torch.compile compares no unknown size there.
+    if x.dim() != 4 or (dim is not None and x.shape[-1] != dim) or 0 in x.shape[1:]:
         width = "C" if dim is None else dim
         raise ValueError(f"{name} must be [B, H, W, {width}] with H, W and {width} at least 1, got {list(x.shape)}")
     if not x.is_floating_point():

@@ -201,7 +201,7 @@ def check_operand(name: str, x: Any, shape: Sequence[int | None], like: Tensor) 
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     check_dense(name, x)
-    fits = x.dim() == 4 and all(size in (None, actual) for size, actual in zip(shape, x.shape, strict=True))
+    fits = x.dim() == 4 and all(size is None or size == actual for size, actual in zip(shape, x.shape, strict=True))
     if not fits or 0 in x.shape[1:]:
         words = [letter if size is None else str(size) for letter, size in zip("BHWC", shape, strict=True)]
         raise ValueError(f"{name} must be [{', '.join(words)}] with H and W at least 1, got {list(x.shape)}")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.source import ConstantSource
-from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-import hifuse_fast
 from hifuse_fast.backends import tables
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
 from hifuse_fast.layers import LayerNorm
@@ -47,31 +47,16 @@ class EveryOp(nn.Module):
         return out
 
 
-def check_one_graph(backend: str, compiler: str, *, train: bool) -> None:
-    torch.manual_seed(0)
-    model = EveryOp().double().train(train)
-    counter = CompileCounterWithBackend(compiler)
-    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
-    with hifuse_fast.use_backend(backend), torch.set_grad_enabled(train):
-        for size in SIZES:
-            x = torch.randn(*size, 16, dtype=torch.float64).requires_grad_(train)
-            actual, expected = compiled(x), model(x)
-            torch.testing.assert_close(actual, expected)
-            if train:
-                leaves = [x, *model.parameters()]
-                grads = [torch.autograd.grad(y.square().sum(), leaves, allow_unused=True) for y in (actual, expected)]
-                torch.testing.assert_close(*grads)
-    assert counter.frame_count == 1
-
-
-def test_blocks() -> None:
-    check_one_graph("auto", "eager", train=False)
-
-
 @pytest.mark.slow  # traces for seconds
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_blocks_in_training(backend: str) -> None:
-    check_one_graph(backend, "aot_eager", train=True)
+def test_blocks() -> None:
+    torch.manual_seed(0)
+    model, counter = EveryOp().double().eval(), CompileCounter()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for size in SIZES:
+            x = torch.randn(*size, 16, dtype=torch.float64)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -80,27 +65,33 @@ def test_what_launchers_ask_binds_no_size(name: str) -> None:
     pytest.importorskip("triton")
     call, env = FUNCTIONS[name], ShapeEnv()
     with FakeTensorMode(shape_env=env, allow_non_fake_inputs=True), tables.assume("sm_90"):
-        tensors = _symbolic(call, torch._guards.detect_fake_mode())
+        tensors = _symbolic(call, env)
         (out,) = call.outputs("triton", tensors)
         wanted = [t for t in tensors.values() if t.requires_grad]
         grads = torch.autograd.grad(out.float().sum(), wanted, allow_unused=True)
     for grad, tensor in zip(grads, wanted, strict=True):
         assert grad is None or grad.shape == tensor.shape
+    assert env.backed_var_to_val
     for factor in (2, 4, 14, 100):  # even, for pooling
         other = {symbol: hint * factor for symbol, hint in env.backed_var_to_val.items()}
         assert [guard.expr for guard in env.guards if not guard.expr.xreplace(other)] == []
 
 
-def _symbolic(call: Call, mode: FakeTensorMode) -> dict[str, Tensor]:
-    """The tensors of a call on the meta device, H and W of its maps symbols."""
+def _symbolic(call: Call, env: ShapeEnv) -> dict[str, Tensor]:
+    """Tensors as those of a call, on the meta device. H and W of its maps are symbols, one for each size."""
+
+    def symbol(size: int) -> Any:
+        source = ConstantSource(f"size_{size}")
+        made = env.create_symbol(size, source=source, dynamic_dim=DimDynamic.DUCK, constraint_dim=None)
+        return env.create_symintnode(made, hint=size, source=source)
+
     found = {}
     for name, tensor in (call.maps | call.weights).items():
-        kept, size = DimDynamic.STATIC, DimDynamic.DUCK
-        is_map = name in call.maps and tensor.dim() == 4
-        dims = [kept, *(size if is_map and n > 1 else kept for n in tensor.shape[1:3]), kept][: tensor.dim()]
-        context = StatelessSymbolicContext(dynamic_sizes=dims)
-        meta = tensor.to("meta", torch.bfloat16).detach().requires_grad_("running" not in name)
-        found[name] = mode.from_tensor(meta, source=ConstantSource(name), symbolic_context=context)
+        batch, *sizes = tensor.shape
+        if name in call.maps and tensor.dim() == 4:
+            sizes = [size if size == 1 else symbol(size) for size in sizes[:2]] + sizes[2:]
+        wanted = "running" not in name
+        found[name] = torch.empty((batch, *sizes), device="meta", dtype=torch.bfloat16, requires_grad=wanted)
     return found
 
 
