@@ -22,7 +22,7 @@ from hifuse_fast import (
     optimize_for_inference,
     save_checkpoint,
 )
-from hifuse_fast.checkpoints.read import OPTIONS
+from hifuse_fast.checkpoints.read import OPTIONS, read_record
 from hifuse_fast.edits import new_network
 
 WIDTHS: dict[str, Any] = {
@@ -197,3 +197,19 @@ def test_links_and_modes_are_kept(model: HiFuse, tmp_path: Path) -> None:
     assert link.is_symlink()
     assert real.stat().st_mode & 0o777 == 0o640
     assert create_model_from_checkpoint(real).options == model.options
+
+
+def test_a_record_comes_back_and_is_no_part_of_the_weights(tmp_path):
+    record = {"classes": ["a", "größe"], "nested": {"x": [1.5, None, True]}}
+    network = HiFuse(2, dims=(8, 16, 24, 32), depths=(1,) * 4, num_heads=(1,) * 4)
+    save_checkpoint(network, tmp_path / "x.safetensors", record)
+    assert read_record(tmp_path / "x.safetensors") == record
+    assert set(load_checkpoint(tmp_path / "x.safetensors")) == set(network.state_dict())
+    save_checkpoint(network, tmp_path / "y.safetensors")
+    torch.save(network.state_dict(), tmp_path / "z.pth")
+    assert read_record(tmp_path / "y.safetensors") == read_record(tmp_path / "z.pth") == {}
+    (tmp_path / "y.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:99])
+    with pytest.raises(CheckpointError, match=r"checkpoint .*y.safetensors: it is damaged"):
+        read_record(tmp_path / "y.safetensors")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_record(tmp_path / "absent")

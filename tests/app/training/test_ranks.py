@@ -60,7 +60,7 @@ def test_a_process_that_fails_ends_all_under_torchrun(tmp_path, data):
         "main()\n"
     )
     (tmp_path / "run.py").write_text(code)
-    arguments = ["train", data, "-o", tmp_path / "run", *flags()]
+    arguments = ["train", data, "-o", tmp_path / "run", *flags(image_size=40)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "run.py", *arguments]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
     assert done.returncode != 0
