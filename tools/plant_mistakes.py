@@ -49,7 +49,7 @@ class Call:
     shape: tuple[int, int, int]
 
 
-CALLS = {"whole": Call(7, 3, 32, 2, (3, 12, 19)), "blocks": Call(9, 4, 16, 1, (2, 11, 20))}
+CALLS = {"whole": Call(7, 3, 32, 2, (3, 12, 19)), "blocks": Call(9, 4, 8, 1, (2, 11, 20))}
 
 
 @dataclass(frozen=True)
@@ -115,16 +115,16 @@ MISTAKES = (
         "window_stage, stage",
         "blocks",
     ),
+    Mistake("no __syncwarp before rows are stored", _FORWARD, "rows.put(shared.q[window_stage]", "__syncwarp();", "", "blocks"),
+    Mistake("channels beyond the head are not zeroed", _WINDOWS, "load_tokens(", "row != nullptr", "true", "blocks"),
     Mistake(
-        "no __syncwarp before rows of q are written",
-        _FORWARD,
-        "// the warp has read its rows of q",
-        "__syncwarp();",
-        "",
+        "a key too many in a block",
+        "window_attention_scores.cuh",
+        "struct TableBias",
+        "at < tokens ?",
+        "at <= tokens ?",
         "blocks",
     ),
-    Mistake("channels beyond the head are not zeroed", _WINDOWS, "load_tokens(", "row != nullptr", "true", "blocks"),
-    Mistake("a token too many in a block", _WINDOWS, "load_tokens(", "token < tokens", "token <= tokens", "blocks"),
     Mistake("no wait in the backward", _BACKWARD, "", "cp_async_wait<0>();", "cp_async_wait<1>();", backward=True),
     Mistake("no barrier around a stage in the backward", _BACKWARD, "", _STAGE, "// ", backward=True),
     Mistake("no barrier before p is read", _BACKWARD, "", "__syncthreads();  // p and ds are there", "// ", backward=True),
@@ -149,7 +149,9 @@ MISTAKES = (
         "0 * entries",
         backward=True,
     ),
-    Mistake("a query too many in the table's sums", _SUMS, "sum_of_entries(", "query < count", "query <= count", backward=True),
+    Mistake(
+        "a query too many in the table's sums", _SUMS, "sum_of_entries(", "query < count", "query <= count", "blocks", True
+    ),
     Mistake("no barrier before parts are added", _SUMS, "struct SumOfParts", "__syncthreads();", "", backward=True),
     Mistake("a result too many of the parts", _SUMS, "struct SumOfParts", "i >= job.count", "i > job.count", backward=True),
     Mistake("no barrier around keys in the backward", _BACKWARD_BLOCKS, "", _STAGE, "// ", "blocks", True),
@@ -172,7 +174,7 @@ MISTAKES = (
         True,
     ),
     Mistake(
-        "rows of k are written too early",
+        "no __syncwarp before rows of k are stored",
         _BACKWARD_BLOCKS,
         "// the warp has read its rows of k and v",
         "__syncwarp();",
