@@ -186,8 +186,10 @@ inline constexpr int kStep = kIsFloat32<T> ? 8 : 16;
 // out = left right^T: 16 rows of one tile with the first 8 kTiles rows of another. `row` is what this lane gives, see left_row.
 template <class T, int kTiles, class Tile>
 __device__ __forceinline__ void row_products(float (&out)[kTiles][4], const Tile& left, int row, const Tile& right) {
+  // In float32, operands and sums are twice as many: unrolled, addresses would take more registers than there are.
+  constexpr int kUnroll = kIsFloat32<T> ? 1 : Tile::kChunks;
   Sum<T> sum[kTiles] = {};
-#pragma unroll
+#pragma unroll kUnroll
   for (int chunk = 0; chunk < Tile::kChunks; chunk += 2) {
     const Left<T> a = left_of_rows<T>(left, row, chunk + left_chunk());
 #pragma unroll

@@ -231,9 +231,12 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
         float x[kTiles][4], y[kTiles][4];
         row_products<T>(x, shared.k[window_stage], left, shared.q[stage]);
         bias.scores(x, s, w, first + row, block * kRows);
-        row_products<T>(y, shared.v[window_stage], left, shared.grad[stage]);
-        gradients(x, y, reinterpret_cast<const float*>(shared.statistics[stage]), tokens_of<0>(s) - block * kRows);
+        const float* statistics = reinterpret_cast<const float*>(shared.statistics[stage]);
+        const int queries = tokens_of<0>(s) - block * kRows;
+        weights(x, statistics, queries);
         column_products<T, kSteps>(dv, [&](int i) { return left_of_sums<T>(x, i); }, shared.grad[stage]);
+        row_products<T>(y, shared.v[window_stage], left, shared.grad[stage]);
+        gradients(x, y, statistics, queries);
         column_products<T, kSteps>(dk, [&](int i) { return left_of_sums<T>(y, i); }, shared.q[stage]);
       }
       if (p.padding_parts && !w.whole(s.grid)) {
@@ -255,8 +258,22 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
   }
 
  private:
-  // p and ds, transposed, of scores x and products y = v do^T, in their place; zeros for queries from `count` on.
-  static __device__ __forceinline__ void gradients(float (&x)[kTiles][4], float (&y)[kTiles][4], const float* statistics,
+  // p, transposed, of scores in their place; zeros for queries from `count` on.
+  static __device__ __forceinline__ void weights(float (&x)[kTiles][4], const float* statistics, int count) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int query = 8 * n + lane % 4 * 2 + j;
+        const float top = statistics[query], inverse = statistics[kRows + query];
+#pragma unroll
+        for (int i = j; i < 4; i += 2) x[n][i] = query < count ? exp2_fast(x[n][i] - top) * inverse : 0.0f;
+      }
+  }
+
+  // ds, transposed, of p and of products y = v do^T, in their place; zeros likewise.
+  static __device__ __forceinline__ void gradients(const float (&x)[kTiles][4], float (&y)[kTiles][4], const float* statistics,
                                                    int count) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -264,12 +281,9 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int query = 8 * n + lane % 4 * 2 + j;
-        const float top = statistics[query], inverse = statistics[kRows + query], delta = statistics[2 * kRows + query];
+        const float delta = statistics[2 * kRows + query];
 #pragma unroll
-        for (int i = j; i < 4; i += 2) {
-          x[n][i] = query < count ? exp2_fast(x[n][i] - top) * inverse : 0.0f;
-          y[n][i] = query < count ? x[n][i] * (y[n][i] - delta) : 0.0f;
-        }
+        for (int i = j; i < 4; i += 2) y[n][i] = query < count ? x[n][i] * (y[n][i] - delta) : 0.0f;
       }
   }
 };
