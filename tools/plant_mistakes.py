@@ -116,7 +116,14 @@ MISTAKES = (
         "blocks",
     ),
     Mistake("no __syncwarp before rows are stored", _FORWARD, "rows.put(shared.q[window_stage]", "__syncwarp();", "", "blocks"),
-    Mistake("channels beyond the head are not zeroed", _WINDOWS, "load_tokens(", "row != nullptr", "true", "blocks"),
+    Mistake(
+        "channels beyond the head are read",
+        _WINDOWS,
+        "load_tokens(",
+        "token < tokens && c < chunks",
+        "token < tokens",
+        "blocks",
+    ),
     Mistake(
         "a key too many in a block",
         "window_attention_scores.cuh",
