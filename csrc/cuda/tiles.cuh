@@ -187,7 +187,7 @@ inline constexpr int kStep = kIsFloat32<T> ? 8 : 16;
 template <class T, int kTiles, class Tile>
 __device__ __forceinline__ void row_products(float (&out)[kTiles][4], const Tile& left, int row, const Tile& right) {
   // In float32, operands and sums are twice as many: unrolled, addresses would take more registers than there are.
-  constexpr int kUnroll = kIsFloat32<T> ? 1 : Tile::kChunks;
+  [[maybe_unused]] constexpr int kUnroll = kIsFloat32<T> ? 1 : Tile::kChunks;
   Sum<T> sum[kTiles] = {};
 #pragma unroll kUnroll
   for (int chunk = 0; chunk < Tile::kChunks; chunk += 2) {
