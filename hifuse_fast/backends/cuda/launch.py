@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from hifuse_fast.backends.cuda import library
 
 #: The dtypes of maps, as csrc/arguments.h counts them.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ALIGNMENT = 16  #: bytes, of which the addresses are multiples that kernels are given
 EMULATED_MULTIPROCESSORS = 2  # so few that each of them has several windows of a small map
 
 _emulation = threading.Lock()  # which knows the memory and the errors of one launch at a time
@@ -89,6 +90,10 @@ def _launch(
     assert like is not None
     if record.keep(kept) or not _runs(like):
         return
+    kept = replace(kept, reads=tuple(map(_aligned, kept.reads)))
+    for written in kept.writes:
+        if written is not None and written.data_ptr() % ALIGNMENT:
+            raise RuntimeError(f"{entry}: what it writes must begin at a multiple of {ALIGNMENT} bytes")
     if like.device.type == "cpu":
         _emulate(kept)
         return
@@ -98,6 +103,11 @@ def _launch(
     else:
         with torch.cuda.device(like.device):
             _call(kept, stream)
+
+
+def _aligned(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, or a copy that begins where kernels can read it: where it is traced, a launcher does not see the address."""
+    return tensor if tensor is None or tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def _runs(like: Tensor) -> bool:

@@ -22,7 +22,7 @@ ALIGNMENT = 16  # bytes
 
 def why_not(*, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dropout_p: float = 0.0, **_: Any) -> str | None:
     """The reason the CUDA kernels cannot serve this call, or None."""
-    if head_dim not in HEAD_DIMS:
+    if head_dim < HEAD_DIMS.start or head_dim >= HEAD_DIMS.stop or head_dim % HEAD_DIMS.step:  # torch.compile asks no range
         return f"head_dim {head_dim} has no kernel: multiples of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} have"
     if dropout_p:
         return f"attention dropout is not fused: dropout_p = {dropout_p}"
@@ -72,8 +72,10 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def _begins_aligned(x: Tensor) -> bool:
-    # A tensor that is traced has no address, and memory as a whole begins at more than that.
-    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.device.type == "meta":
+    if torch.compiler.is_compiling():
+        return True  # a tensor that is traced has no address; the launch looks at it
+    # Memory as a whole begins at more than that.
+    if isinstance(x, FakeTensor) or x.device.type == "meta":
         return x.storage_offset() * x.itemsize % ALIGNMENT == 0
     return x.data_ptr() % ALIGNMENT == 0
 
