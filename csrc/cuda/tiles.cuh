@@ -161,7 +161,8 @@ __device__ __forceinline__ void right_of_rows(Right<T> (&b)[2], const Tile& tile
 // Rows from `row` on, as many as a step takes, and 16 columns of a tile as two right operands.
 template <class T, class Tile>
 __device__ __forceinline__ void right_of_columns(Right<T> (&b)[2], const Tile& tile, int row, int column) {
-  const int lane = threadIdx.x % 32;
+  // In float32 the places of a step are four; ahead of a loop they would take more registers than there are.
+  const int lane = kIsFloat32<T> ? computed_here(threadIdx.x % 32) : int(threadIdx.x % 32);
   if constexpr (kIsFloat32<T>) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -194,7 +194,6 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
     const TableBias<true> bias{shared.table};
     bias.template load<kThreads>(shared.table, s, p.bias_table, head);
     shared.padded.clear();
-    const WarpRows<Tokens, 0> rows(s, row, first);
 
     const auto load = [&](const Window& w, int index, int block, int window_stage, int stage) {
       const auto part = [&](Tokens& tile, const Read& map, const unsigned char* padding, int first, int from) {
@@ -244,6 +243,7 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
         shared.padded.template add<0>(s, w, first + row, 1, dv, 1.0f);
       }
       const float scale[2] = {s.scale, s.scale}, one[2] = {1.0f, 1.0f};
+      const WarpRows<Tokens, 0> rows(s, computed_here(row), first);
       __syncwarp();  // the warp has read its rows of k and v
       rows.put(shared.k[window_stage], dk, scale);
       rows.put(shared.v[window_stage], dv, one);
@@ -260,7 +260,7 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
  private:
   // p, transposed, of scores in their place; zeros for queries from `count` on.
   static __device__ __forceinline__ void weights(float (&x)[kTiles][4], const float* statistics, int count) {
-    const int lane = threadIdx.x % 32;
+    const int lane = computed_here(threadIdx.x % 32);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
@@ -275,7 +275,7 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
   // ds, transposed, of p and of products y = v do^T, in their place; zeros likewise.
   static __device__ __forceinline__ void gradients(const float (&x)[kTiles][4], float (&y)[kTiles][4], const float* statistics,
                                                    int count) {
-    const int lane = threadIdx.x % 32;
+    const int lane = computed_here(threadIdx.x % 32);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
