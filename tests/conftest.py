@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 # Else the threads of OpenMP spin while they wait for work: with two processes on two cores that is half of the time.
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from PIL import Image
 
 torch.manual_seed(0)  # what test files draw when they are loaded names their tests: the same in every process
 
@@ -26,6 +28,14 @@ if not torch.cuda.is_available():
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file that takes longest goes first: of two processes, neither is left with it in the end."""
     items.sort(key=lambda item: item.path.name != "test_kernel_report.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limit_of_pillow() -> Iterator[None]:
+    """The commands lift Pillow's limit for their whole process, which here has other tests to run."""
+    limit = Image.MAX_IMAGE_PIXELS
+    yield
+    Image.MAX_IMAGE_PIXELS = limit
 
 
 @pytest.fixture

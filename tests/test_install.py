@@ -27,7 +27,12 @@ FILES = ("CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "MANIFE
          "pyproject.toml", "requirements-dev.txt", "requirements-peers.txt", "setup.py")  # fmt: skip
 FOLDERS = ("benchmarks", "csrc", "docs", "hifuse_fast", "tests", "tools")
 BUILT = ("*.so", "__pycache__", "*.egg-info", "_native_skipped.txt", "_cuda_skipped.txt")
-DATA = {"py.typed", "tuning/candidates.toml", *(f"backends/tables/sm_{number}.toml" for number in (80, 90, 100))}
+DATA = {
+    "py.typed",
+    "app/report.html.jinja",
+    "tuning/candidates.toml",
+    *(f"backends/tables/sm_{number}.toml" for number in (80, 90, 100)),
+}
 # Every file is compiled once, for one instruction set: whether all are there is asked, not what the optimiser makes of them.
 QUICK = "-DCMAKE_BUILD_TYPE=Debug " + " ".join(f"-DCOMPILER_KNOWS_{isa}=OFF" for isa in ("avx2", "avx512", "avx512_bf16"))
 has_build_tools = pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")

@@ -166,4 +166,4 @@ def test_a_lost_device_ends_it(cases: list[Case]) -> None:
 
 def test_every_op_has_rivals_on_a_gpu() -> None:
     for op in select.OPS:
-        assert rank.rivals(op) == ["reference", "triton"]
+        assert rank.rivals(op) == ["reference", *(name for name in ("triton", "cuda") if name in select.OPS[op])]

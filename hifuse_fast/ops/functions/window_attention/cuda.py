@@ -62,7 +62,7 @@ def backward(
     reads = (grad, qkv, _table(bias_table), _padded_token(qkv, qkv_bias))
     writes = (dqkv, dtable, dbias, scratch("window_attention_backward_scratch", sizes, numbers, qkv))
     launch("window_attention_backward", sizes, numbers, reads, writes)
-    return [dqkv, dtable, dbias]
+    return [dqkv if needs[0] else None, dtable, dbias]
 
 
 def aligned(x: Tensor) -> Tensor:
