@@ -89,7 +89,9 @@ def plain(found: list[Tensor]) -> list[Tensor]:
     return [x.full_tensor() if hasattr(x, "full_tensor") else x for x in found]
 
 
-@pytest.mark.parametrize("shard", [whole, by_stage, by_layer])
+@pytest.mark.parametrize(
+    "shard", [pytest.param(whole, marks=pytest.mark.slow), pytest.param(by_stage, marks=pytest.mark.slow), by_layer]
+)
 def test_fully_sharded(group: None, shard: Any) -> None:
     from torch.distributed.device_mesh import init_device_mesh
 

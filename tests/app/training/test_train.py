@@ -102,6 +102,7 @@ def test_a_run_learns(run, tmp_path, data):
     ],
     ids=",".join,
 )
+@pytest.mark.slow
 def test_every_option_trains(run, tmp_path, data, options):
     done = run("train", data, "-o", tmp_path / "run", *flags(**options))
     assert done.exit_code == 0, done.output

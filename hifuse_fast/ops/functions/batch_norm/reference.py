@@ -27,7 +27,7 @@ def batch_norm(
     # error of 4e-5; its channels-first kernel keeps 3e-7, and two copies are little in a training step.
     # Outside training its backward gives wrong gradients where input and gradient differ in strides, as on maps one pixel wide.
     # torch.jit.trace compares two graphs, one of them made without gradients: in both it is the same.
-    copied = x.is_cpu and (training or torch.is_grad_enabled() or torch.jit.is_tracing())
+    copied = x.is_cpu and (training or torch.is_grad_enabled() or torch.jit.is_tracing())  # type: ignore[attr-defined]
     x = F.batch_norm(x.contiguous() if copied else x, running_mean, running_var, weight, bias, training, momentum, eps)
     x = x.permute(0, 2, 3, 1)
     return finish(x.contiguous() if copied else x, activation, pool, residual)
