@@ -54,6 +54,7 @@ SLOW_PEERS = [pytest.param(f"{name} 7x7x768", marks=pytest.mark.slow) for name i
 
 
 @pytest.mark.parametrize("name", ["global_block 7x7x768", *SLOW_PEERS])
+@pytest.mark.slow
 def test_a_peer_is_compiled_as_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but the vendor's code generator."""
     plain = torch.compile

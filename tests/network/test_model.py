@@ -348,6 +348,7 @@ def test_torch_compile_sees_one_graph(backend: str) -> None:
         assert relative_error(compiled(image), model(image)) < 1e-12
 
 
+@pytest.mark.slow
 def test_torch_export_with_any_batch() -> None:
     model = small(depths=(2, 1, 1, 1))
     with torch.no_grad():

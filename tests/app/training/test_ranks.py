@@ -24,6 +24,7 @@ def launch(arguments, folder, world=2):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_against_one(tmp_path, data):
     one = start(["train", data, "-o", tmp_path / "one", *flags(**EXACT)], tmp_path / "errors")
     two = launch(["train", data, "-o", tmp_path / "two", *flags(**EXACT | {"accumulate": 1})], tmp_path)
