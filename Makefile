@@ -4,7 +4,8 @@
 #   make bench          the main job: real medical images through the reference and the fast network
 #                         IMAGES=folder of your own  MODEL=hifuse_small|hifuse_tiny|hifuse_base
 #   make bench-ops      each op against its peers
-#   make bench-cpu      HiFuse in every engine for CPUs, half an hour       ARGS="--models hifuse_tiny --batch 1,8,32"
+#   make bench-cpu      HiFuse in every engine for CPUs and a training step, half an hour
+#                         ARGS="--models hifuse_tiny --batch 1,8,32"
 #   make bench-growth   whether a pixel costs as much in large images       ARGS="--models hifuse_tiny"
 #   make test           the test suite, C++ and Python
 #   make test-all       with the slow sweeps
@@ -73,6 +74,7 @@ bench-ops: setup
 
 bench-cpu: setup $(VENV)/.peers
 	$(BIN)/python -m benchmarks.engines --output $(RESULTS) $(ARGS)
+	$(BIN)/python -m benchmarks.training --output $(RESULTS)
 
 bench-growth: setup
 	$(BIN)/python -m benchmarks.growth --output $(RESULTS) $(ARGS)

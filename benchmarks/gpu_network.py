@@ -97,7 +97,7 @@ def golden(model: str, options: Options) -> HiFuse:
 
 @dataclass(frozen=True)
 class Subject:
-    """What the engines of a case are given: the network in float32, channels last, and what it is called with."""
+    """What the engines of a case are given: the network in float32, on a GPU channels last, and what it is called with."""
 
     network: HiFuse
     images: Tensor
@@ -108,7 +108,9 @@ class Subject:
 
 def make_subject(case: Case, device: torch.device) -> Subject:
     """The network and its images on `device`."""
-    network = _channels_last(copy.deepcopy(golden(case.model, case.options)).to(device)).train(case.mode == "training")
+    network = copy.deepcopy(golden(case.model, case.options)).to(device).train(case.mode == "training")
+    if device.type == "cuda":
+        network = _channels_last(network)
     images = golden_image(case.batch, case.size, case.size).to(device, torch.float32, memory_format=torch.channels_last)
     targets = torch.arange(case.batch, device=device) % bench.NUM_CLASSES
     return Subject(network, images, targets, DTYPES[case.dtype], tuple(trained(case.model, case.options)))

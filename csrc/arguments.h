@@ -128,7 +128,19 @@ struct Mixer {
   const void* z;
   Algorithm algorithm;  // direct, depthwise, winograd2 or winograd4; winograd4_at_call in float32
   const void* weight;   // packed; depthwise: float32 [9, C]
+  bool convolution;     // out is the convolution alone, without GELU and residual: of winograd4
   void* out;
+};
+
+// The gradient of the filters of a dense mixer. Maps are contiguous, float32.
+struct MixerFiltersGradient {
+  int64_t batch;
+  int64_t height;
+  int64_t width;
+  int64_t channels;
+  const float* grad;  // of the convolution
+  const float* z;
+  float* out;  // [C, C, 3, 3]
 };
 
 struct Mlp {

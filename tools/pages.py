@@ -69,6 +69,11 @@ def growth(found: Sequence[Row]) -> str:
     return _tables([row for row in found if row.suite == "growth"], _growth_table)
 
 
+def training(found: Sequence[Row]) -> str:
+    """A training step on a CPU, a line an engine."""
+    return _tables([row for row in found if row.suite == "training"], _engines_table)
+
+
 def window_attention(found: Sequence[Row]) -> str:
     """Every case of the op, a line a case with the engines side by side."""
     return _tables([row for row in found if row.suite == "window_attention"], _op_table)
@@ -124,6 +129,7 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "engines": engines,
     "engines_summary": engines_summary,
     "growth": growth,
+    "training": training,
     "window_attention": window_attention,
     "window_attention_summary": window_attention_summary,
     "prepared_ops": prepared_ops,
@@ -179,7 +185,7 @@ def _summary_line(case: tuple[str, ...], found: Sequence[Row]) -> list[str]:
 
 def _run(row: Row) -> tuple[str, str]:
     """What the rows of one table have in common: the conditions as they are printed, and the model where there is one."""
-    return (table.describe(row), row.case if row.suite in ("network", "engines", "gpu_network") else "")
+    return (table.describe(row), row.case if row.suite in ("network", "engines", "training", "gpu_network") else "")
 
 
 def _network_table(found: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-// The mixer.
+// The mixer: prepared, and the two products of the function and its gradients.
 #include "bindings/checks.h"
 #include "bindings/packing.h"
 
@@ -41,10 +41,48 @@ void mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t algorithm)
   isa::kernels().mixer(args, kTorchThreads);
 }
 
+// A map and the float32 filters that fit it.
+void check_map(const char* name, const Tensor& map) {
+  STD_TORCH_CHECK(map.dim() == 4, name, " must be [B, H, W, C]");
+  STD_TORCH_CHECK(map.is_cpu() && map.is_contiguous() && map.scalar_type() == ScalarType::Float, name,
+                  " must be contiguous, on the CPU, and float32");
+}
+
+Tensor mixer_convolution(const Tensor& z, const Tensor& weight, bool transposed) {
+  check_map("z", z);
+  const int64_t channels = z.size(3);
+  check_weight("weight", weight, {channels, channels, 3, 3});
+  const Tensor filters = pack_filters(weight, ScalarType::Float, Algorithm::winograd4, transposed);
+  Tensor out = torch::stable::empty_like(z);
+  Mixer args{};
+  args.dtype = DType::float32;
+  args.batch = z.size(0), args.height = z.size(1), args.width = z.size(2), args.channels = channels;
+  args.z = z.const_data_ptr(), args.weight = filters.const_data_ptr(), args.out = out.mutable_data_ptr();
+  args.algorithm = Algorithm::winograd4;
+  args.convolution = true;
+  isa::kernels().mixer(args, kTorchThreads);
+  return out;
+}
+
+Tensor mixer_filters_gradient(const Tensor& grad, const Tensor& z) {
+  check_map("z", z);
+  check_map("grad", grad);
+  const int64_t batch = z.size(0), height = z.size(1), width = z.size(2), channels = z.size(3);
+  check_like("grad", grad, z, {batch, height, width, channels});
+  Tensor out = torch::stable::new_empty(z, {channels, channels, 3, 3});
+  isa::kernels().mixer_filters_gradient(
+      {batch, height, width, channels, static_cast<const float*>(grad.const_data_ptr()),
+       static_cast<const float*>(z.const_data_ptr()), static_cast<float*>(out.mutable_data_ptr())},
+      kTorchThreads);
+  return out;
+}
+
 }  // namespace
 }  // namespace hifuse
 
 STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
   m.impl("pack_mixer", TORCH_BOX(&hifuse::pack_mixer));
   m.impl("mixer_out", TORCH_BOX(&hifuse::mixer));
+  m.impl("mixer_convolution", TORCH_BOX(&hifuse::mixer_convolution));
+  m.impl("mixer_filters_gradient", TORCH_BOX(&hifuse::mixer_filters_gradient));
 }

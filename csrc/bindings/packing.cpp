@@ -90,7 +90,7 @@ Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, 
   return out;
 }
 
-Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm) {
+Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm, bool transposed) {
   if (algorithm == Algorithm::direct) return pack_taps(weight, dtype);
   const int64_t channels = weight.size(0);
   if (algorithm == Algorithm::winograd4_at_call) {
@@ -100,9 +100,9 @@ Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm)
   const auto type = dtype_of(dtype);
   const Tensor from = contiguous_in(weight, ScalarType::Float);
   Tensor out = new_weight(from, packed_filters_size(channels, type, algorithm), dtype);
-  isa::kernels().pack_winograd(
-      {static_cast<const float*>(from.const_data_ptr()), channels, channels, tile_of(algorithm), type, out.mutable_data_ptr()},
-      kTorchThreads);
+  isa::kernels().pack_winograd({static_cast<const float*>(from.const_data_ptr()), channels, channels, transposed,
+                                tile_of(algorithm), type, out.mutable_data_ptr()},
+                               kTorchThreads);
   return out;
 }
 

@@ -15,8 +15,9 @@ int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm);
 // [columns, depth] of any floating dtype and strides, for products; the depth in blocks of `block`, or in one where that is 0.
 Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, int64_t block = 0);
 
-// [C, C, 3, 3] of any floating dtype and strides, for a dense convolution.
-Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm);
+// [C, C, 3, 3] of any floating dtype and strides, for a dense convolution, or where `transposed` for the gradient of its input.
+// That is of Winograd's algorithm.
+Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm, bool transposed = false);
 
 // What is no matrix of a product stays as it is, in the type of the arithmetic.
 Tensor pack_floats(const Tensor& tensor);

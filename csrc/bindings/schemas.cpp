@@ -13,6 +13,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
   m.def(
       "window_attention_backward(Tensor grad, Tensor qkv, Tensor bias_table, Tensor? qkv_bias, int num_heads, int window_size, "
       "int shift_size, float scale, bool need_map, bool need_table) -> (Tensor, Tensor, Tensor)");
+  m.def("mixer_convolution(Tensor z, Tensor weight, bool transposed) -> Tensor");
+  m.def("mixer_filters_gradient(Tensor grad, Tensor z) -> Tensor");
 
   // Packing: plain tensors in, those of the op below out, in its order. `dtype` is that of the maps.
   m.def("copy_weight(Tensor weight) -> Tensor");

@@ -67,11 +67,12 @@ constexpr int64_t winograd_products(int64_t tile, DType dtype) {
 }
 
 struct PackWinograd {
-  const float* weight;  // [columns, depth, 3, 3]
+  const float* weight;  // [columns, depth, 3, 3], or where `transposed` [depth, columns, 3, 3], each filter turned round
   int64_t columns;
   int64_t depth;
-  int64_t tile;  // outputs along an axis: 2 or 4
-  DType dtype;   // of `packed`
+  bool transposed;  // the convolution is the gradient of another one's input
+  int64_t tile;     // outputs along an axis: 2 or 4
+  DType dtype;      // of `packed`
   void* packed;
 };
 
@@ -85,6 +86,7 @@ struct KernelTable {
   void (*stem)(const Stem&, const Parallel&);
   void (*gated_concat)(const GatedConcat&, const Parallel&);
   void (*mixer)(const Mixer&, const Parallel&);
+  void (*mixer_filters_gradient)(const MixerFiltersGradient&, const Parallel&);
   void (*mlp)(const Mlp&, const Parallel&);
 };
 

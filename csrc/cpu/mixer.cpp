@@ -267,7 +267,7 @@ class WinogradKernel {
         Vec<float> row[kProducts] = {};
         for (int j = 0; j < products<kWhole>(place.columns); ++j) row[j] = x[j][i];
         kWhole ? Scheme::output(row) : Scheme::output(place.columns, row);
-        for (int j = 0; j < columns; ++j) store(block[i][j] + lane, gelu<S>(row[j]));
+        for (int j = 0; j < columns; ++j) store(block[i][j] + lane, args_.convolution ? row[j] : gelu<S>(row[j]));
       }
     }
     const int64_t count = args_.channels - channel < kPanel ? args_.channels - channel : kPanel;
@@ -275,7 +275,7 @@ class WinogradKernel {
       for (int j = 0; j < tiles_.columns_within(place); ++j) {
         const int64_t pixel = (place.image * args_.height + place.y + i) * args_.width + place.x + j;
         const int64_t at = pixel * args_.channels + channel;
-        add_columns(static_cast<const S*>(args_.z) + at, block[i][j], count);
+        if (!args_.convolution) add_columns(static_cast<const S*>(args_.z) + at, block[i][j], count);
         write_columns(block[i][j], static_cast<S*>(args_.out) + at, count);
       }
   }

@@ -94,8 +94,9 @@ class WinogradFilters {
     double filters[3][3][kPanel] = {};
     if (k < args_.depth)
       for (int64_t column = 0; column < kPanel && panel * kPanel + column < args_.columns; ++column) {
-        const float* const from = args_.weight + ((panel * kPanel + column) * args_.depth + k) * 9;
-        for (int i = 0; i < 9; ++i) filters[i / 3][i % 3][column] = from[i];
+        const int64_t n = panel * kPanel + column;
+        const float* const from = args_.weight + (args_.transposed ? k * args_.columns + n : n * args_.depth + k) * 9;
+        for (int i = 0; i < 9; ++i) filters[i / 3][i % 3][column] = from[args_.transposed ? 8 - i : i];
       }
     double half[kProducts][3][kPanel];
     for (int i = 0; i < kProducts; ++i)

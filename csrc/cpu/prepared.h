@@ -1,4 +1,4 @@
-// The entry points of the prepared ops; see arguments.h and kernels.h for what they are given.
+// The entry points of the prepared ops and of the mixer's backward; see arguments.h and kernels.h for what they are given.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -16,6 +16,7 @@ void gated_concat(const GatedConcat&, const Parallel&);
 void mixer(const Mixer&, const Parallel&);
 void mix_directly(const Mixer&, const Parallel&);
 void mix_depthwise(const Mixer&, const Parallel&);
+void mixer_filters_gradient(const MixerFiltersGradient&, const Parallel&);
 void mlp(const Mlp&, const Parallel&);
 
 }  // namespace HIFUSE_ISA

@@ -17,6 +17,7 @@ const KernelTable table = {
     .stem = &stem,
     .gated_concat = &gated_concat,
     .mixer = &mixer,
+    .mixer_filters_gradient = &mixer_filters_gradient,
     .mlp = &mlp,
 };
 

@@ -43,7 +43,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "max_mean": ("triton",),
     "concat_norm": ("triton",),
     "linear": ("triton",),
-    "mixer": ("triton",),
+    "mixer": ("triton", "native"),
     "mlp": ("triton",),
     "prepare_window_attention": ("triton", "cuda", "native"),
     "prepare_linear": ("triton", "native"),

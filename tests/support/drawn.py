@@ -282,9 +282,10 @@ def _max_mean(d: Drawn) -> None:
 
 
 def _mixer(d: Drawn) -> None:
-    c = d.channels()
+    dense = d.backend == "native" and not d.prepared  # of one channel each convolution is depthwise
+    c = max(d.channels(), 1 + dense)
     (d.map if d.prepared else d.strided)("map", *d.size(), c)
-    d.weight("weight", c, d.random.choice((1, c)), 3, 3)
+    d.weight("weight", c, c if dense else d.random.choice((1, c)), 3, 3)
     if d.prepared:
         d.option("algorithm", "auto", "direct", *(() if d.backend == "triton" else ("winograd2", "winograd4")))
 

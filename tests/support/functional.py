@@ -21,7 +21,7 @@ def run(
     """The output and the gradient of each tensor, computed in `dtype` on values rounded to `like`."""
     leaves = {name: None if t is None else t.to(like).to(dtype).detach().requires_grad_() for name, t in tensors.items()}
     out = call(**leaves, backend=backend)
-    grad = uniform("the gradient of the output", *out.shape).to(like).to(dtype)
+    grad = uniform("the gradient of the output", *out.shape).to(out.device, like).to(dtype)
     wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None}
     grads = torch.autograd.grad(out, list(wanted.values()), grad)
     return {"out": out.detach(), **{f"d{name}": g for name, g in zip(wanted, grads, strict=True)}}

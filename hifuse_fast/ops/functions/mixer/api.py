@@ -46,7 +46,7 @@ def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
 
     dtype = autocast or z.dtype
     key = (channels, "depthwise" if depthwise else "dense")
-    kernels = select("mixer", backend, key=key, device=z.device, dtype=dtype)
+    kernels = select("mixer", backend, key=key, device=z.device, dtype=dtype, depthwise=depthwise)
     if kernels is None:
         return reference.mixer(z, weight)
     return _FUSED(kernels, (z, weight.to(dtype)), {})[0]

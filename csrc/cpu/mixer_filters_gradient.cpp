@@ -1,0 +1,133 @@
+// out[n, k, tap] = the sum over pixels p of grad[p, n] z[p + tap, k]: the gradient of the mixer's filters, in float32.
+//
+// A task has a block of k and a block of n, and keeps the sums of all nine taps. It takes some rows of an image at a time: what
+// it needs of them is copied, z with zeros around, so that a tap is a distance in memory. A register tile of sums then runs
+// over all their pixels.
+#include "cpu/panel.h"
+#include "cpu/prepared.h"
+
+namespace hifuse {
+inline namespace HIFUSE_ISA {
+namespace {
+
+constexpr int64_t kTaps = 9;
+// The register tiles of a task. To copy z takes longer than to copy grad, so it is copied for more sums.
+constexpr int64_t kInGroups = kRegisters == 32 ? 4 : 8;
+constexpr int64_t kOutGroups = 96 / kTileColumns;
+constexpr int64_t kIn = kInGroups * kTileRows;       // of k: 56 or 48
+constexpr int64_t kOut = kOutGroups * kTileColumns;  // of n
+// Pixels of a run, after which the sums in registers are added to those in memory. What a tile reads of them stays in L1.
+constexpr int64_t kPixels = 224;
+
+class FiltersGradient {
+ public:
+  explicit FiltersGradient(const MixerFiltersGradient& args) : args_(args), columns_(args.width + 2) {
+    const int64_t fitting = kPixels / args.width;
+    rows_ = fitting < 1 ? 1 : fitting < args.height ? fitting : args.height;
+  }
+
+  void run(const Parallel& parallel) const {
+    const int64_t ins = divide_up(args_.channels, kIn), outs = divide_up(args_.channels, kOut);
+    parallel.each(ins * outs, [&](int64_t task) { run_block(task % ins * kIn, task / ins * kOut); });
+  }
+
+ private:
+  void run_block(int64_t in, int64_t out) const {
+    Scratch scratch;
+    float* const sums = scratch.take<float>(kOut * kIn * kTaps);  // [group of n][k][tap][n]
+    float* const z = scratch.take_dirty<float>((rows_ + 2) * columns_ * kIn);
+    float* const grad = scratch.take_dirty<float>(rows_ * args_.width * kOut);
+    for (int64_t image = 0; image < args_.batch; ++image)
+      for (int64_t row = 0; row < args_.height; row += rows_) {
+        const int64_t rows = args_.height - row < rows_ ? args_.height - row : rows_;
+        copy<kTileRows, kInGroups>(args_.z, in, image, row - 1, row + rows + 1, 1, z);
+        copy<kTileColumns, kOutGroups>(args_.grad, out, image, row, row + rows, 0, grad);
+        multiply(rows, z, grad, sums);
+      }
+    write(in, out, sums);
+  }
+
+  // Of the rows from `first` to `last`, with `border` columns of zeros at either side: to[group][row][column][kWidth]. Rows
+  // outside of the map are zeros, and so are channels behind the last one.
+  template <int64_t kWidth, int64_t kGroups>
+  void copy(const float* from, int64_t channel, int64_t image, int64_t first, int64_t last, int64_t border, float* to) const {
+    const int64_t columns = args_.width + 2 * border, pixels = (last - first) * columns;
+    for (int64_t y = first; y < last; ++y, to += columns * kWidth) {
+      const bool inside = y >= 0 && y < args_.height;
+      const float* const row = from + ((image * args_.height + y) * args_.width) * args_.channels + channel;
+      for (int64_t group = 0; group < kGroups; ++group) {
+        const int64_t left = inside ? args_.channels - channel - group * kWidth : 0;
+        copy_row<kWidth>(row + group * kWidth, left, border, to + group * pixels * kWidth);
+      }
+    }
+  }
+
+  // The first `left` of kWidth channels of a row's pixels, side by side.
+  template <int64_t kWidth>
+  void copy_row(const float* pixel, int64_t left, int64_t border, float* to) const {
+    for (int64_t i = 0; i < border * kWidth; ++i) to[i] = to[(border + args_.width) * kWidth + i] = 0;
+    to += border * kWidth;
+    if (left >= kWidth)
+      for (int64_t x = 0; x < args_.width; ++x)
+        __builtin_memcpy(to + x * kWidth, pixel + x * args_.channels, kWidth * sizeof *to);
+    else
+      for (int64_t x = 0; x < args_.width; ++x)
+        for (int64_t i = 0; i < kWidth; ++i) to[x * kWidth + i] = i < left ? pixel[x * args_.channels + i] : 0;
+  }
+
+  void multiply(int64_t rows, const float* z, const float* grad, float* sums) const {
+    for (int64_t n = 0; n < kOutGroups; ++n, grad += rows * args_.width * kTileColumns)
+      for (int64_t k = 0; k < kInGroups; ++k)
+        for (int64_t tap = 0; tap < kTaps; ++tap) {
+          const float* const moved = z + (k * (rows + 2) * columns_ + tap / 3 * columns_ + tap % 3) * kTileRows;
+          multiply_tile(rows, moved, grad, sums + ((n * kIn + k * kTileRows) * kTaps + tap) * kTileColumns);
+        }
+  }
+
+  [[gnu::noinline]] void multiply_tile(int64_t rows, const float* z, const float* grad, float* to) const {
+    TileSums<kTileRows> sums;
+#pragma GCC unroll 16
+    for (int r = 0; r < kTileRows; ++r) sums[r][0] = sums[r][1] = Vec<float>{};
+    for (int64_t y = 0; y < rows; ++y, z += 2 * kTileRows)
+      for (int64_t x = 0; x < args_.width; ++x, z += kTileRows, grad += kTileColumns) {
+        const Vec<float> left = load(grad), right = load(grad + kLanes<float>);
+#pragma GCC unroll 16
+        for (int r = 0; r < kTileRows; ++r) {
+          const Vec<float> element = splat(z[r]);
+          sums[r][0] += element * left;
+          sums[r][1] += element * right;
+        }
+      }
+    Sums{to, kTaps * kTileColumns, true}.take<kTileRows>(sums, false);
+  }
+
+  // To [n][k][tap]: a square of sums after the other changes sides.
+  void write(int64_t in, int64_t out, const float* sums) const {
+    const int64_t depth = args_.channels * kTaps, left = (args_.channels - in) * kTaps;
+    const int64_t count = left < kIn * kTaps ? left : kIn * kTaps;
+    for (int64_t n = 0; n < kOut; n += kLanes<float>) {
+      const float* const from = sums + n / kTileColumns * kIn * kTaps * kTileColumns + n % kTileColumns;
+      const int64_t columns = args_.channels - out - n;
+      float* const to = args_.out + (out + n) * depth + in * kTaps;
+      int64_t i = 0;
+      if (columns >= kLanes<float>)
+        for (; i + kLanes<float> <= count; i += kLanes<float>)
+          transpose_square(from + i * kTileColumns, kTileColumns, to + i, depth);
+      for (int64_t column = 0; column < kLanes<float> && column < columns; ++column)
+        for (int64_t j = i; j < count; ++j) to[column * depth + j] = from[j * kTileColumns + column];
+    }
+  }
+
+  const MixerFiltersGradient& args_;
+  int64_t columns_;  // of the copy of z
+  int64_t rows_;     // of a run
+};
+
+}  // namespace
+
+void mixer_filters_gradient(const MixerFiltersGradient& args, const Parallel& parallel) {
+  if (args.channels > 0 && args.width > 0) FiltersGradient(args).run(parallel);
+}
+
+}  // namespace HIFUSE_ISA
+}  // namespace hifuse
