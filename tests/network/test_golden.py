@@ -102,9 +102,16 @@ def test_the_double_sigmoid_of_older_checkpoints(tiny: hifuse_fast.HiFuse) -> No
     assert relative_error(expected, golden("tiny_eval_224")["logits"]) > 1e-4  # the two gates do differ
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
-def test_a_training_step(tiny: hifuse_fast.HiFuse, dtype: torch.dtype) -> None:
-    check_training_step(clone(tiny, copy=True).to(dtype), "reference")
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [
+        (torch.float64, "reference"),
+        pytest.param(torch.float32, "reference", marks=pytest.mark.slow),
+        (torch.float32, "auto"),
+    ],
+)
+def test_a_training_step(tiny: hifuse_fast.HiFuse, dtype: torch.dtype, backend: str) -> None:
+    check_training_step(clone(tiny, copy=True).to(dtype), backend)
 
 
 def clone(model: hifuse_fast.HiFuse, *, copy: bool = False, channel_gate: str = "sigmoid") -> hifuse_fast.HiFuse:
