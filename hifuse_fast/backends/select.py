@@ -44,7 +44,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "concat_norm": ("triton",),
     "linear": ("triton",),
     "mixer": ("triton", "native"),
-    "mlp": ("triton",),
+    "mlp": ("triton", "native"),
     "prepare_window_attention": ("triton", "cuda", "native"),
     "prepare_linear": ("triton", "native"),
     "prepare_stem": ("triton", "native"),

@@ -75,4 +75,4 @@ def _gradient_of_map(dc: Tensor, weight: Tensor) -> Tensor:
     batch, height, width, channels = dc.shape
     taps = dc.view(-1, channels).mm(weight.flatten(1)).view(batch, height * width, 9 * channels)
     found = F.fold(taps.transpose(1, 2), (height, width), 3, padding=1)  # each tap's share, added to its neighbour
-    return found.permute(0, 2, 3, 1).contiguous()
+    return found.permute(0, 2, 3, 1).contiguous().view(dc.shape)

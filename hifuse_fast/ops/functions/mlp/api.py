@@ -11,12 +11,13 @@ from hifuse_fast.ops.functions.mlp import reference
 
 
 def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: str = "auto") -> Tensor:
-    r"""The two linears of the inverted MLP. The whole hidden map is never in memory, in the forward or in the backward.
+    r"""The two linears of the inverted MLP.
 
     .. math:: y = W_3 \, \mathrm{GELU}(W_2 u)
 
-    with the exact GELU, over the channels of each pixel. There are no biases, because a batch norm follows. Kernels compute the
-    hidden map in parts, and the backward computes it once more. The reference keeps it.
+    with the exact GELU, over the channels of each pixel. There are no biases, because a batch norm follows. On a GPU
+    the whole hidden map is never in memory: kernels compute it in parts, and the backward computes it once more. On a CPU the
+    backward finds it in memory, in float32 once, where the reference keeps it before and after GELU.
 
     Args:
         u: [B, H, W, K], any strides; floating.
