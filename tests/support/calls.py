@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from hifuse_fast import ops
+from hifuse_fast.backends import select
+from hifuse_fast.backends.native import library
+from hifuse_fast.backends.select import OPS
 from hifuse_fast.ops.prepared.linear.bounds import STRASSEN
 from hifuse_fast.ops.prepared.mixer.bounds import bound
 from hifuse_fast.testing import RULE, Bound
@@ -48,7 +51,9 @@ def _function(op: str, maps: Tensors, weights: Tensors, bound: Any = None, image
         named = {name: tensor for name, tensor in tensors.items() if name != first}
         return getattr(ops, op)(tensors[first], **named, **options, backend=backend)
 
-    kernels = ("native", "triton", "cuda") if op == "window_attention" else ("triton",)
+    kernels = OPS[op]
+    if op == "mixer" and weights["weight"].shape[1] == 1:
+        kernels = ("triton",)
     return Call(op, run, maps, weights, kernels, bound or (lambda _: RULE), images_apart)
 
 
@@ -181,6 +186,14 @@ def every_call(calls: dict[str, Call] | None = None) -> Iterator[Any]:
     for name, call in (FUNCTIONS | PREPARED if calls is None else calls).items():
         for kernel in kernels(call.op, *call.kernels):
             for dtype in DTYPES:
+                if kernel.values == ("native",) and not _serves_on_cpus(call.op, dtype):
+                    continue
                 slow = [pytest.mark.slow] if kernel.values == ("triton",) and dtype == torch.float32 else []
                 names = f"{name}-{kernel.values[0]}-{dtype}"
                 yield pytest.param(call, *kernel.values, dtype, marks=[*kernel.marks, *slow], id=names)
+
+
+def _serves_on_cpus(op: str, dtype: torch.dtype) -> bool:
+    """Whether the compiled library has kernels of this dtype; also where there is no library."""
+    reason = select.why_not(op, "native", device=torch.device("cpu"), dtype=dtype, head_dim=8)
+    return reason is None or library.lib is None
