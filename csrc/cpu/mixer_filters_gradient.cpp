@@ -11,13 +11,17 @@ inline namespace HIFUSE_ISA {
 namespace {
 
 constexpr int64_t kTaps = 9;
-// The register tiles of a task. To copy z takes longer than to copy grad, so it is copied for more sums.
-constexpr int64_t kInGroups = kRegisters == 32 ? 4 : 8;
-constexpr int64_t kOutGroups = 96 / kTileColumns;
-constexpr int64_t kIn = kInGroups * kTileRows;       // of k: 56 or 48
-constexpr int64_t kOut = kOutGroups * kTileColumns;  // of n
+// The most register tiles of a task. To copy z takes longer than to copy grad, so it is copied for more sums.
+constexpr int64_t kInTiles = kRegisters == 32 ? 4 : 8;  // of k: 56 or 48 channels
+constexpr int64_t kOutTiles = 96 / kTileColumns;        // of n
 // Pixels of a run, after which the sums in registers are added to those in memory. What a tile reads of them stays in L1.
 constexpr int64_t kPixels = 224;
+
+// The register tiles of a task along k or n.
+struct Tiles {
+  int64_t first;
+  int64_t count;
+};
 
 class FiltersGradient {
  public:
@@ -26,38 +30,49 @@ class FiltersGradient {
     rows_ = fitting < 1 ? 1 : fitting < args.height ? fitting : args.height;
   }
 
+  // Who computes a sum does not change it, so the threads may decide how the work is cut.
   void run(const Parallel& parallel) const {
-    const int64_t ins = divide_up(args_.channels, kIn), outs = divide_up(args_.channels, kOut);
-    parallel.each(ins * outs, [&](int64_t task) { run_block(task % ins * kIn, task / ins * kOut); });
+    const int64_t ins = divide_up(args_.channels, kTileRows), outs = divide_up(args_.channels, kTileColumns);
+    const int64_t columns = divide_up(outs, kOutTiles), wanted = divide_up(2 * parallel.threads(), columns);
+    int64_t rows = divide_up(ins, kInTiles);
+    if (rows < wanted) rows = wanted < ins ? wanted : ins;
+    const auto part = [](int64_t i, int64_t parts, int64_t all) {
+      return Tiles{all * i / parts, all * (i + 1) / parts - all * i / parts};
+    };
+    parallel.each(rows * columns,
+                  [&](int64_t task) { run_block(part(task % rows, rows, ins), part(task / rows, columns, outs)); });
   }
 
  private:
-  void run_block(int64_t in, int64_t out) const {
+  void run_block(Tiles in, Tiles out) const {
     Scratch scratch;
-    float* const sums = scratch.take<float>(kOut * kIn * kTaps);  // [group of n][k][tap][n]
-    float* const z = scratch.take_dirty<float>((rows_ + 2) * columns_ * kIn);
-    float* const grad = scratch.take_dirty<float>(rows_ * args_.width * kOut);
+    float* const sums = scratch.take<float>(out.count * in.count * kTileSums);  // [tile of n][k][tap][n]
+    float* const z = scratch.take_dirty<float>((rows_ + 2) * columns_ * in.count * kTileRows);
+    float* const grad = scratch.take_dirty<float>(rows_ * args_.width * out.count * kTileColumns);
     for (int64_t image = 0; image < args_.batch; ++image)
       for (int64_t row = 0; row < args_.height; row += rows_) {
         const int64_t rows = args_.height - row < rows_ ? args_.height - row : rows_;
-        copy<kTileRows, kInGroups>(args_.z, in, image, row - 1, row + rows + 1, 1, z);
-        copy<kTileColumns, kOutGroups>(args_.grad, out, image, row, row + rows, 0, grad);
-        multiply(rows, z, grad, sums);
+        copy<kTileRows>(args_.z, in, image, row - 1, row + rows + 1, 1, z);
+        copy<kTileColumns>(args_.grad, out, image, row, row + rows, 0, grad);
+        for (int64_t n = 0; n < out.count; ++n)
+          for (int64_t k = 0; k < in.count; ++k)
+            multiply(rows, z + k * (rows + 2) * columns_ * kTileRows, grad + n * rows * args_.width * kTileColumns,
+                     sums + (n * in.count + k) * kTileSums);
       }
-    write(in, out, sums);
+    for (int64_t n = 0; n < out.count; ++n) write(in, out.first + n, sums + n * in.count * kTileSums);
   }
 
-  // Of the rows from `first` to `last`, with `border` columns of zeros at either side: to[group][row][column][kWidth]. Rows
+  // Of the rows from `first` to `last`, with `border` columns of zeros at either side: to[tile][row][column][kWidth]. Rows
   // outside of the map are zeros, and so are channels behind the last one.
-  template <int64_t kWidth, int64_t kGroups>
-  void copy(const float* from, int64_t channel, int64_t image, int64_t first, int64_t last, int64_t border, float* to) const {
+  template <int64_t kWidth>
+  void copy(const float* from, Tiles tiles, int64_t image, int64_t first, int64_t last, int64_t border, float* to) const {
     const int64_t columns = args_.width + 2 * border, pixels = (last - first) * columns;
     for (int64_t y = first; y < last; ++y, to += columns * kWidth) {
       const bool inside = y >= 0 && y < args_.height;
-      const float* const row = from + ((image * args_.height + y) * args_.width) * args_.channels + channel;
-      for (int64_t group = 0; group < kGroups; ++group) {
-        const int64_t left = inside ? args_.channels - channel - group * kWidth : 0;
-        copy_row<kWidth>(row + group * kWidth, left, border, to + group * pixels * kWidth);
+      const float* const row = from + (image * args_.height + y) * args_.width * args_.channels;
+      for (int64_t tile = 0; tile < tiles.count; ++tile) {
+        const int64_t channel = (tiles.first + tile) * kWidth;
+        copy_row<kWidth>(row + channel, inside ? args_.channels - channel : 0, border, to + tile * pixels * kWidth);
       }
     }
   }
@@ -76,15 +91,11 @@ class FiltersGradient {
   }
 
   void multiply(int64_t rows, const float* z, const float* grad, float* sums) const {
-    for (int64_t n = 0; n < kOutGroups; ++n, grad += rows * args_.width * kTileColumns)
-      for (int64_t k = 0; k < kInGroups; ++k)
-        for (int64_t tap = 0; tap < kTaps; ++tap) {
-          const float* const moved = z + (k * (rows + 2) * columns_ + tap / 3 * columns_ + tap % 3) * kTileRows;
-          multiply_tile(rows, moved, grad, sums + ((n * kIn + k * kTileRows) * kTaps + tap) * kTileColumns);
-        }
+    for (int64_t tap = 0; tap < kTaps; ++tap)
+      multiply_tap(rows, z + (tap / 3 * columns_ + tap % 3) * kTileRows, grad, sums + tap * kTileColumns);
   }
 
-  [[gnu::noinline]] void multiply_tile(int64_t rows, const float* z, const float* grad, float* to) const {
+  [[gnu::noinline]] void multiply_tap(int64_t rows, const float* z, const float* grad, float* to) const {
     TileSums<kTileRows> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) sums[r][0] = sums[r][1] = Vec<float>{};
@@ -101,23 +112,26 @@ class FiltersGradient {
     Sums{to, kTaps * kTileColumns, true}.take<kTileRows>(sums, false);
   }
 
-  // To [n][k][tap]: a square of sums after the other changes sides.
-  void write(int64_t in, int64_t out, const float* sums) const {
-    const int64_t depth = args_.channels * kTaps, left = (args_.channels - in) * kTaps;
-    const int64_t count = left < kIn * kTaps ? left : kIn * kTaps;
-    for (int64_t n = 0; n < kOut; n += kLanes<float>) {
-      const float* const from = sums + n / kTileColumns * kIn * kTaps * kTileColumns + n % kTileColumns;
-      const int64_t columns = args_.channels - out - n;
-      float* const to = args_.out + (out + n) * depth + in * kTaps;
+  // The sums of a tile of n, [k][tap][n], to [n][k][tap]: a square of them after the other changes sides.
+  void write(Tiles in, int64_t tile, const float* sums) const {
+    const int64_t depth = args_.channels * kTaps, first = in.first * kTileRows * kTaps;
+    const int64_t count = smaller_of(in.count * kTileRows * kTaps, depth - first);
+    for (int64_t lane = 0; lane < kTileColumns; lane += kLanes<float>) {
+      const int64_t n = tile * kTileColumns + lane, columns = smaller_of(kLanes<float>, args_.channels - n);
+      const float* const from = sums + lane;
+      float* const to = args_.out + n * depth + first;
       int64_t i = 0;
-      if (columns >= kLanes<float>)
+      if (columns == kLanes<float>)
         for (; i + kLanes<float> <= count; i += kLanes<float>)
           transpose_square(from + i * kTileColumns, kTileColumns, to + i, depth);
-      for (int64_t column = 0; column < kLanes<float> && column < columns; ++column)
+      for (int64_t column = 0; column < columns; ++column)
         for (int64_t j = i; j < count; ++j) to[column * depth + j] = from[j * kTileColumns + column];
     }
   }
 
+  static int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  static constexpr int64_t kTileSums = kTileRows * kTaps * kTileColumns;
   const MixerFiltersGradient& args_;
   int64_t columns_;  // of the copy of z
   int64_t rows_;     // of a run
