@@ -1,4 +1,4 @@
-"""The mixer's convolution and its gradients in the compiled library, in both of its ways: Winograd's and by neighbours."""
+"""The mixer's convolution and its gradients in the compiled library, in all of its ways."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ SIZES = {
 }
 
 
-@pytest.fixture(params=["winograd", "neighbours"])
+@pytest.fixture(params=["winograd", "neighbours", "PyTorch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(native, "FEW_PIXELS", 0 if request.param == "winograd" else 1 << 40)
+    monkeypatch.setattr(native, "WIDE", 0 if request.param == "neighbours" else 1 << 40)
     return str(request.param)
 
 

@@ -103,7 +103,7 @@ def test_the_stem_and_the_gates() -> None:
 
 
 def calls() -> dict[str, tuple[Any, ...]]:
-    """Arguments of every op that packs, and of every one of the frozen network."""
+    """Arguments of every op that packs, of every one of the frozen network, and of the mixer's products."""
     c, f32 = 8, torch.float32
     row, rows, square = torch.randn(c), torch.randn(2, c), torch.randn(c, c)
     dense, depthwise, patch = torch.randn(c, c, 3, 3), torch.randn(c, 1, 3, 3), torch.randn(2, c, 3, 4, 4)
@@ -131,6 +131,9 @@ def calls() -> dict[str, tuple[Any, ...]]:
         "stem_out": (torch.randn(2, 3, 16, 24), *op.pack_stem(*stem, f32), out, torch.empty_like(out), 1e-6, 1e-5),
         "gated_concat_out": (x, y, z, *op.pack_gated_concat(*gates), wide, False, 1e-6),
         "mixer_out": (z, op.pack_mixer(dense, f32, filters), out, filters),
+        "mixer_convolution": (z, dense, False),
+        "mixer_convolution of a gradient": (z, dense, True),
+        "mixer_filters_gradient": (x, z),
         "mlp_out": (deep, *op.pack_mlp(*mlp), x, out, STRASSEN),
         "window_attention_out": (torch.randn(2, 4, 6, 3 * c), torch.randn(49, 1), None, out, 1, 4, 2, 0.3),
     }  # fmt: skip

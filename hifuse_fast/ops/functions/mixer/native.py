@@ -1,10 +1,12 @@
 """The dense mixer in the compiled library, forward and backward: C++ on CPU tensors, in float32.
 
 PyTorch's own convolution, and most of all the gradient of its filters, reaches a small part of a CPU's speed at these sizes.
-Three products replace it: the convolution and the gradient of its input by Winograd's algorithm F(4x4, 3x3), and the gradient
-of the filters directly. Filters are transformed at every call, so Winograd's algorithm pays from `FEW_PIXELS` on, and takes too
-much memory from `WIDE` channels on. What is left is a product of PyTorch's own: nine neighbours of each pixel side by side,
-times the filters as they lie in memory.
+The gradient of the filters is a product of ours, the direct one. The convolution and the gradient of its input are computed
+
+- by Winograd's algorithm F(4x4, 3x3), ours, which transforms the filters at every call: so it pays from `FEW_PIXELS` on, and
+  takes too much memory from `WIDE` channels on;
+- of so many channels by a product of PyTorch's: nine neighbours of each pixel side by side, times the filters as they lie;
+- of few pixels by PyTorch's convolution.
 
 In bfloat16 the reference is taken: CPUs that compute in bfloat16 do so in PyTorch.
 """
@@ -38,8 +40,7 @@ def forward(z: Tensor, weight: Tensor, *, keep: bool) -> tuple[Tensor, list[Tens
 
     The second result is what goes into GELU, [B, H, W, C], where it is to be kept.
     """
-    z, weight = z.contiguous(), weight.contiguous()
-    convolved = _convolve(z, weight) if _by_winograd(z) else _neighbours(z).mm(weight.flatten(1).t()).view(z.shape)
+    convolved = _convolve(z.contiguous(), weight.contiguous())
     return F.gelu(convolved).add_(z), [convolved] if keep else []
 
 
@@ -54,13 +55,25 @@ def backward(
     return [dz, dweight]
 
 
-def _by_winograd(z: Tensor) -> bool:
-    return z.shape[3] < WIDE and z.shape[:3].numel() >= FEW_PIXELS
+def _convolve(z: Tensor, weight: Tensor) -> Tensor:
+    if z.shape[3] >= WIDE:
+        return _neighbours(z).mm(weight.flatten(1).t()).view(z.shape)
+    if z.shape[:3].numel() >= FEW_PIXELS:
+        found: Tensor = torch.ops.hifuse_fast.mixer_convolution(z, weight, False)
+        return found
+    return _channels_last(F.conv2d(_channels_first(z), weight, padding=1))
 
 
-def _convolve(z: Tensor, weight: Tensor, transposed: bool = False) -> Tensor:
-    found: Tensor = torch.ops.hifuse_fast.mixer_convolution(z, weight, transposed)
-    return found
+def _gradient_of_map(dc: Tensor, weight: Tensor) -> Tensor:
+    batch, height, width, channels = dc.shape
+    if channels >= WIDE:
+        taps = dc.view(-1, channels).mm(weight.flatten(1)).view(batch, height * width, 9 * channels)
+        # Each tap's share is added to its neighbour.
+        return _channels_last(F.fold(taps.transpose(1, 2), (height, width), 3, padding=1)).view(dc.shape)
+    if dc.shape[:3].numel() >= FEW_PIXELS:
+        found: Tensor = torch.ops.hifuse_fast.mixer_convolution(dc, weight, True)
+        return found
+    return _channels_last(F.conv_transpose2d(_channels_first(dc), weight, padding=1))
 
 
 def _neighbours(z: Tensor) -> Tensor:
@@ -69,10 +82,9 @@ def _neighbours(z: Tensor) -> Tensor:
     return taps.transpose(1, 2).reshape(-1, taps.shape[1])
 
 
-def _gradient_of_map(dc: Tensor, weight: Tensor) -> Tensor:
-    if _by_winograd(dc):
-        return _convolve(dc, weight, transposed=True)
-    batch, height, width, channels = dc.shape
-    taps = dc.view(-1, channels).mm(weight.flatten(1)).view(batch, height * width, 9 * channels)
-    found = F.fold(taps.transpose(1, 2), (height, width), 3, padding=1)  # each tap's share, added to its neighbour
-    return found.permute(0, 2, 3, 1).contiguous().view(dc.shape)
+def _channels_first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2).contiguous()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous()
