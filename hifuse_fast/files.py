@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import stat
 import sys
 import uuid
@@ -51,6 +53,30 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def making_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The path of a new, empty folder, which becomes `path` when the block ends; it vanishes when the block raises.
+
+    Raises:
+        FileExistsError: `path` is there, or is when the block ends.
+        OSError: its parent is absent or cannot be written.
+    """
+    target = Path(path)
+    unfinished = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        unfinished.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, f"folder {path} cannot be written: {error.strerror}") from None
+    try:
+        yield unfinished
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, f"folder {path} cannot be written: it is there already")
+        unfinished.rename(target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager

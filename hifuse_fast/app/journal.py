@@ -241,7 +241,7 @@ def write_results(
     facts: Mapping[str, Any],
     total: int,
     batch_size: int,
-) -> None:
+) -> int | None:
     """Write a file of results; with a journal, where all processes have done their share.
 
     Args:
@@ -250,20 +250,30 @@ def write_results(
         write: writes rows into a file.
         watch: all rows of this process pass through it, also those that were kept before.
         journal, facts, total, batch_size: see `Journal`; without a journal, rows are written as they come.
+
+    Returns:
+        How many rows of the results have an error; None where another process has to write them, and so to say it: torchrun
+        ends all processes as soon as one says that something was amiss.
     """
-    if journal is None:
-        with writing(output) as file:
-            write(file, watch(rows_after(0)))
-        return
-    with journal.opened(facts, total, batch_size):
-        for _ in watch(chain(journal.stored(), journal.keep(rows_after(journal.kept)))):
-            pass
+    failed = 0
 
     def write_all(rows: Iterator[Row]) -> None:
         with writing(output) as file:
-            write(file, rows)
+            write(file, counted(rows))
 
-    journal.close(write_all)
+    def counted(rows: Iterator[Row]) -> Iterator[Row]:
+        nonlocal failed
+        for row in rows:
+            failed += row.error is not None
+            yield row
+
+    if journal is None:
+        write_all(watch(rows_after(0)))
+        return failed
+    with journal.opened(facts, total, batch_size):
+        for _ in watch(chain(journal.stored(), journal.keep(rows_after(journal.kept)))):
+            pass
+    return failed if journal.close(write_all) else None
 
 
 def _as_json(row: Row) -> dict[str, Any]:

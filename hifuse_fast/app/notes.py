@@ -11,7 +11,7 @@ _NAMED = 8  #: how many files a summary names
 
 
 class ImageNotes:
-    """Says what `rows` show of their images: at once, or at the end; `failed` counts those that could not be used.
+    """Says what `rows` show of their images: at once, or at the end.
 
     Args:
         say: called with a line of text.
@@ -22,13 +22,11 @@ class ImageNotes:
         self._say = say
         self._dim_is_news = bits > 12
         self._several: list[str] = []
-        self.failed = 0
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows as they come; errors are said at once, and of the first image that looks so that its data have 12 bits."""
         for row in rows:
             if row.error is not None:
-                self.failed += 1
                 self._say(f"{row.path}: {row.error}")
             if self._dim_is_news and row.largest is not None and 0 < row.largest < _DIM:
                 self._dim_is_news = False

@@ -120,12 +120,14 @@ def predict_command(
             **header, "classes": names, "images": digest_of(found.images), "max_pixels": reading.max_pixels,
             "gradcam": gradcam and [str(gradcam), gradcam_layer], "csv": not as_json and [csv_safe, csv_bom],
         }  # fmt: skip
-        write_results(output, rows_after, write, notes.watch, journal, facts, total, size)
+        failed = write_results(output, rows_after, write, notes.watch, journal, facts, total, size)
     notes.close()
     if others := found.summary_of_others():
         note(f"{others}.")
-    if notes.failed:
-        note(f"{notes.failed} of {len(own)} images could not be used; the results of the others are complete.")
+    if failed is None:
+        note(f"The share {share} is done; the process that ends last writes {output}.")
+    elif failed:
+        note(f"{failed} of {total} images could not be used; the results of the others are complete.")
         ctx.exit(BAD_RESULTS)
 
 

@@ -314,6 +314,36 @@ def test_decoding_options_change_the_pixels_and_are_on_record(run, tmp_path, che
     torch.testing.assert_close(torch.tensor(written["images"][0]["probabilities"]), expected, rtol=0, atol=1e-6)
 
 
+def test_dicom_is_read_and_its_window_is_on_record(run, tmp_path, checkpoint):
+    pytest.importorskip("pydicom")
+    from tests.support.dicom import save_dicom
+
+    units = np.random.default_rng(0).integers(-1024, 3000, (64, 80)).astype(np.int16)
+    tags = {"RescaleSlope": 1, "RescaleIntercept": 0}
+    save_dicom(tmp_path / "scans" / "IM0001", units, **tags, WindowCenter=40, WindowWidth=400)
+    save_dicom(tmp_path / "scans" / "none.dcm", units, **tags)
+    out = tmp_path / "out.json"
+    command = ["predict", tmp_path / "scans", "--checkpoint", checkpoint, "-o", out, *SMALL]
+    result = run(*command)
+    assert result.exit_code == 1
+    assert "none.dcm: its signed samples have no known black and white" in result.stderr
+    written = json.loads(out.read_text())
+    assert written["window"] is None
+    assert [image["error"] is None for image in written["images"]] == [True, False]
+    for window in ((40, 400), (-600, 1500)):
+        assert run(*command, "--window", *window).exit_code == 0
+        written = json.loads(out.read_text())
+        assert written["window"] == list(window)
+        shown = ((units - (window[0] - 0.5)) / (window[1] - 1) + 0.5) * 255
+        Image.fromarray(np.rint(np.clip(shown, 0, 255)).astype(np.uint8)).save(tmp_path / "shown.png")
+        expected = by_hand(checkpoint, tmp_path / "shown.png")
+        for image in written["images"]:
+            torch.testing.assert_close(torch.tensor(image["probabilities"]), expected, rtol=0, atol=1e-6)
+    refused = run(*command, "--window", 40, 0)
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    assert "window must be a finite centre and a width of at least 1, got 40.0 0.0" in refused.stderr
+
+
 def test_a_named_file_that_cannot_be_read_has_a_row(run, picture, checkpoint):
     os.symlink("nowhere.png", broken := picture.parent / "broken.png")
     result = run("predict", broken, picture, "--checkpoint", checkpoint, *SMALL)

@@ -286,14 +286,17 @@ def test_shares_come_together(
     run: Any, tmp_path: Path, scans: Path, checkpoint: Path, undisturbed: tuple[bytes, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, others = tmp_path / "out.csv", []
-    for rank in (2, 0, 1):
+    for rank in (1, 2, 0):
         assert not out.exists()
         for name, value in (("RANK", rank), ("WORLD_SIZE", 3), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, str(value))
         result = run(*arguments(scans, checkpoint, out))
+        assert ("07.png: not an image" in result.stderr) == (rank == 1)
+        assert (f"The share {rank}-of-3 is done" in result.stderr) == (rank != 0)
+        assert ("1 of 31 images could not be used" in result.stderr) == (rank == 0)
         others.append(result.exit_code)
     assert out.read_bytes() == undisturbed[0]
-    assert others == [0, 0, 1]  # 07.png is of the second batch
+    assert others == [0, 0, 1]  # 07.png is of the share of 1; torchrun would end the others if that said so
     assert names(tmp_path) == ["out.csv"]
     result = run("predict", scans, "--checkpoint", checkpoint, *SMALL)
     assert (result.exit_code, result.stderr) == (2, "Error: output must be a file for several processes, got -\n")

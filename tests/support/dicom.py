@@ -22,6 +22,7 @@ def save_dicom(path: Path, pixels: Any, *, bits: int | None = None, syntax: str 
         tags: elements by their keywords, over the usual ones.
     """
     pixels = np.asarray(pixels)
+    path.parent.mkdir(parents=True, exist_ok=True)
     dataset = FileDataset(str(path), {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
