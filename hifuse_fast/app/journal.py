@@ -13,9 +13,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import FileIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from hifuse_fast.app.output import Row
 from hifuse_fast.app.share import Share
@@ -66,7 +67,7 @@ class Journal:
             path = self._done if self._done.exists() else self._partial
             self._file = self._open(path)
         try:
-            self.count = self.kept = self._recover(self._file)
+            self.count = self.kept = self._recover(path)
         except BaseException:
             self._file.close()
             raise
@@ -156,9 +157,9 @@ class Journal:
                     f"{self.share.world}: go on with as many, or remove that file"
                 )
 
-    def _open(self, path: Path) -> BinaryIO:
+    def _open(self, path: Path) -> FileIO:
         try:
-            file = open(path, "r+b" if path.exists() else "x+b")  # noqa: SIM115
+            file = open(path, "r+b" if path.exists() else "x+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise OSError(error.errno, f"output {self.output} cannot be written: {error.strerror}") from None
         try:
@@ -168,21 +169,22 @@ class Journal:
             raise ValueError(f"output {self.output} is being written by another process") from None
         return file
 
-    def _recover(self, file: BinaryIO) -> int:
+    def _recover(self, path: Path) -> int:
         """How many rows of whole batches there are; what a kill left behind them is cut off, and the next row goes there."""
         count = kept = end = 0
-        header = _parsed(file.readline())
-        if header is not None:
-            self._compare(header.get("facts", {}))
-        place = file.tell()
-        for line in file:
-            if header is None or _parsed(line) is None or count == self._own:
-                break
-            count, place = count + 1, place + len(line)
-            if count % self._batch_size == 0 or count == self._own:
-                kept, end = count, place
-        file.seek(end)
-        file.truncate()
+        with path.open("rb") as file:
+            header = _parsed(file.readline())
+            if header is not None:
+                self._compare(header.get("facts", {}))
+            place = file.tell()
+            for line in file:
+                if header is None or _parsed(line) is None or count == self._own:
+                    break
+                count, place = count + 1, place + len(line)
+                if count % self._batch_size == 0 or count == self._own:
+                    kept, end = count, place
+        self._file.truncate(end)
+        self._file.seek(end)
         return kept
 
     def _check_facts(self, path: Path) -> None:
@@ -196,9 +198,10 @@ class Journal:
             raise ValueError(f"output {self.output} cannot be resumed, because its rows were made with others: {changed}")
 
     def _write(self, value: Mapping[str, Any]) -> None:
+        rest = memoryview(json.dumps(value).encode() + b"\n")
         try:
-            self._file.write(json.dumps(value).encode() + b"\n")
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise OSError(error.errno, f"output {self.output} cannot be written: {error.strerror}") from None
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import click
@@ -85,7 +85,7 @@ def predict_command(
         raise ValueError("--csv-safe and --csv-bom are for CSV, but the output is JSON")
     share = Share.of_environment()
     found = _find(paths)
-    check_output(output, [checkpoint, choice.classes, *found.images])
+    check_output(output, chain([checkpoint, choice.classes], found.images))
     journal = _journal(output, share, resume)
     if journal is not None and journal.finished:
         note(f"{output} is finished: there is nothing to resume.")

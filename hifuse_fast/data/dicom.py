@@ -15,6 +15,9 @@ _MAGIC, _WHERE = b"DICM", 128
 _INDEX = "DICOMDIR"  # the name of the index of a medium, which has the magic and no image
 _FAR = 1e30  # a value beyond any window
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # of enhanced images
+_OF_VALUES = ("PixelValueTransformationSequence", "FrameVOILUTSequence")  # what these say of the values
+_MAY_BE_EMPTY = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
 
 
 def is_dicom(file: BinaryIO) -> bool:
@@ -68,13 +71,14 @@ def read_samples(file: BinaryIO, max_pixels: int, window: Window | None) -> Samp
         implicit, little = dataset.original_encoding
         kinds = pydicom.uid.ImplicitVRLittleEndian, pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = kinds[0 if implicit else 1 if little else 2]
+    _lift(dataset)
     values = _decode(dataset)
     return _grey(dataset, values, window) if dataset.PhotometricInterpretation in _GREY else _colour(dataset, values)
 
 
 def _check_syntax(syntax: Any) -> None:
     """ImageError where pydicom cannot decode it, or would without knowing how much will come."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     name = getattr(syntax, "name", syntax)
@@ -103,6 +107,18 @@ def _check_header(dataset: Any, max_pixels: int) -> None:
     samples, kind = dataset.get("SamplesPerPixel", 1), dataset.PhotometricInterpretation
     if samples != (1 if kind in (*_GREY, "PALETTE COLOR") else 3):
         raise ImageError(f"DICOM of {samples} samples a pixel, {kind}, is not supported")
+
+
+def _lift(dataset: Any) -> None:
+    """Put what an enhanced image says of its one frame where other images have it, and take empty elements away."""
+    for outer in _GROUPS:
+        for inner in _OF_VALUES:
+            group = dataset.get(outer) and dataset[outer][0].get(inner)
+            for element in group[0] if group else ():
+                dataset.add(element)
+    for name in _MAY_BE_EMPTY:
+        if name in dataset and dataset[name].is_empty:
+            del dataset[name]
 
 
 def _decode(dataset: Any) -> NDArray[Any]:

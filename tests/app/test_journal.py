@@ -129,6 +129,31 @@ def test_rows_of_other_facts_are_not_continued_and_not_lost(tmp_path: Path) -> N
     assert names(tmp_path) == ["out.partial"]
 
 
+def test_a_disk_that_is_full_leaves_the_rows_that_are_whole(tmp_path: Path) -> None:
+    class Full:
+        def write(self, _: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            pass
+
+    out = tmp_path / "out"
+    journal = Journal(out, Share(), resume=False)
+
+    def fill() -> Iterator[Row]:
+        yield from ROWS[:4]
+        journal._file.close()
+        journal._file = Full()  # type: ignore[assignment]
+        yield ROWS[4]
+
+    with pytest.raises(OSError, match=f"output {out} cannot be written: No space left on device") as raised:
+        write_results(out, lambda _: fill(), write, iter, journal, FACTS, len(ROWS), 2)
+    assert raised.value.__notes__ == [f"4 of 11 rows are kept in {out}.partial, and --resume goes on after them"]
+    again = Run(out)
+    assert again(resume=True)
+    assert (again.asked, out.read_text()) == (4, EXPECTED)
+
+
 def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
     out = tmp_path / "out"
     one, other = Journal(out, Share(), resume=False), Journal(out, Share(), resume=False)
@@ -256,7 +281,7 @@ def test_killed_at_many_random_moments(
     kill_and_resume(tmp_path, scans, checkpoint, undisturbed, 3, environments)
 
 
-@pytest.mark.parametrize("row", [1, 6])
+@pytest.mark.parametrize("row", [pytest.param(1, marks=pytest.mark.slow), 6])
 def test_killed_within_the_writing_of_a_row(
     tmp_path: Path, scans: Path, checkpoint: Path, undisturbed: tuple[bytes, float], row: int
 ) -> None:
@@ -271,8 +296,15 @@ def test_killed_within_the_writing_of_a_row(
     assert out.read_bytes() == undisturbed[0]
 
 
-@pytest.mark.parametrize("fault", [("killed before a rename", 1), ("killed after a rename", 1), ("killed before a rename", 2),
-                                   ("killed after a rename", 2)])  # fmt: skip
+ENDS = [
+    ("killed after a rename", 1),
+    ("killed before a rename", 1),
+    ("killed before a rename", 2),
+    ("killed after a rename", 2),
+]
+
+
+@pytest.mark.parametrize("fault", [ENDS[0], *(pytest.param(end, marks=pytest.mark.slow) for end in ENDS[1:])], ids=str)
 def test_killed_while_the_results_are_written(
     tmp_path: Path, scans: Path, checkpoint: Path, undisturbed: tuple[bytes, float], fault: tuple[str, int]
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from fractions import Fraction
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def test_the_counts_are_the_published_ones() -> None:
             found = counts(parts, examples)
             assert [found["test"][label] for label in data_set.counts] == tested
             assert [found["val"][label] for label in data_set.counts] == validated
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_the_recipes_are_the_official_one(name: str) -> None:
+    path = Path(str(resources.files("hifuse_fast.data").joinpath("recipes", f"{name}.toml")))
+    assert Configuration.from_dict(read_toml(path)) == Configuration(model="hifuse_small")
 
 
 def test_two_folds_test_each_image_once() -> None:
@@ -183,7 +190,7 @@ def test_wrong_counts_name_the_numbers(tmp_path: Path) -> None:
 
 def test_the_destination_is_new_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, dest = isic(tmp_path / "source", 5), tmp_path / "dest"
-    for there in (lambda: dest.mkdir(), lambda: dest.write_text("mine"), lambda: dest.symlink_to("nowhere")):
+    for there in (dest.mkdir, lambda: dest.write_text("mine"), lambda: dest.symlink_to("nowhere")):
         there()
         with pytest.raises(ValueError, match=f"dest {dest} is there already: name a new folder"):
             arrange("isic2018", source, dest, allow_other_counts=True)

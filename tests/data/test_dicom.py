@@ -85,6 +85,29 @@ def test_a_modality_lookup_table(tmp_path):
     assert (grey(path) == windowed(entries[VALUES], 20000, 30000)).all()
 
 
+def test_an_enhanced_image_says_it_in_groups(tmp_path):
+    def within(name, **values):
+        inner, outer = pydicom.Dataset(), pydicom.Dataset()
+        for key, value in values.items():
+            setattr(inner, key, value)
+        setattr(outer, name, pydicom.Sequence([inner]))
+        return pydicom.Sequence([outer])
+
+    path = save_dicom(
+        tmp_path / "x.dcm", VALUES, bits=12, NumberOfFrames=1,
+        SharedFunctionalGroupsSequence=within("PixelValueTransformationSequence", RescaleSlope=2, RescaleIntercept=-1024),
+        PerFrameFunctionalGroupsSequence=within("FrameVOILUTSequence", WindowCenter=40, WindowWidth=400),
+    )  # fmt: skip
+    assert (grey(path) == windowed(2.0 * VALUES - 1024, 40, 400)).all()
+
+
+def test_elements_that_are_empty_say_nothing(tmp_path):
+    empty = dict.fromkeys(("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "VOILUTFunction"))
+    path = save_dicom(tmp_path / "x.dcm", VALUES, bits=12, **empty, VOILUTSequence=pydicom.Sequence())
+    assert (grey(path) == VALUES >> 4).all()
+    assert (grey(path, window=(2000, 1000)) == windowed(VALUES, 2000, 1000)).all()
+
+
 def test_colours(tmp_path):
     rgb = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     assert (np.asarray(load_image(save_dicom(tmp_path / "x.dcm", rgb))) == rgb).all()
