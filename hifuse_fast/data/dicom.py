@@ -159,8 +159,8 @@ def _grey(dataset: Any, values: NDArray[Any], window: Window | None) -> Samples:
         count, first, bits = table.LUTDescriptor
         count = count or 2**16
         table.LUTDescriptor = [count % 2**16, first, FULL_BITS]  # pydicom looks up in numbers of the table's own bits
-        found = apply_voi(np.clip(apply_modality_lut(values, dataset), first, first + count - 1), dataset)
-        return _scaled(found, 0, 2**bits - 1, inverted)
+        indices = np.clip(np.rint(apply_modality_lut(values, dataset)), first, first + count - 1).astype(np.int64)
+        return _scaled(apply_voi(indices, dataset), 0, 2**bits - 1, inverted)
     elif "WindowCenter" not in dataset or "WindowWidth" not in dataset:
         return _full_range(dataset, values, inverted)
     rescaled = apply_modality_lut(values, dataset)

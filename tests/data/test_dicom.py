@@ -16,6 +16,7 @@ pydicom = pytest.importorskip("pydicom")
 
 from tests.support.dicom import save_dicom, table  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 VALUES = np.random.default_rng(0).integers(0, 4096, (9, 7), dtype=np.uint16)
 
 
