@@ -83,8 +83,8 @@ def _read_isic(source: Path, by_image: bool) -> list[Item]:
         lesions = {name: row["lesion_id"] for name, row in _table(grouping, {"lesion_id"}).items()}
     images = {PurePosixPath(item.name).stem: item for item in _images(source, f"{_ISIC}_Input")}
     _check_same(table, labels, images)
-    if lesions:
-        _check_same(source / f"{_ISIC}_LesionGroupings.csv", lesions, images)
+    if not by_image:
+        _check_same(grouping, lesions, images)
     return [Item(item.path, item.member, labels[name], lesions.get(name, "")) for name, item in images.items()]
 
 
@@ -92,9 +92,8 @@ def _read_kvasir(source: Path, _: bool) -> list[Item]:
     """A folder for each class, in kvasir-dataset or directly in the source."""
     root = next((source / name for name in ("kvasir-dataset", "kvasir-dataset-v1") if (source / name).is_dir()), source)
     archive = source / "kvasir-dataset.zip"
-    if root == source and archive.is_file():
-        return [item for label in KVASIR_CLASSES for item in _members(archive, label)]
-    return [item for label in KVASIR_CLASSES for item in _images(root, label)]
+    packed = archive if root == source and archive.is_file() else None
+    return [item for label in KVASIR_CLASSES for item in _images(root, label, packed)]
 
 
 def _read_covid(source: Path, _: bool) -> list[Item]:
@@ -127,9 +126,9 @@ def _find(source: Path, name: str, folder: str, advice: str = "") -> Path:
     raise FileNotFoundError(f"source {source} must have the file {name}, there or in {folder}{advice}")
 
 
-def _images(parent: Path, name: str) -> list[Item]:
-    """The images of a folder, or of the archive of its name beside it; each labelled with the folder's name."""
-    folder, archive = parent / name, parent / f"{name}.zip"
+def _images(parent: Path, name: str, archive: Path | None = None) -> list[Item]:
+    """The images of a folder, or of that folder in an archive, of its name unless given; each labelled with the folder's name."""
+    folder, archive = parent / name, archive or parent / f"{name}.zip"
     if folder.is_dir():
         items = [Item(path, label=name) for path in sorted(folder.iterdir()) if _is_image(path.name) and path.is_file()]
     elif archive.is_file():
@@ -137,7 +136,7 @@ def _images(parent: Path, name: str) -> list[Item]:
     else:
         raise FileNotFoundError(f"source must have the folder {folder}, or {archive.name} in its place")
     if not items:
-        raise ValueError(f"source has no images in {folder if folder.is_dir() else archive}")
+        raise ValueError(f"source has no images in {folder if folder.is_dir() else f'the folder {name} of {archive}'}")
     return items
 
 

@@ -115,6 +115,21 @@ def test_kvasir(tmp_path: Path) -> None:
     assert {e.label for e in folds[0]} == set(KVASIR_CLASSES)
 
 
+def test_kvasir_of_an_archive(tmp_path: Path) -> None:
+    source = kvasir(tmp_path / "source")
+    arrange("kvasir", source, tmp_path / "dest", allow_other_counts=True)
+    shutil.make_archive(str(source / "kvasir-dataset"), "zip", source, "kvasir-dataset")
+    shutil.rmtree(source / "kvasir-dataset")
+    arrange("kvasir", source, tmp_path / "other", allow_other_counts=True)
+    texts = [(tmp_path / name / "fold-2" / "splits.csv").read_text() for name in ("dest", "other")]
+    assert texts[0] == texts[1]
+    shutil.rmtree(tmp_path / "source")
+    kvasir(source, 4)
+    shutil.rmtree(source / "kvasir-dataset" / "polyps")
+    with pytest.raises(FileNotFoundError, match=r"must have the folder .*polyps, or polyps\.zip in its place"):
+        arrange("kvasir", source, tmp_path / "third", allow_other_counts=True)
+
+
 def test_covid_of_archives_and_of_folders(tmp_path: Path) -> None:
     source = covid(tmp_path / "source")
     tables = arrange("covid-ct", source, tmp_path / "dest", seed=3)
