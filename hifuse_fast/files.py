@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import errno
 import os
+import shutil
 import stat
 import sys
 import uuid
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import TextIO, cast
 
 STDOUT = "-"  #: as a path, the standard output
-_LONG_NAME = 200  # bytes; file systems take 255
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], *, keep_partial: bool = False) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The path of a new, empty file, which takes the place of `path` when the block ends; it vanishes when the block raises.
+
+    The new file is on the disk before it takes the place, and the place before the block is left: a power cut leaves the old
+    file or the new one, and never less.
 
     The new file lies beside the old one under a short name of its own, and is made at once: a folder that is absent or
     read-only is found before any work. A link keeps being one, and the file that it points to is replaced. The permissions are
@@ -26,17 +29,12 @@ def replacing(path: str | os.PathLike[str], *, keep_partial: bool = False) -> It
 
     Args:
         path: the file to be written.
-        keep_partial: whether what was written before the block raised is kept beside `path`: as rows.partial.csv for rows.csv,
-            or rows.partial-2.csv where that is taken. An empty file is not kept; and none where writing itself failed, because
-            it may end anywhere. A note on the error names the file.
 
     Raises:
         ValueError: `path` is there and is no regular file.
         OSError: its folder is absent or cannot be written.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise ValueError(f"output {path} exists and is not a regular file")
+    target = target_of(path)
     unfinished = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
     try:
         _make(unfinished)
@@ -45,12 +43,12 @@ def replacing(path: str | os.PathLike[str], *, keep_partial: bool = False) -> It
     try:
         mode = stat.S_IMODE((target if target.exists() else unfinished).stat().st_mode)
         yield unfinished
+        sync(unfinished)
         unfinished.chmod(mode)  # what wrote the file may have made it anew, by rules of its own
         unfinished.replace(target)
-    except BaseException as error:
-        if keep_partial and not isinstance(error, OSError) and (kept := _keep(unfinished, target)):
-            error.add_note(f"{path} was not written; what was done by then is in {kept}")
-        elif isinstance(error, KeyboardInterrupt) and unfinished.exists():
+        sync_folder(target.parent)
+    except KeyboardInterrupt as error:
+        if unfinished.exists():
             error.add_note("nothing was written")
         raise
     finally:
@@ -58,14 +56,37 @@ def replacing(path: str | os.PathLike[str], *, keep_partial: bool = False) -> It
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str], *, keep_partial: bool = False) -> Iterator[TextIO]:
+def making_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The path of a new, empty folder, which becomes `path` when the block ends; it vanishes when the block raises.
+
+    Raises:
+        FileExistsError: `path` is there, or is when the block ends.
+        OSError: its parent is absent or cannot be written.
+    """
+    target = Path(path)
+    unfinished = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        unfinished.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, f"folder {path} cannot be written: {error.strerror}") from None
+    try:
+        yield unfinished
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, f"folder {path} cannot be written: it is there already")
+        unfinished.rename(target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     """A text file in UTF-8 for `path`: as `replacing` has it, or where `path` is "-" or a device or pipe, that itself.
 
     Names of files that are not UTF-8 keep their bytes. Lines end as they are written.
 
     Args:
         path: the file to be written.
-        keep_partial: see `replacing`.
 
     Raises:
         ValueError, OSError: see `replacing`.
@@ -79,8 +100,16 @@ def writing(path: str | os.PathLike[str], *, keep_partial: bool = False) -> Iter
         with _open(Path(path)) as file:
             yield file
     else:
-        with replacing(path, keep_partial=keep_partial) as unfinished, _open(unfinished) as file:
+        with replacing(path) as unfinished, _open(unfinished) as file:
             yield file
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """The file that a path means, through links, whether it is there or not; ValueError where it is no regular file."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise ValueError(f"output {path} exists and is not a regular file")
+    return target
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
@@ -95,6 +124,21 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
+def sync(path: Path) -> None:
+    """Have what was written to a file on the disk, and not only in the system's memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names of a folder's files on the disk, where its file system can be told so."""
+    with contextlib.suppress(OSError):
+        sync(path)
+
+
 def _open(path: Path) -> TextIO:
     return cast(TextIO, path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
 
@@ -102,20 +146,3 @@ def _open(path: Path) -> TextIO:
 def _make(path: Path) -> None:
     """A new, empty file, with the permissions that the umask leaves; FileExistsError where there is one."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-
-
-def _keep(unfinished: Path, target: Path) -> Path | None:
-    """Moves what is unfinished to a free name beside `target`, and returns that; None where there is nothing to keep."""
-    stem, suffix = target.stem, target.suffix
-    if len(os.fsencode(target.name)) > _LONG_NAME:
-        stem, suffix = stem[:40], suffix[:9]
-    numbers = itertools.count(2)
-    kept = target.with_name(f"{stem}.partial{suffix}")
-    try:
-        if not unfinished.stat().st_size:
-            return None
-        while kept.exists():
-            kept = target.with_name(f"{stem}.partial-{next(numbers)}{suffix}")
-        return unfinished.replace(kept)
-    except OSError:  # what is on its way says more
-        return None

@@ -99,6 +99,9 @@ class HiFuse(nn.Module):
     Args:
         num_classes, options: the fields of `HiFuseOptions`, which the network keeps as `options`.
 
+    Its `record` is what its checkpoint says of it besides: names of classes, how images are prepared, and more, see
+    `save_checkpoint`. It is empty where no checkpoint says anything, and a frozen network keeps it.
+
     Raises:
         TypeError, ValueError: an option that does not fit, named in the message.
 
@@ -117,6 +120,7 @@ class HiFuse(nn.Module):
     def __init__(self, num_classes: int = 1000, **options: Any) -> None:
         super().__init__()
         o = self.options = HiFuseOptions(num_classes, **options)
+        self.record: dict[str, Any] = {}
         dims, in_dims, in_chans, dim = o.dims, (None, *o.dims[:-1]), o.in_chans, o.dims[-1]
         attention: dict[str, Any] = {
             "qkv_bias": o.qkv_bias,
@@ -250,8 +254,12 @@ class HiFuse(nn.Module):
         return self.conv_head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new one of `num_classes` outputs (0 for none), initialised as at construction."""
+        """Replace the classifier by a new one of `num_classes` outputs (0 for none), initialised as at construction.
+
+        The `record`, which tells of the old one, is emptied.
+        """
         self.options = replace(self.options, num_classes=num_classes)
+        self.record = {}
         like = next(weight for weight in self.parameters() if weight.is_floating_point())
         for name in ("conv_head", "head"):
             head = _classifier(self.num_features, num_classes).to(like.device, like.dtype)

@@ -219,6 +219,7 @@ def test_importing_the_package_is_light() -> None:
         "rich",
         "PIL",
         "tifffile",
+        "pydicom",
         "matplotlib",
         "skimage",
         "torchvision",

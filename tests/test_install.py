@@ -32,6 +32,7 @@ DATA = {
     "app/report.html.jinja",
     "tuning/candidates.toml",
     *(f"backends/tables/sm_{number}.toml" for number in (80, 90, 100)),
+    *(f"data/recipes/{name}.toml" for name in ("isic2018", "kvasir", "covid-ct")),
 }
 # Every file is compiled once, for one instruction set: whether all are there is asked, not what the optimiser makes of them.
 QUICK = "-DCMAKE_BUILD_TYPE=Debug " + " ".join(f"-DCOMPILER_KNOWS_{isa}=OFF" for isa in ("avx2", "avx512", "avx512_bf16"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hifuse_fast import create_model_from_checkpoint
+from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.checkpoints.kinds import is_frozen
 from hifuse_fast.data.classes import load_classes
 from hifuse_fast.data.images import Preprocess
@@ -28,7 +29,7 @@ def export(
     """Write the network of a checkpoint as ONNX; arguments are those of `create_model_from_checkpoint` and `to_onnx`.
 
     Args:
-        classes: a file of names, see `load_classes`, or None for a file without names.
+        classes: a file of names, see `load_classes`, or None for those that the checkpoint says, if it says any.
         preprocess: for the metadata; left out for networks of neither 1 nor 3 channels.
         note: told what a user should know.
 
@@ -42,7 +43,10 @@ def export(
         model = create_model_from_checkpoint(checkpoint, channel_gate, ema=ema)
     for warning in caught:
         note(str(warning.message))
-    names = None if classes is None else load_classes(classes, model.num_classes)
+    remembered = Remembered.of(checkpoint)
+    names = None if remembered.classes is None else remembered.names(model.num_classes)
+    if classes is not None:
+        names = load_classes(classes, model.num_classes)
     prepared = preprocess if model.in_chans in (1, 3) else None
     try:
         return to_onnx(

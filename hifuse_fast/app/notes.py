@@ -24,8 +24,10 @@ class ImageNotes:
         self._several: list[str] = []
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows as they come. Of the first image that looks as if its data had 12 bits, it is said at once."""
+        """The rows as they come; errors are said at once, and of the first image that looks so that its data have 12 bits."""
         for row in rows:
+            if row.error is not None:
+                self._say(f"{row.path}: {row.error}")
             if self._dim_is_news and row.largest is not None and 0 < row.largest < _DIM:
                 self._dim_is_news = False
                 self._say(

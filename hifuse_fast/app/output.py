@@ -64,8 +64,12 @@ def write_csv(
         writer.writerow([text(str(row.path)), *further, text(row.label or ""), row.probability, text(row.error or ""), *values])
 
 
-def write_json(file: TextIO, rows: Iterable[Row], classes: Sequence[str], header: Mapping[str, Any]) -> None:
+def write_json(
+    file: TextIO, rows: Iterable[Row], classes: Sequence[str], header: Mapping[str, Any], *, beside: Sequence[str] = ()
+) -> None:
     """One object: the entries of `header`, then "classes", then "images", each with path, class, probability(ies), error.
+
+    `beside` names further entries of an image, after the path, of which each row has its values.
 
     Images are written as they come, each on a line. Where `rows` raises, the object is ended, so that what was written is JSON;
     nothing is written before the first row is there.
@@ -78,6 +82,7 @@ def write_json(file: TextIO, rows: Iterable[Row], classes: Sequence[str], header
         for row in rows:
             image = {
                 "path": str(row.path),
+                **dict(zip(beside, row.beside, strict=True)),
                 "class": row.label,
                 "probability": row.probability,
                 "probabilities": list(row.probabilities),

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hifuse_fast.app.output import Row
-from hifuse_fast.data.decode import MAX_PIXELS, read_image
-from hifuse_fast.data.samples import FULL_BITS, ImageError, check_bits, say
+from hifuse_fast.data.decode import MAX_PIXELS, Decoded, read_image
+from hifuse_fast.data.samples import FULL_BITS, ImageError, Window, check_bits, check_window, say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,6 +43,7 @@ def predict(
     max_pixels: int = MAX_PIXELS,
     bits: int = FULL_BITS,
     exif_orientation: bool = False,
+    window: Window | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[Row]:
     """Rows in the order of `images`, with probabilities softmax(model(preprocess(image))), the softmax in float32.
@@ -59,7 +60,7 @@ def predict(
         batch_size: images per call of the network, at least 1.
         device, dtype: where the network is, and the dtype of its input: float32, bfloat16 or float16.
         workers: decoding threads, at least 1.
-        max_pixels, bits, exif_orientation: see `load_image`.
+        max_pixels, bits, exif_orientation, window: see `load_image`.
         on_progress: called with the number of images done so far, after each batch and before its rows.
 
     Raises:
@@ -70,23 +71,23 @@ def predict(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     check_bits(bits)
+    check_window(window)
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if not classes:
         raise ValueError("classes must not be empty: a network without a classifier (num_classes=0) predicts nothing")
     if model.training:
         raise ValueError("model must be in eval mode: call model.eval() first")
-    load = partial(_load, preprocess=preprocess, max_pixels=max_pixels, bits=bits, exif_orientation=exif_orientation)
+    read = partial(read_image, max_pixels=max_pixels, bits=bits, exif_orientation=exif_orientation, window=window)
+    load = partial(_load, read=read, preprocess=preprocess)
     inputs = _read_ahead(load, images, workers, ahead=max(2 * batch_size, workers))
     infer = partial(_probabilities, model, torch.device(device), dtype)
     return _rows(images, inputs, infer, classes=classes, batch_size=batch_size, on_progress=on_progress)
 
 
-def _load(
-    path: Path, preprocess: Callable[..., Tensor], max_pixels: int, bits: int, exif_orientation: bool
-) -> _Loaded | ImageError:
+def _load(path: Path, read: Callable[[Path], Decoded], preprocess: Callable[..., Tensor]) -> _Loaded | ImageError:
     try:
-        decoded = read_image(path, max_pixels, bits=bits, exif_orientation=exif_orientation)
+        decoded = read(path)
         return _Loaded(preprocess(decoded.image), decoded.pages, decoded.largest)
     except ImageError as error:
         return ImageError(error.reason)  # without the frames that hold what was decoded so far

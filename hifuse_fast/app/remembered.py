@@ -10,7 +10,7 @@ from typing import Any, Self
 from hifuse_fast import CheckpointError
 from hifuse_fast.checkpoints.read import read_record
 from hifuse_fast.data.images import Preprocess
-from hifuse_fast.data.samples import FULL_BITS, check_bits
+from hifuse_fast.data.samples import FULL_BITS, Window, check_bits, check_window
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Remembered:
     bits: int = FULL_BITS
     exif_orientation: bool = False
     greyscale: bool = False
+    window: Window | None = None
 
     @classmethod
     def of(cls, checkpoint: Path) -> Self:
@@ -43,7 +44,13 @@ class Remembered:
             raise ValueError(f"classes must be names, got {classes!r}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in images["preprocess"].items()}
         check_bits(images["bits"])
-        return cls(classes, Preprocess(**values), images["bits"], bool(images["exif_orientation"]), bool(images["greyscale"]))
+        window = images.get("window")  # which older trainings do not say
+        if window is not None:
+            center, width = map(float, window)
+            check_window(window := (center, width))
+        return cls(
+            classes, Preprocess(**values), images["bits"], bool(images["exif_orientation"]), bool(images["greyscale"]), window
+        )
 
     def prepare(
         self,

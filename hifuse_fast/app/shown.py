@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,9 +15,13 @@ from torch import Tensor
 from hifuse_fast import HiFuse, create_model_from_checkpoint
 from hifuse_fast.app.evaluate import Answered
 from hifuse_fast.app.gradcam import grad_cam, overlay
+from hifuse_fast.app.output import Row
 from hifuse_fast.app.report import Mistake
 from hifuse_fast.checkpoints.kinds import is_frozen
 from hifuse_fast.data.images import Preprocess
+from hifuse_fast.files import replacing
+
+_LONGEST = 150  # bytes of a name; file systems take 255
 
 
 def with_gradients(checkpoint: Path, channel_gate: str | None, ema: bool, device: torch.device) -> HiFuse | None:
@@ -51,13 +57,59 @@ def show(
     for index in indices:
         prepared = prepare(read(answered.examples[index].path))
         picture = as_picture(prepared, preprocess)
-        cam = None
-        if model is not None:
-            images = prepared[None].to(next(model.parameters()).device)
-            [found] = grad_cam(model, images, [int(answered.outcomes.predicted[index])], layer)
-            cam = overlay(picture, found.cpu().numpy())
+        cam = None if model is None else overlaid(model, prepared, picture, int(answered.outcomes.predicted[index]), layer)
         shown.append(Mistake(index, picture, cam))
     return shown
+
+
+class Overlays:
+    """Images of a folder that show where the network saw the class that it named.
+
+    Args:
+        folder: where they go; it is made.
+        total: how many images there are, which are numbered from 0.
+        classes: the names of the classes.
+        read, prepare, preprocess, model, layer: see `show`.
+        replace: whether an image that is there is replaced; else it is an error.
+    """
+
+    def __init__(
+        self, folder: Path, total: int, classes: Sequence[str], read: Callable[[Path], Image.Image],
+        prepare: Callable[[Image.Image], Tensor], preprocess: Preprocess, model: HiFuse, layer: str, *, replace: bool,
+    ) -> None:  # fmt: skip
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"gradcam {folder} exists and is no folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._digits, self._classes = folder, len(str(max(total - 1, 0))), list(classes)
+        self._read, self._prepare, self._preprocess = read, prepare, preprocess
+        self._model, self._layer, self._replace = model, layer, replace
+
+    def add(self, rows: Iterable[Row], indices: Iterable[int]) -> Iterator[Row]:
+        """The rows as they come, each with the path of its overlay, "" for an image that could not be used.
+
+        Raises:
+            ValueError: an overlay is there already.
+        """
+        for row, index in zip(rows, indices, strict=True):
+            yield replace(row, beside=("" if row.label is None else str(self._draw(row, index)),))
+
+    def _draw(self, row: Row, index: int) -> Path:
+        stem = os.fsdecode(os.fsencode(row.path.stem)[:_LONGEST])
+        path = self._folder / f"{index:0{self._digits}}-{stem}.png"
+        if not self._replace and os.path.lexists(path):
+            raise ValueError(f"gradcam {self._folder} must be a folder without overlays, but {path} is there")
+        prepared = self._prepare(self._read(row.path))
+        picture = as_picture(prepared, self._preprocess)
+        found = overlaid(self._model, prepared, picture, self._classes.index(row.label or ""), self._layer)
+        with replacing(path) as unfinished:
+            found.save(unfinished, format="png")
+        return path
+
+
+def overlaid(model: HiFuse, prepared: Tensor, picture: Image.Image, label: int, layer: str) -> Image.Image:
+    """A picture under the Grad-CAM of the class number `label` for the image that the network is given, [C, H, W]."""
+    [found] = grad_cam(model, prepared[None].to(next(model.parameters()).device), [label], layer)
+    return overlay(picture, found.cpu().numpy())
 
 
 def as_picture(prepared: Tensor, preprocess: Preprocess) -> Image.Image:

@@ -29,7 +29,8 @@ def create_model_from_checkpoint(
 ) -> HiFuse:
     """The trained network of a checkpoint, in eval mode.
 
-    Its options are those that `save_checkpoint` wrote into the file. Of any other file they are deduced from the weights.
+    Its options and its `record` are those that `save_checkpoint` wrote into the file. Of any other file the options are deduced
+    from the weights.
 
     Args:
         path: see `load_checkpoint`.
@@ -68,6 +69,7 @@ def create_model_from_checkpoint(
         raise CheckpointError(f"checkpoint {path}: {error}") from None
     model.load_state_dict(fit(checkpoint.state_dict, model), assign=True)
     model.to(device=device, dtype=dtype)
+    model.record = checkpoint.record
     if num_classes is not None and num_classes != options.num_classes:
         model.reset_classifier(num_classes)
     return model.eval()

@@ -45,10 +45,11 @@ _BESIDE = (
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds: weights by name, and the options of their network where `save_checkpoint` wrote it."""
+    """What a file holds: weights by name, and the options and the record of their network where `save_checkpoint` wrote it."""
 
     state_dict: dict[str, Tensor]
     options: HiFuseOptions | None
+    record: dict[str, Any]
 
 
 class _Beside:
@@ -94,11 +95,11 @@ def read_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
             raise CheckpointError(f"checkpoint {path}: {name} {reason}")
         if is_float8(tensor):
             state_dict[name] = tensor.float()
-    return Checkpoint(state_dict, _options(path, metadata))
+    return Checkpoint(state_dict, _options(path, metadata), _record(path, metadata))
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_checkpoint` was given as `record`; empty where a file has none.
+    """What `save_checkpoint` was given as `record`, also of a frozen network's file; empty where a file has none.
 
     Raises:
         FileNotFoundError, CheckpointError: see `load_checkpoint`; or the record is damaged.
@@ -108,12 +109,10 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     try:
         with safe_open(path, framework="pt") as opened:
-            record = json.loads((opened.metadata() or {}).get(RECORD, "{}"))
-        if isinstance(record, dict):
-            return record
-    except (SafetensorError, ValueError, RecursionError):
-        pass
-    raise CheckpointError(f"checkpoint {path}: it is damaged, or the record in its metadata is")
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"checkpoint {path}: it is damaged ({_first_line(str(error))})") from None
+    return _record(path, metadata)
 
 
 def is_counter(name: str) -> bool:
@@ -185,6 +184,24 @@ def _options(path: Path, metadata: Mapping[str, str]) -> HiFuseOptions | None:
         return HiFuseOptions.from_dict(json.loads(metadata[OPTIONS]))
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path}: the options in its metadata do not fit: {error}") from None
+
+
+def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        return parse_record(metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
+
+
+def parse_record(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The record in the metadata of a file; empty where there is none. CheckpointError where it is damaged."""
+    try:
+        record = json.loads(metadata.get(RECORD, "{}"))
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise CheckpointError("the record in its metadata is damaged")
+    return record
 
 
 class _Found(NamedTuple):

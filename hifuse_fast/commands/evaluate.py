@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 import hifuse_fast
 from hifuse_fast import HiFuse
@@ -34,6 +31,7 @@ from hifuse_fast.commands.options import (
     ImageReading,
     NetworkChoice,
     image_options,
+    made_by,
     network_options,
     quiet_decoders,
 )
@@ -202,23 +200,7 @@ def _about(
     checkpoint: Path, data: Path, split: str, network: Network, choice: NetworkChoice, reading: ImageReading
 ) -> dict[str, Any]:
     """What was measured, for metrics.json."""
-    with checkpoint.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "hifuse_fast": hifuse_fast.__version__,
-        "torch": torch.__version__,
-        "checkpoint": str(checkpoint),
-        "checkpoint_sha256": digest,
-        "model": network.described(),
-        "data": str(data),
-        "split": split,
-        "preprocess": dataclasses.asdict(reading.preprocess),
-        "bits": reading.bits,
-        "exif_orientation": reading.exif_orientation,
-        "device": str(choice.on),
-        "dtype": network.dtype,
-        "backend": choice.backend,
-    }
+    return {**made_by(checkpoint, network, choice, reading), "data": str(data), "split": split}
 
 
 def _lines(about: dict[str, Any], metrics: dict[str, Any]) -> dict[str, object]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from hifuse_fast.app.predict import DTYPES
 from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.backends.select import BACKENDS
 from hifuse_fast.data import images
+from hifuse_fast.data.samples import Window, check_window
 
 PATH = click.Path(path_type=Path)
 _RGB = (float, float, float)
@@ -63,15 +66,18 @@ class ImageReading:
     max_pixels: int
     bits: int
     exif_orientation: bool
+    window: Window | None
     workers: int
 
     def read(self, path: Path) -> Image.Image:
         """The image of a file."""
-        return images.load_image(path, self.max_pixels, bits=self.bits, exif_orientation=self.exif_orientation)
+        return images.load_image(
+            path, self.max_pixels, bits=self.bits, exif_orientation=self.exif_orientation, window=self.window
+        )
 
     def of_predict(self) -> dict[str, Any]:
         """What `predict` is told of it."""
-        return {name: getattr(self, name) for name in ("max_pixels", "bits", "exif_orientation", "workers")}
+        return {name: getattr(self, name) for name in ("max_pixels", "bits", "exif_orientation", "window", "workers")}
 
 
 @dataclass(frozen=True)
@@ -85,15 +91,18 @@ class ImageChoice:
     max_pixels: int
     bits: int | None
     exif_orientation: bool
+    window: Window | None
     workers: int
 
     def reading(self, remembered: Remembered) -> ImageReading:
         """The rest as the checkpoint says; ValueError where the options do not fit one another."""
+        check_window(self.window)
         return ImageReading(
             remembered.prepare(self.image_size, self.resize, self.mean, self.std),
             self.max_pixels,
             self.bits or remembered.bits,
             self.exif_orientation or remembered.exif_orientation,
+            self.window or remembered.window,
             self.workers,
         )
 
@@ -145,8 +154,40 @@ image_options = _gathered(
                  help="Bits of the data in 16-bit images: 12 where white is 4095.  [default: as the checkpoint says, else 16]"),
     click.option("--exif-orientation", is_flag=True,
                  help="Turn images as their orientation says.  [default: pixels as stored]"),
+    click.option("--window", nargs=2, type=(float, float), metavar="CENTER WIDTH",
+                 help="Of greyscale DICOM: what is shown.  [default: as the checkpoint, else the file says]"),
     click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode images."),
 )  # fmt: skip
+
+
+def made_by(checkpoint: Path, network: Network, choice: NetworkChoice, reading: ImageReading) -> dict[str, Any]:
+    """What results are made by: versions, the checkpoint and its hash, how images are read, and how the network runs."""
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        **versions(),
+        "checkpoint": str(checkpoint),
+        "checkpoint_sha256": digest,
+        "model": network.described(),
+        "bits": reading.bits,
+        "exif_orientation": reading.exif_orientation,
+        "window": reading.window,
+        "preprocess": asdict(reading.preprocess),
+        "device": str(choice.on),
+        "dtype": network.dtype,
+        "backend": choice.backend,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Those of the packages that results depend on; None for one that is not installed."""
+    found: dict[str, str | None] = {"hifuse_fast": hifuse_fast.__version__, "torch": torch.__version__}
+    for package in ("numpy", "pillow", "tifffile", "pydicom"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def find_device(name: str) -> torch.device:
@@ -165,12 +206,15 @@ def quiet_decoders() -> None:
     """Leave what a damaged or large image means to us: limits are the user's, and damage that matters is an error."""
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one for the whole process
     warnings.filterwarnings("ignore", module="PIL")
-    for decoder in ("PIL", "tifffile"):
+    warnings.filterwarnings("ignore", module="pydicom")
+    for decoder in ("PIL", "tifffile", "pydicom"):
         logging.getLogger(decoder).setLevel(logging.CRITICAL)
 
 
-def check_output(output: Path | None, inputs: Sequence[Path | None]) -> None:
+def check_output(output: Path | None, inputs: Iterable[Path | None]) -> None:
     """ValueError where the results would replace what they are made of."""
+    if output is None or not output.exists():
+        return
     for path in inputs:
-        if output is not None and path is not None and output.exists() and path.exists() and output.samefile(path):
+        if path is not None and path.exists() and output.samefile(path):
             raise ValueError(f"output {output} is one of the inputs, {path}: name another file")

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import click
-import torch
 
 import hifuse_fast
 from hifuse_fast.app import predict
 from hifuse_fast.app.console import BAD_RESULTS, note, progress
+from hifuse_fast.app.extras import needs
+from hifuse_fast.app.gradcam import LAYERS
+from hifuse_fast.app.journal import Journal, write_results
+from hifuse_fast.app.network import Network
 from hifuse_fast.app.notes import ImageNotes
 from hifuse_fast.app.output import Row, write_csv, write_json
 from hifuse_fast.app.remembered import Remembered
+from hifuse_fast.app.share import Share
+from hifuse_fast.app.shown import Overlays, with_gradients
 from hifuse_fast.commands.options import (
     PATH,
     ImageChoice,
+    ImageReading,
     NetworkChoice,
     check_output,
     image_options,
+    made_by,
     network_options,
     quiet_decoders,
 )
 from hifuse_fast.data import images
 from hifuse_fast.data.classes import load_classes
-from hifuse_fast.files import STDOUT, is_stream, writing
+from hifuse_fast.data.listing import digest_of
+from hifuse_fast.files import STDOUT, is_stream
 
 
 @click.command("predict")
@@ -40,6 +50,9 @@ from hifuse_fast.files import STDOUT, is_stream, writing
               "a control character, and before those that begin with a '. To read one back, take its ' away.")  # fmt: skip
 @click.option("--csv-bom", is_flag=True, help="Begin the CSV with a byte order mark, without which Excel misreads UTF-8. "
               "To read it back in Python, say encoding='utf-8-sig'.")  # fmt: skip
+@click.option("--gradcam", type=PATH, help="Folder for a picture of each image, under the Grad-CAM of its class.")
+@click.option("--gradcam-layer", type=click.Choice(LAYERS), default="fu4", show_default=True, help="Whose map is shown.")
+@click.option("--resume", is_flag=True, help="Go on after the rows of a run that was interrupted.")
 @network_options
 @image_options
 @click.pass_context
@@ -52,63 +65,94 @@ def predict_command(
     file_format: str | None,
     csv_safe: bool,
     csv_bom: bool,
+    gradcam: Path | None,
+    gradcam_layer: str,
+    resume: bool,
     choice: NetworkChoice,
     images_as: ImageChoice,
 ) -> None:
     """Classify images: files, and folders with everything below them but for names that begin with a dot.
 
     An image that cannot be read is named on stderr and has its error in the results; the others are not lost, and the exit code
-    is 1. Where the command is stopped or fails, OUTPUT stays as it was, and the rows that are done are kept beside it, for
-    result.csv in result.partial.csv. The run ends with how many files of the folders were not read, by suffix, and which have
-    more than one page.
+    is 1. Rows are kept as they come in a file beside OUTPUT, which itself appears whole at the end: where the command was
+    stopped, failed or was killed, --resume goes on after them, and OUTPUT is the same. The run ends with how many files of the
+    folders were not read, by suffix, and which have more than one page.
+
+    Under torchrun every process takes its share of the images, and OUTPUT is that of one process.
     """
-    found_files = _find(paths)
-    files = found_files.images
-    remembered = Remembered.of(checkpoint)
-    reading = images_as.reading(remembered)
-    notes = ImageNotes(note, reading.bits)
     as_json = _file_format(output, file_format) == "json"
     if as_json and (csv_safe or csv_bom):
         raise ValueError("--csv-safe and --csv-bom are for CSV, but the output is JSON")
-    check_output(output, [*files, checkpoint, choice.classes])
-    on = choice.on
+    share = Share.of_environment()
+    found = _find(paths)
+    check_output(output, chain([checkpoint, choice.classes], found.images))
+    journal = _journal(output, share, resume)
+    if journal is not None and journal.finished:
+        note(f"{output} is finished: there is nothing to resume.")
+        return
+    remembered = Remembered.of(checkpoint)
+    reading = images_as.reading(remembered)
+    notes = ImageNotes(note, reading.bits)
+    placed = replace(choice, device=str(share.place(choice.on)))
+    total, size = len(found.images), choice.batch_size
+    own = found.images.take(share.indices(total, size))
     quiet_decoders()
-    failed: list[Path] = []
     with (
-        writing(output, keep_partial=True) as file,
         hifuse_fast.use_backend(choice.backend),
-        progress(len(files), shown=not (is_stream(output) and sys.stdout.isatty())) as on_progress,
+        progress(len(own), shown=journal is not None or not sys.stdout.isatty()) as on_progress,
     ):
-        network = choice.load(checkpoint, remembered)
+        network = placed.load(checkpoint, remembered)
         num_classes = network.options.num_classes
         names = load_classes(choice.classes, num_classes) if choice.classes else remembered.names(num_classes)
-        rows = predict.predict(
-            files, network.model, network.prepare(reading.preprocess), names, batch_size=choice.batch_size, device=on,
-            dtype=network.input_dtype, on_progress=on_progress, **reading.of_predict(),
-        )  # fmt: skip
-        rows = notes.watch(_name_failures(rows, failed))
-        if as_json:
-            header = {
-                "hifuse_fast": hifuse_fast.__version__,
-                "torch": torch.__version__,
-                "checkpoint": str(checkpoint),
-                "model": network.described(),
-                "bits": reading.bits,
-                "exif_orientation": reading.exif_orientation,
-                "preprocess": dataclasses.asdict(reading.preprocess),
-                "device": str(on),
-                "dtype": network.dtype,
-                "backend": choice.backend,
-            }
-            write_json(file, rows, names, header)
-        else:
-            write_csv(file, rows, names, safe=csv_safe, bom=csv_bom)
+        pictures = _pictures(gradcam, gradcam_layer, resume, checkpoint, placed, network, reading, names, total)
+        header = made_by(checkpoint, network, choice, reading)
+
+        def rows_after(kept: int) -> Iterator[Row]:
+            rows = predict.predict(
+                own[kept:], network.model, network.prepare(reading.preprocess), names, batch_size=size, device=placed.on,
+                dtype=network.input_dtype, on_progress=lambda done: on_progress(kept + done), **reading.of_predict(),
+            )  # fmt: skip
+            return rows if pictures is None else pictures.add(rows, islice(share.indices(total, size), kept, None))
+
+        write = partial(write_json, header=header) if as_json else partial(write_csv, safe=csv_safe, bom=csv_bom)
+        write = partial(write, classes=names, beside=() if gradcam is None else ("gradcam",))
+        facts = {
+            **header, "classes": names, "images": digest_of(found.images), "max_pixels": reading.max_pixels,
+            "gradcam": gradcam and [str(gradcam), gradcam_layer], "csv": not as_json and [csv_safe, csv_bom],
+        }  # fmt: skip
+        failed = write_results(output, rows_after, write, notes.watch, journal, facts, total, size)
     notes.close()
-    if others := found_files.summary_of_others():
+    if others := found.summary_of_others():
         note(f"{others}.")
-    if failed:
-        note(f"{len(failed)} of {len(files)} images could not be used; the results of the others are complete.")
+    if failed is None:
+        note(f"The share {share} is done; the process that ends last writes {output}.")
+    elif failed:
+        note(f"{failed} of {total} images could not be used; the results of the others are complete.")
         ctx.exit(BAD_RESULTS)
+
+
+def _journal(output: Path, share: Share, resume: bool) -> Journal | None:
+    """Where rows are kept until all are there; None where the output goes on at once."""
+    if not is_stream(output):
+        return Journal(output, share, resume=resume)
+    if resume or share.world > 1:
+        raise ValueError(f"output must be a file for {'--resume' if resume else 'several processes'}, got {output}")
+    return None
+
+
+def _pictures(
+    folder: Path | None, layer: str, resume: bool, checkpoint: Path, choice: NetworkChoice, network: Network,
+    reading: ImageReading, classes: Sequence[str], total: int,
+) -> Overlays | None:  # fmt: skip
+    """What draws the Grad-CAM of each image, where that is asked for."""
+    if folder is None:
+        return None
+    needs("matplotlib", "evaluate")
+    model = with_gradients(checkpoint, choice.channel_gate, choice.ema, choice.on)
+    if model is None:
+        raise ValueError(f"gradcam needs gradients, and the frozen network {checkpoint} has none: name its checkpoint")
+    prepare = network.prepare(reading.preprocess)
+    return Overlays(folder, total, classes, reading.read, prepare, reading.preprocess, model, layer, replace=resume)
 
 
 def _find(paths: tuple[Path, ...]) -> images.Found:
@@ -128,12 +172,3 @@ def _file_format(output: Path, file_format: str | None) -> str:
     if file_format not in ("csv", "json"):
         raise ValueError(f"output must end in .csv or .json, or --format must say which of the two it is; got {output}")
     return file_format
-
-
-def _name_failures(rows: Iterator[Row], failed: list[Path]) -> Iterator[Row]:
-    """The rows as they come; one with an error is named on stderr and its file noted in `failed`."""
-    for row in rows:
-        if row.error is not None:
-            failed.append(row.path)
-            note(f"{row.path}: {row.error}")
-        yield row

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hifuse_fast.data.decode import MAX_PIXELS, load_image
 from hifuse_fast.data.examples import SPLITS, Example, classes_of
-from hifuse_fast.data.samples import FULL_BITS, ImageError, say
+from hifuse_fast.data.samples import FULL_BITS, ImageError, Window, say
 
 _NAMED = 4  #: how many files or groups a message names
 _TOGETHER = 2**12  #: how many images are given to the threads at a time
@@ -27,9 +27,10 @@ class Reading:
     max_pixels: int = MAX_PIXELS
     bits: int = FULL_BITS
     exif_orientation: bool = False
+    window: Window | None = None
 
     def __call__(self, path: Path) -> Image.Image:
-        return load_image(path, self.max_pixels, bits=self.bits, exif_orientation=self.exif_orientation)
+        return load_image(path, self.max_pixels, bits=self.bits, exif_orientation=self.exif_orientation, window=self.window)
 
 
 def digest(image: Image.Image) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from hifuse_fast.data import tiff
-from hifuse_fast.data.samples import FULL_BITS, ImageError, Samples, check_bits, check_size, say
+from hifuse_fast.data import dicom, tiff
+from hifuse_fast.data.samples import FULL_BITS, ImageError, Samples, Window, check_bits, check_size, check_window, say
 
 #: The Pillow formats that are ever decoded, each with the suffixes by which its files are found in a folder.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -53,7 +53,12 @@ class Decoded:
 
 
 def load_image(
-    path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, *, bits: int = FULL_BITS, exif_orientation: bool = False
+    path: str | os.PathLike[str],
+    max_pixels: int = MAX_PIXELS,
+    *,
+    bits: int = FULL_BITS,
+    exif_orientation: bool = False,
+    window: Window | None = None,
 ) -> Image.Image:
     """The image in a file (of several, the first), as 8-bit RGB.
 
@@ -66,34 +71,46 @@ def load_image(
     - No orientation is applied, whatever the format. The official code applies none, so a network that was trained with it saw
       the pixels as stored. Pillow by itself turns TIFF images and no others.
 
+    A DICOM file is read by pydicom, see `hifuse_fast.data.dicom.read_samples`.
+
     Args:
-        path: a file in one of `FORMATS`, recognised by its content and not by its name.
+        path: a file in one of `FORMATS` or DICOM, recognised by its content and not by its name; but DICOM without its preamble
+            by the suffix .dcm or .dicom.
         max_pixels: the most pixels (width * height) to decode, checked against the header before anything is decoded. Pillow
             has a limit of its own, 2 * `PIL.Image.MAX_IMAGE_PIXELS`, to be raised by who wants larger images than that.
         bits: how many bits the data of 16-bit samples have, from 8 to 16. With 12, white is 4095. A format that says how many
             bits there are, as a PGM or a 12-bit TIFF does, is believed instead.
         exif_orientation: turn the image as its orientation says (in EXIF, XMP or a TIFF tag), whatever the format.
+        window: of greyscale DICOM, centre and width of the values that are shown, in place of what the file says.
 
     Raises:
         ImageError: the file is absent, unreadable, truncated, damaged, too large, or no image of these formats; or its samples
             have no known range; or a value has more than `bits` bits.
-        ValueError: `bits` is out of its range.
+        ValueError: `bits` is out of its range, or `window` is none.
     """
-    return read_image(path, max_pixels, bits=bits, exif_orientation=exif_orientation).image
+    return read_image(path, max_pixels, bits=bits, exif_orientation=exif_orientation, window=window).image
 
 
 def read_image(
-    path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, *, bits: int = FULL_BITS, exif_orientation: bool = False
+    path: str | os.PathLike[str],
+    max_pixels: int = MAX_PIXELS,
+    *,
+    bits: int = FULL_BITS,
+    exif_orientation: bool = False,
+    window: Window | None = None,
 ) -> Decoded:
     """What `load_image` gives, with what else the file said."""
     check_bits(bits)
+    check_window(window)
     try:
         with _open(path) as file:
-            return _decode(file, max_pixels, bits, exif_orientation)
+            if dicom.is_dicom(file):
+                return _decoded(dicom.read_samples(file, max_pixels, window))
+            return _decode(file, max_pixels, bits, exif_orientation, window)
     except ImageError as error:
         raise ImageError(error.reason, path) from None
     except UnidentifiedImageError:
-        raise ImageError(f"not an image that can be read ({', '.join(FORMATS)})", path) from None
+        raise ImageError(f"not an image that can be read ({', '.join(FORMATS)}, DICOM)", path) from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{error}; PIL.Image.MAX_IMAGE_PIXELS sets that limit", path) from None
     except Exception as error:  # a decoder raises whatever a damaged file leads it to
@@ -142,10 +159,13 @@ def _open(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
-def _decode(file: BinaryIO, max_pixels: int, bits: int, exif_orientation: bool) -> Decoded:
+def _decode(file: BinaryIO, max_pixels: int, bits: int, exif_orientation: bool, window: Window | None) -> Decoded:
+    file.seek(0)
     try:
         image = Image.open(file, formats=list(FORMATS))
     except UnidentifiedImageError:
+        if os.fsdecode(file.name).lower().endswith(dicom.SUFFIXES):  # without the preamble that says so
+            return _decoded(dicom.read_samples(file, max_pixels, window))
         if not tiff.is_tiff(file):
             raise
         return _decode_tiff(file, max_pixels, bits, exif_orientation)
@@ -180,7 +200,7 @@ def _decode_deep_png(file: BinaryIO, bits: int, turn: int) -> Decoded:
     return _decoded(Samples(halves[0] << 8 | halves[1], bits), turn)
 
 
-def _decoded(samples: Samples, turn: int, pages: int = 1) -> Decoded:
+def _decoded(samples: Samples, turn: int = 1, pages: int = 1) -> Decoded:
     return Decoded(_turned(samples.to_rgb(), turn), None if samples.told else samples.largest, pages)
 
 

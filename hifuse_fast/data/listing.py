@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, overload
 
+from hifuse_fast.data import dicom
 from hifuse_fast.data.decode import FORMATS
 
-SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes) | frozenset(dicom.SUFFIXES)
 _NAMED = 8  #: how many suffixes a summary names
+
+
+class Paths(Sequence[Path]):
+    """Paths of files, kept as texts, a third of what as many `Path` take: there may be millions."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._texts = list(texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Paths: ...
+    def __getitem__(self, index: int | slice) -> Path | Paths:
+        return Paths(self._texts[index]) if isinstance(index, slice) else Path(self._texts[index])
+
+    def take(self, indices: Iterable[int]) -> Paths:
+        """Those of these indices."""
+        return Paths(self._texts[i] for i in indices)
 
 
 @dataclass
 class Found:
     """The images to read, and how many files of folders are none by their suffix ("" where they have none)."""
 
-    images: list[Path] = field(default_factory=list)
+    images: Paths = field(default_factory=Paths)
     others: Counter[str] = field(default_factory=Counter)
 
     def summary_of_others(self) -> str | None:
-        """ "5 files were not read: 3 .dcm, 1 .gif, 1 without a suffix"; None where all were."""
+        """ "5 files were not read: 3 .nii, 1 .gif, 1 without a suffix"; None where all were."""
         if not self.others:
             return None
         ranked = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
@@ -36,16 +59,17 @@ class Found:
 
 def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The image files that `paths` name: files as given, folders with everything below them. See `find_images`."""
-    return find_images(paths).images
+    return list(find_images(paths).images)
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> Found:
     """The image files that `paths` name, and how many other files their folders hold.
 
     A file is taken whatever its suffix, also where it cannot be read. Of a folder are taken, sorted by path, the files with one
-    of `SUFFIXES` (any case). Files and folders below it whose names begin with a dot are left out and not counted. Links to
-    folders are followed. A folder that can be reached in several ways is listed once, by its own path where that is below an
-    argument. The order of `paths` is kept; a file named twice is listed once.
+    of `SUFFIXES` (any case), and DICOM files without a suffix or with a number in its place. Files and folders below it whose
+    names begin with a dot are left out and not counted. Links to folders are followed. A folder that can be reached in several
+    ways is listed once, by its own path where that is below an argument. The order of `paths` is kept; a file named twice is
+    listed once.
 
     Raises:
         TypeError: `paths` is one path and not a sequence of paths.
@@ -54,20 +78,42 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Found:
     """
     if isinstance(paths, (str, os.PathLike)):
         raise TypeError(f"paths must be a sequence of files and folders, got the single path {os.fspath(paths)!r}")
-    images: dict[str, Path] = {}
+    images: dict[str, str] = {}
     others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
     for path in map(Path, paths):
         if _is_missing(path):
             raise FileNotFoundError(f"{path}: no such file or folder")
-        below = sorted(_files_below(path, visited)) if os.path.isdir(path) else [path]
-        for file in below:
-            suffix = file.suffix.lower()
-            if file == path or suffix in SUFFIXES:
-                images.setdefault(os.path.abspath(file), file)
+        if not os.path.isdir(path):
+            images.setdefault(os.path.abspath(path), str(path))
+            continue
+        for file in sorted(_files_below(path, visited), key=_in_order):
+            suffix = os.path.splitext(file)[1].lower()
+            if suffix in SUFFIXES or dicom.may_be_dicom(file, suffix):
+                whole = os.path.abspath(file)
+                images.setdefault(file if whole == file else whole, file)  # one text, where there are millions
             else:
                 others[suffix] += 1
-    return Found(list(images.values()), others)
+    return Found(Paths(images.values()), others)
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """A hash of the names of files, in their order, and of their sizes and times."""
+    count, whole = 0, hashlib.sha256()
+    for path in paths:
+        try:
+            status = os.stat(path)
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            state = "absent"
+        whole.update(os.fsencode(path) + f"\0{state}\n".encode())
+        count += 1
+    return f"{count} files, SHA-256 of names, sizes and times {whole.hexdigest()}"
+
+
+def _in_order(path: str) -> str:
+    """What sorts as `Path` does: folder by folder."""
+    return path.replace(os.sep, "\0")
 
 
 def _is_missing(path: Path) -> bool:
@@ -80,7 +126,7 @@ def _is_missing(path: Path) -> bool:
     return False
 
 
-def _files_below(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
+def _files_below(folder: Path, visited: set[tuple[int, int]]) -> Iterator[str]:
     """The files of `folder` and of the folders below it that were not visited yet; links to folders come last."""
     links = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
@@ -91,7 +137,8 @@ def _files_below(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
         visited.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
         links += [path for name in folders if os.path.islink(path := Path(parent, name))]
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
+        begin = str(Path(parent, "x"))[:-1]
+        yield from (begin + name for name in names if not name.startswith("."))
     for link in sorted(links):
         yield from _files_below(link, visited)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 FULL_BITS = 16  #: the most bits that a sample may have
+
+Window = tuple[float, float]  #: the centre of the values that are shown, and how many there are from black to white
 
 
 class ImageError(ValueError):
@@ -55,6 +58,12 @@ def check_bits(bits: int) -> None:
     """ValueError unless `bits` are 8 to 16."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not 8 <= bits <= FULL_BITS:
         raise ValueError(f"bits must be an integer from 8 to {FULL_BITS}, got {bits!r}")
+
+
+def check_window(window: Window | None) -> None:
+    """ValueError unless it is a finite centre and a width of at least 1, or None."""
+    if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] >= 1):
+        raise ValueError(f"window must be a finite centre and a width of at least 1, got {' '.join(map(str, window))}")
 
 
 def check_size(width: int, height: int, max_pixels: int | None = None) -> None:

@@ -27,7 +27,7 @@ def split_examples(examples: Sequence[Example], val: float, test: float, seed: i
     shares = {name: share for name, share in (("train", 1 - val - test), ("val", val), ("test", test)) if share > 0}
     if "train" not in shares or min(val, test) < 0:
         raise ValueError(f"the shares of validation and test must leave some images for training, got {val} and {test}")
-    sets = _sets(examples)
+    sets = together(examples)
     order = generator(seed, ORDER).permutation(len(sets))
     wanted = {name: {label: share * n for label, n in _labels(examples).items()} for name, share in shares.items()}
     have: dict[str, Counter[str]] = {name: Counter() for name in shares}
@@ -56,8 +56,8 @@ def _labels(examples: Sequence[Example]) -> Counter[str]:
     return Counter(example.label for example in examples)
 
 
-def _sets(examples: Sequence[Example]) -> list[list[int]]:
-    """The indices of the examples, in sets that share no group and no pixels."""
+def together(examples: Sequence[Example]) -> list[list[int]]:
+    """The indices of the examples, in sets that share no group and no digest."""
     parents = list(range(len(examples)))
 
     def root(i: int) -> int:

@@ -19,6 +19,7 @@ from hifuse_fast.backends.native.library import own
 from hifuse_fast.backends.select import BACKENDS, BackendError, current_backend, prepared_class
 from hifuse_fast.checkpoints import CheckpointError
 from hifuse_fast.checkpoints.kinds import SAFETENSORS, kind_of
+from hifuse_fast.checkpoints.read import parse_record
 from hifuse_fast.checkpoints.tensors import is_finite
 from hifuse_fast.checks import check_choice, check_dtype
 from hifuse_fast.inference import fold
@@ -105,7 +106,7 @@ def optimize_for_inference(
         settings=settings,
         cuda_graphs=cuda_graphs,
     )
-    return OptimizedHiFuse(configuration, Packer(source.weights, dtype, backend))
+    return OptimizedHiFuse(configuration, Packer(source.weights, dtype, backend), source.record)
 
 
 def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> OptimizedHiFuse:
@@ -130,7 +131,7 @@ def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "c
     try:
         configuration = Configuration.from_dict(json.loads(metadata["configuration"]))
         maker = Unpacker(tensors, json.loads(metadata["ops"]), configuration, device)
-        network = OptimizedHiFuse(configuration, maker)
+        network = OptimizedHiFuse(configuration, maker, parse_record(metadata))
         if len(maker.made) != len(maker.ops):
             raise CheckpointError(f"it has ops that its configuration has not: {_few(set(maker.ops) - set(maker.made))}")
         if any(op.backend == "native" for op in maker.made.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hifuse_fast.backends import transforms
 from hifuse_fast.backends.native.tape import recorded
 from hifuse_fast.backends.select import BackendError, traced_for_others
+from hifuse_fast.checkpoints.read import RECORD
 from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_images
 from hifuse_fast.inference import fold
@@ -60,13 +61,14 @@ class OptimizedHiFuse(nn.Module):
     torch.export and torch.compile(fullgraph=True) take it on a CPU; torch.jit does not. A call that is traced goes through the
     modules, on fresh maps, and gives the same bits.
 
-    The state_dict is empty: `save` writes the network. Neither its dtype nor its device can be changed. Nothing that is done to
-    the model that it was made of changes it.
+    Its `record` is that of the model, see `HiFuse`. The state_dict is empty: `save` writes the network. Neither its dtype nor
+    its device can be changed. Nothing that is done to the model that it was made of changes it.
     """
 
-    def __init__(self, configuration: Configuration, make: Maker) -> None:
+    def __init__(self, configuration: Configuration, make: Maker, record: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         c = self.configuration = configuration
+        self.record = dict(record or {})
         self.num_classes = c.num_classes
         setting = Settings(c)
         eps = setting("downsample_layers.0.1.eps", fold.EPS), setting("patch_embed.norm.eps", fold.GLOBAL_EPS)
@@ -188,7 +190,8 @@ class OptimizedHiFuse(nn.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network as it is, packed, as safetensors; `load_optimized` reads it without folding or packing.
 
-        The file appears whole or not at all. It serves every instruction set, by the backends that this network runs on.
+        The file appears whole or not at all. It serves every instruction set, by the backends that this network runs on. The
+        `record` of the model, with the names of its classes, goes with it.
 
         Raises:
             ValueError: `path` does not end in .safetensors; a module of the network was replaced, or has a hook.
@@ -204,6 +207,8 @@ class OptimizedHiFuse(nn.Module):
             tensors |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
             entries[name] = {"backend": op.backend, "options": op.options, "tensors": list(packed)}
         metadata = {"configuration": json.dumps(self.configuration.to_dict()), "ops": json.dumps(entries)}
+        if self.record:
+            metadata[RECORD] = json.dumps(self.record)
         write_safetensors(tensors, path, {"format": FORMAT, "version": VERSION, **metadata})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedHiFuse:

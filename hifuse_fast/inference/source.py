@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ READ = {"eps", "shift_size", "channel_gate"}  #: of each module on its own
 WITHOUT_EFFECT = {
     *("training", "grad_checkpointing", "p", "inplace", "rate", "attn_drop", "momentum", "track_running_stats"),  # in eval mode
     *("affine", "elementwise_affine", "weight_shapes"),  # the weights tell
-    *("options", "feature_info"),  # of the whole model, which are read
+    *("options", "record", "feature_info"),  # of the whole model, which are read
 }
 _OF_EVERY_MODULE = set(vars(nn.Module()))
 
@@ -35,6 +36,7 @@ class Source(NamedTuple):
     options: HiFuseOptions
     settings: dict[str, Any]  # attributes by name, where they differ from what the options say
     out_indices: tuple[int, ...] | None  # of a network that returns maps
+    record: dict[str, Any]  # what its checkpoint said of it besides
 
 
 def read_source(model: Any) -> Source:
@@ -68,7 +70,9 @@ def read_source(model: Any) -> Source:
         else:
             settings[name] = value
     maps = network.feature_info.info if isinstance(network, HiFuseFeatures) else None
-    return Source(weights, options, settings, None if maps is None else tuple(each["index"] for each in maps))
+    indices = None if maps is None else tuple(each["index"] for each in maps)
+    record = _record(network) if options.num_classes == getattr(network, "num_classes", None) else {}
+    return Source(weights, options, settings, indices, record)
 
 
 def _settings(network: nn.Module, expected: HiFuse) -> dict[str, Any]:
@@ -91,6 +95,18 @@ def _settings(network: nn.Module, expected: HiFuse) -> dict[str, Any]:
                 if key not in READ:
                     raise ValueError(f"model cannot be frozen: {path} must be {value!r} as its options say, got {given!r}")
     return changed
+
+
+def _record(network: nn.Module) -> dict[str, Any]:
+    """What a HiFuse keeps of its checkpoint; ValueError where no file could hold it."""
+    record = network.record if isinstance(network, HiFuse) else {}
+    try:
+        copy = json.loads(json.dumps(record, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.record must be a dict as JSON has it: {error}") from None
+    if not isinstance(copy, dict):
+        raise ValueError(f"model.record must be a dict as JSON has it, got {type(record).__name__}")
+    return copy
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -85,21 +85,22 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, checkpoint):
         [sys.executable, "-c", INTERRUPTIBLE, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".*.tmp")) and process.poll() is None and time.monotonic() < deadline:
+    kept = tmp_path / "out.csv.partial"
+    while not kept.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.3)  # into the loading or the images, either is good
+    time.sleep(0.3)  # into the images
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)  # an impatient user
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert out.read_text() == "the old results"
-    kept = tmp_path / "out.partial.csv"
     if kept.exists():
-        assert errors == f"Interrupted: {out} was not written; what was done by then is in {kept}.\n"
-        assert all(row["error"] == "" for row in read_csv(kept))
+        rows = [json.loads(line) for line in kept.read_text().splitlines()][1:]
+        assert errors == f"Interrupted: {len(rows)} of 1000 rows are kept in {kept}, and --resume goes on after them.\n"
+        assert all(row["error"] is None for row in rows)
     else:
         assert errors == "Interrupted: nothing was written.\n"
-    assert {path.name for path in tmp_path.iterdir()} - {"out.partial.csv"} == {"many", "out.csv"}
+    assert {path.name for path in tmp_path.iterdir()} - {kept.name} == {"many", "out.csv"}
 
 
 def test_refusal_is_one_line_and_2_also_as_a_process(tmp_path):
@@ -212,9 +213,9 @@ def test_folder_without_images(run, tmp_path, checkpoint):
     result = run("predict", tmp_path, "--checkpoint", checkpoint)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: no images in {tmp_path}: looked for .bmp ")
-    (tmp_path / "scan.dcm").touch()
+    (tmp_path / "scan.nii").touch()
     result = run("predict", tmp_path, "--checkpoint", checkpoint)
-    assert result.stderr.endswith(" .webp; 1 file was not read: 1 .dcm\n")
+    assert result.stderr.endswith(" .webp; 1 file was not read: 1 .nii\n")
 
 
 def test_backend_that_cannot_serve_is_named(run, picture, checkpoint, monkeypatch, tmp_path):
@@ -282,7 +283,7 @@ def test_what_was_not_read_is_said_at_the_end(run, tmp_path, checkpoint):
     pages = [Image.new("L", (64, 64), shade) for shade in (0, 90)]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     Image.fromarray(np.full((64, 64), 3000, dtype=np.uint16)).save(tmp_path / "dim.png")
-    for name in ("1.dcm", "2.dcm", "IM0001", ".Trash-1000/x.png"):
+    for name in ("1.nii", "2.nii", "IM0001", ".Trash-1000/x.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     result = run("predict", tmp_path, "--checkpoint", checkpoint, *SMALL)
@@ -291,7 +292,7 @@ def test_what_was_not_read_is_said_at_the_end(run, tmp_path, checkpoint):
         f"{tmp_path / 'dim.png'}: its 16-bit values are at most 3000, so it is nearly of one shade. If its data have 12 bits, "
         "give --bits 12. (This is said once a run.)",
         f"Only the first page was read of 1 file: {tmp_path / 'pages.tif'} (first of 2 pages).",
-        "3 files were not read: 2 .dcm, 1 without a suffix.",
+        "3 files were not read: 2 .nii, 1 without a suffix.",
     ]
     result = run("predict", tmp_path / "dim.png", "--checkpoint", checkpoint, "--bits", 12, *SMALL)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -311,6 +312,36 @@ def test_decoding_options_change_the_pixels_and_are_on_record(run, tmp_path, che
     Image.fromarray(shown).save(tmp_path / "shown.png")
     expected = by_hand(checkpoint, tmp_path / "shown.png")
     torch.testing.assert_close(torch.tensor(written["images"][0]["probabilities"]), expected, rtol=0, atol=1e-6)
+
+
+def test_dicom_is_read_and_its_window_is_on_record(run, tmp_path, checkpoint):
+    pytest.importorskip("pydicom")
+    from tests.support.dicom import save_dicom
+
+    units = np.random.default_rng(0).integers(-1024, 3000, (64, 80)).astype(np.int16)
+    tags = {"RescaleSlope": 1, "RescaleIntercept": 0}
+    save_dicom(tmp_path / "scans" / "IM0001", units, **tags, WindowCenter=40, WindowWidth=400)
+    save_dicom(tmp_path / "scans" / "none.dcm", units, **tags)
+    out = tmp_path / "out.json"
+    command = ["predict", tmp_path / "scans", "--checkpoint", checkpoint, "-o", out, *SMALL]
+    result = run(*command)
+    assert result.exit_code == 1
+    assert "none.dcm: its signed samples have no known black and white" in result.stderr
+    written = json.loads(out.read_text())
+    assert written["window"] is None
+    assert [image["error"] is None for image in written["images"]] == [True, False]
+    for window in ((40, 400), (-600, 1500)):
+        assert run(*command, "--window", *window).exit_code == 0
+        written = json.loads(out.read_text())
+        assert written["window"] == list(window)
+        shown = ((units - (window[0] - 0.5)) / (window[1] - 1) + 0.5) * 255
+        Image.fromarray(np.rint(np.clip(shown, 0, 255)).astype(np.uint8)).save(tmp_path / "shown.png")
+        expected = by_hand(checkpoint, tmp_path / "shown.png")
+        for image in written["images"]:
+            torch.testing.assert_close(torch.tensor(image["probabilities"]), expected, rtol=0, atol=1e-6)
+    refused = run(*command, "--window", 40, 0)
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    assert "window must be a finite centre and a width of at least 1, got 40.0 0.0" in refused.stderr
 
 
 def test_a_named_file_that_cannot_be_read_has_a_row(run, picture, checkpoint):

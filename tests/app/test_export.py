@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import hifuse_fast.app.export as app
-from hifuse_fast import create_model_from_checkpoint, optimize_for_inference
+from hifuse_fast import create_model_from_checkpoint, optimize_for_inference, save_checkpoint
 from hifuse_fast.data.images import Preprocess
-from tests.support.cli import CLASSES
+from tests.support.cli import CLASSES, RECORD
 
 
 def test_the_command_hands_over_network_classes_and_preprocessing(
@@ -53,3 +53,18 @@ def test_bad_input_is_one_line(run: Any, checkpoint: Path, tmp_path: Path, monke
     monkeypatch.setattr(app, "to_onnx", absent)
     done = run("export", checkpoint, tmp_path / "a.onnx")
     assert (done.exit_code, done.stderr) == (2, "Error: pip install onnx onnxscript\n")
+
+
+def test_what_a_training_said_goes_into_the_file(
+    run: Any, checkpoint: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(app, "to_onnx", lambda _, __, **options: calls.append(options) or "written")
+    trained = tmp_path / "trained.safetensors"
+    save_checkpoint(create_model_from_checkpoint(checkpoint), trained, RECORD)
+    for options in ([], ["--classes", classes, "--image-size", 96, "--std", 0.1, 0.2, 0.3]):
+        assert run("export", trained, tmp_path / "a.onnx", *options).exit_code == 0
+    assert [(each["image_size"], each["classes"], each["preprocess"]) for each in calls] == [
+        (64, RECORD["classes"], Preprocess(64, 70, (0.2, 0.3, 0.4))),
+        (96, CLASSES, Preprocess(96, 110, (0.2, 0.3, 0.4), (0.1, 0.2, 0.3))),
+    ]

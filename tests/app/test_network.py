@@ -9,7 +9,7 @@ import hifuse_fast
 from hifuse_fast.checkpoints import create_model_from_checkpoint, load_checkpoint, save_checkpoint
 from hifuse_fast.data.images import Preprocess, load_image
 from hifuse_fast.edits import new_network
-from tests.support.cli import SMALL, by_hand, probabilities
+from tests.support.cli import RECORD, SMALL, by_hand, probabilities
 
 
 def test_one_network_is_built_on_the_way(run, picture, checkpoint, monkeypatch, tmp_path):
@@ -44,6 +44,24 @@ def test_a_frozen_network_predicts(run, picture, checkpoint, tmp_path):
         result = run("predict", picture, "--checkpoint", frozen, *options, *SMALL)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_a_frozen_network_keeps_what_its_training_said(run, picture, checkpoint, tmp_path):
+    """Classes and preparation of images, also after it was loaded and saved again; flags win over it."""
+    trained, frozen, again = (tmp_path / f"{name}.safetensors" for name in ("trained", "frozen", "again"))
+    save_checkpoint(create_model_from_checkpoint(checkpoint), trained, RECORD)
+    hifuse_fast.optimize_for_inference(create_model_from_checkpoint(trained)).save(frozen)
+    hifuse_fast.load_optimized(frozen).save(again)
+    found = []
+    for path in (trained, frozen, again):
+        assert run("predict", picture, "--checkpoint", path, "-o", tmp_path / "out.json").exit_code == 0
+        found.append(json.loads((tmp_path / "out.json").read_text()))
+    for each in found:
+        assert each["classes"] == RECORD["classes"]
+        assert each["images"] == found[0]["images"]
+        assert (each["preprocess"]["mean"], each["preprocess"]["image_size"], each["bits"]) == ([0.2, 0.3, 0.4], 64, 12)
+    assert run("predict", picture, "--checkpoint", frozen, "-o", tmp_path / "out.json", "--image-size", 96).exit_code == 0
+    assert json.loads((tmp_path / "out.json").read_text())["preprocess"]["resize"] == 110
 
 
 def test_networks_of_other_channels_say_so_before_images_are_read(run, picture, tmp_path, monkeypatch):

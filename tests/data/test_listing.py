@@ -37,7 +37,7 @@ def names_in(found, folder):
 
 
 def test_folders_with_a_dot_are_left_out_below_an_argument_and_not_as_one(tmp_path):
-    make(tmp_path, "a.png", ".ipynb_checkpoints/a-checkpoint.png", "sub/.Trash-1000/files/b.png", "sub/b.png", "..c/c.dcm")
+    make(tmp_path, "a.png", ".ipynb_checkpoints/a-checkpoint.png", "sub/.Trash-1000/files/b.png", "sub/b.png", "..c/c.gif")
     found = find_images([tmp_path])
     assert names_in(found, tmp_path) == ["a.png", "sub/b.png"]
     assert not found.others
@@ -47,10 +47,10 @@ def test_folders_with_a_dot_are_left_out_below_an_argument_and_not_as_one(tmp_pa
 
 
 def test_what_is_not_read_is_counted_by_suffix(tmp_path):
-    make(tmp_path, "1.dcm", "2.DCM", "sub/3.dcm", "4.gif", "IM0001", "5.png", ".DS_Store")
+    make(tmp_path, "1.nii", "2.NII", "sub/3.nii", "4.gif", "IM0001", "5.png", ".DS_Store")
     found = find_images([tmp_path, tmp_path / "sub", tmp_path / "4.gif"])
     assert names_in(found, tmp_path) == ["5.png", "4.gif"]  # a file that is named is read, whatever its suffix
-    assert found.summary_of_others() == "5 files were not read: 3 .dcm, 1 without a suffix, 1 .gif"
+    assert found.summary_of_others() == "5 files were not read: 3 .nii, 1 without a suffix, 1 .gif"
     assert find_images([tmp_path / "5.png"]).summary_of_others() is None
 
 

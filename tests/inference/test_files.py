@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hifuse_fast import BackendError, CheckpointError, OptimizedHiFuse, load_optimized, optimize_for_inference, save_checkpoint
+from hifuse_fast import (
+    BackendError,
+    CheckpointError,
+    OptimizedHiFuse,
+    create_model_from_checkpoint,
+    load_optimized,
+    optimize_for_inference,
+    save_checkpoint,
+)
+from hifuse_fast.checkpoints.read import RECORD, read_record
 from tests.support.frozen import VARIANTS, image, make
 
 
@@ -129,3 +139,35 @@ def test_files_that_do_not_fit_are_named(saved: Any) -> None:
         safetensors.torch.save_file(content, path, changed)
         with pytest.raises(error, match=f"optimised network .*network.safetensors: .*{message}"):
             load_optimized(path)
+
+
+def test_what_a_checkpoint_says_of_its_network_is_kept(model: Any, tmp_path: Path) -> None:
+    record = {"classes": ["a", "größe"], "nested": {"x": [1.5, None, True]}}
+    save_checkpoint(model, tmp_path / "x.safetensors", record)
+    trained = create_model_from_checkpoint(tmp_path / "x.safetensors")
+    frozen = optimize_for_inference(torch.nn.Sequential(trained), backend="reference")
+    trained.record["classes"].append("later")
+    assert trained.record != frozen.record == record
+    for name in ("y.safetensors", "z.safetensors"):  # also of one that is loaded and saved again
+        frozen.save(tmp_path / name)
+        assert read_record(tmp_path / name) == record
+        frozen = load_optimized(tmp_path / name)
+        assert frozen.record == record
+    trained.reset_classifier(2)
+    assert trained.record == {}
+    optimize_for_inference(model, backend="reference").save(tmp_path / "none.safetensors")
+    assert read_record(tmp_path / "none.safetensors") == {}
+
+
+def test_a_record_that_no_file_holds_is_refused(model: Any, saved: Any) -> None:
+    path, metadata, tensors = saved
+    network = copy.deepcopy(model)
+    for record in ({"x": object()}, {"x": float("nan")}, [1]):
+        network.record = record
+        with pytest.raises(ValueError, match=r"model.record must be a dict as JSON has it"):
+            optimize_for_inference(network, backend="reference")
+    for text in ("[1]", "{"):
+        safetensors.torch.save_file(tensors, path, {**metadata, RECORD: text})
+        for read in (load_optimized, read_record):
+            with pytest.raises(CheckpointError, match=rf"{path}: the record in its metadata is damaged"):
+                read(path)

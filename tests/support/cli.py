@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,13 @@ from tests.support.paths import ROOT
 CLASSES = ["benign, clear", "malignant", "unsure"]
 SMALL = ["--image-size", "64", "--resize", "70"]
 PREPROCESS = Preprocess(64, 70)
+#: What a training says of its network, as `hifuse-fast train` writes it, as far as the commands read it.
+RECORD = {
+    "classes": ["one", "zwei", "trois"],
+    "images": {
+        "preprocess": asdict(Preprocess(64, 70, (0.2, 0.3, 0.4))), "bits": 12, "exif_orientation": True, "greyscale": False,
+    },
+}  # fmt: skip
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import hifuse_fast.checkpoints.save as saving
+from hifuse_fast.app import journal
 from hifuse_fast.cli import main
 from tests.support.examples import save_splits
 
@@ -162,7 +163,18 @@ def _fill_device(number: int) -> None:
     saving.safetensors.torch.save_file = _at_call(number, save, save_nothing)
 
 
+def _kill_in_row(number: int) -> None:
+    """Killed in the middle of writing a row of results, counted from 1."""
+
+    def half(self: journal.Journal, value: Any) -> None:
+        self._file.write(json.dumps(value).encode()[:40])
+        _die()
+
+    journal.Journal._write = _at_call(number + 1, journal.Journal._write, half)  # type: ignore[method-assign]
+
+
 _FAULTS = {
+    "killed in a row": _kill_in_row,
     "killed in a write": _kill_in_write,
     "killed before a rename": _kill_before_rename,
     "killed after a rename": _kill_after_rename,

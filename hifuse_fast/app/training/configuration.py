@@ -14,8 +14,10 @@ from typing import Any, Self
 
 from hifuse_fast.backends.select import BACKENDS
 from hifuse_fast.checks import check_choice, check_count, check_flag
+from hifuse_fast.data.check import Reading
 from hifuse_fast.data.decode import MAX_PIXELS
 from hifuse_fast.data.images import Preprocess
+from hifuse_fast.data.samples import check_window
 from hifuse_fast.files import writing
 from hifuse_fast.model import list_models
 
@@ -47,6 +49,8 @@ class Configuration:
     max_pixels: int = _setting(MAX_PIXELS, "Larger images are refused.", least=1)
     bits: int = _setting(16, "Bits of the data in 16-bit images: 12 where white is 4095.", least=8, most=16)
     exif_orientation: bool = _setting(False, "Turn images as their orientation says.")
+    window: tuple[float, float] = _setting((0.0, 0.0), "Of greyscale DICOM: centre and width of what is shown, from black to "
+                                           "white; with a width of 0 as each file says.")  # fmt: skip
     # Images
     image_size: int = _setting(224, "Side of the images that the network is given.", least=1)
     resize: int = _setting(0, "Shorter side before the centre crop of validation; 0: 256 / 224 of the image size.", least=0)
@@ -100,10 +104,15 @@ class Configuration:
         if self.class_weights and self.weighted_sampler:
             raise ValueError("class_weights and weighted_sampler both make up for the sizes of classes: take one of them")
         self.preprocess()
+        check_window(self.reading().window)
 
     def preprocess(self) -> Preprocess:
         """How images of validation, and later ones, are prepared."""
         return Preprocess(self.image_size, self.resize or round(self.image_size * 256 / 224), self.mean, self.std)
+
+    def reading(self) -> Reading:
+        """How image files are read."""
+        return Reading(self.max_pixels, self.bits, self.exif_orientation, self.window if self.window[1] else None)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings by name, as JSON and TOML have them."""

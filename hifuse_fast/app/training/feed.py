@@ -9,7 +9,6 @@ from hifuse_fast.app.training import recipe
 from hifuse_fast.app.training.configuration import Configuration
 from hifuse_fast.app.training.ranks import Ranks
 from hifuse_fast.data.augment import Augment
-from hifuse_fast.data.check import Reading
 from hifuse_fast.data.dataset import Batch, Failed, ImageSet, load
 from hifuse_fast.data.draws import Draw, batches_of, draws_of, order_of, parts_of
 from hifuse_fast.data.examples import Example
@@ -41,7 +40,7 @@ class Feed:
     def __init__(self, configuration: Configuration, data: Data, ranks: Ranks, *, greyscale: bool, pin: bool) -> None:
         c = self.configuration = configuration
         self.ranks, self.pin, self.labels = ranks, pin, data.labels
-        reading = Reading(c.max_pixels, c.bits, c.exif_orientation)
+        reading = c.reading()
         augment = Augment(c.image_size, c.mean, c.std, c.min_scale, c.flip, c.rotation, c.colour_jitter)
         self._train = ImageSet(data.train, data.classes, reading, augment, c.seed, greyscale)
         self._val = ImageSet(data.val, data.classes, reading, c.preprocess(), c.seed, greyscale)

@@ -69,6 +69,7 @@ class Keeper:
                 "bits": configuration.bits,
                 "exif_orientation": configuration.exif_orientation,
                 "greyscale": training.network.in_chans == 1,
+                "window": configuration.reading().window,
             },
             **{name: self.facts[name] for name in ("configuration", "versions", "data")},
             "epoch": training.progress.epoch,

@@ -20,7 +20,7 @@ from hifuse_fast.app.training.keeper import best_of, versions
 from hifuse_fast.app.training.network import make_network
 from hifuse_fast.app.training.ranks import Ranks
 from hifuse_fast.app.training.state import State, read_state
-from hifuse_fast.data.check import Reading, check_examples, digest_examples, hash_examples
+from hifuse_fast.data.check import check_examples, digest_examples, hash_examples
 from hifuse_fast.data.draws import batches_of
 from hifuse_fast.data.examples import Example, classes_of, read_examples, write_examples
 from hifuse_fast.data.split import split_examples
@@ -139,9 +139,8 @@ def _check_parts(configuration: Configuration, count: int, ranks: Ranks) -> None
 
 def _check(configuration: Configuration, examples: list[Example], note: Note) -> list[Example]:
     """The examples with splits and digests, of which everything was checked that can be."""
-    reading = Reading(configuration.max_pixels, configuration.bits, configuration.exif_orientation)
     with progress(len(examples), shown=True) as on_progress:
-        examples = digest_examples(examples, reading, configuration.workers, on_progress)
+        examples = digest_examples(examples, configuration.reading(), configuration.workers, on_progress)
     given = {example.split for example in examples}
     if "" in given:
         examples = split_examples(examples, configuration.val_share, configuration.test_share, configuration.seed)

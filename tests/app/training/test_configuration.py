@@ -62,6 +62,7 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path):
         ("freeze = 1", "freeze must be True or False"),
         ('amp = "half"', "amp must be one of off, bfloat16, float16, got 'half'"),
         ("mean = [1]", "mean must be 3 numbers"),
+        ("window = [40, 0.5]", "window must be a finite centre and a width of at least 1, got 40.0 0.5"),
         ("std = [0.5, 0, 0.5]", "std must be positive"),
         ("network = 3", "network must be a table of options"),
         ("[network]\nnum_classes = 3", "network must not have num_classes"),

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -70,6 +71,28 @@ def test_a_checkpoint_says_everything_and_predict_needs_no_flags(run, finished, 
     assert run("predict", data / "val", *arguments, "--image-size", 64, "--bits", 12).exit_code == 0
     header = json.loads(out.read_text())
     assert (header["preprocess"]["image_size"], header["preprocess"]["resize"], header["bits"]) == (64, 73, 12)
+
+
+def test_dicom_is_trained_on_and_evaluated_in_the_window_of_the_run(run, tmp_path):
+    pytest.importorskip("pydicom")
+    from tests.support.dicom import save_dicom
+
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2), ("test", 2)):
+        for label, level in (("air", -900), ("bone", 900)):
+            for index in range(count):
+                units = draw.integers(level - 300, level + 300, (40, 40)).astype(np.int16)
+                save_dicom(tmp_path / "data" / split / label / f"{index}.dcm", units)
+    folder = tmp_path / "run"
+    assert "its signed samples have no known black and white" in refused(run, tmp_path / "data", "-o", folder, *flags())
+    done = run("train", tmp_path / "data", "-o", folder, *flags(), "--window", 0, 2000)
+    assert done.exit_code == 0, done.output
+    assert read_record(folder / "last.safetensors")["images"]["window"] == [0, 2000]
+    assert Remembered.of(folder / "last.safetensors").window == (0, 2000)
+    done = run("evaluate", folder / "last.safetensors", tmp_path / "data", "-o", tmp_path / "report", "--mistakes", 0,
+               "--bootstrap", 0)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["window"] == [0, 2000]
 
 
 def test_a_finished_run_says_so(run, finished):
@@ -256,11 +279,22 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path):
     network = HiFuse(2, dims=(8, 16, 24, 32), depths=(1,) * 4, num_heads=(1,) * 4)
     path = tmp_path / "x.safetensors"
     assert Remembered.of(_saved(network, path, None)) == Remembered()
-    for record in ({"classes": 3}, {"classes": ["a"], "images": {}}, {"classes": ["a"], "images": {"preprocess": {"x": 1}}}):
+    for record in (
+        {"classes": 3},
+        {"classes": ["a"], "images": {}},
+        {"classes": ["a"], "images": {"preprocess": {"x": 1}}},
+        _with_window([1]),
+        _with_window([1, 0]),
+    ):
         with pytest.raises(ValueError, match="the record in its metadata does not fit"):
             Remembered.of(_saved(network, path, record))
     with pytest.raises(ValueError, match="names 1 classes, and its network has 2"):
         Remembered(["a"]).names(2)
+
+
+def _with_window(window):
+    images = {"preprocess": {}, "bits": 16, "exif_orientation": False, "greyscale": False, "window": window}
+    return {"classes": ["a", "b"], "images": images}
 
 
 def _saved(network, path, record):
