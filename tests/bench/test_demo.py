@@ -116,21 +116,22 @@ def test_features_of_a_single_point_are_finite() -> None:
 
 
 def test_a_drawing_has_true_size_and_holes() -> None:
-    """A square of 20 mm with a hole of 8 mm, at a scale of one pixel for a mm: centred, its outlines grey, 2 mm wide."""
+    """A square of 20 mm with a hole of 8 mm, two pixels for a mm: centred, its outlines grey, 2 mm wide."""
     middle = [square(100, 50, 20), square(106, 56, 8, included=False)]
     image = np.array(draw.draw(reading([square(100, 50, 6)], middle, pixel=2.0)))
     below, centre, above = image.transpose(2, 0, 1)
-    assert image.shape == (64, 64, 3)
+    assert image.shape == (128, 128, 3)
     assert not above.any()
-    inner = np.arange(32 - 10, 32 + 10)
-    assert centre[24:26, inner[2:-2]].min() == centre[inner[2:-2], 24:26].min() == draw.NODULE  # between both outlines
-    assert centre[30:34, 30:34].max() == 0  # the hole
-    assert centre[:20].max() == centre[:, 45:].max() == 0  # outside
-    assert abs(int(centre[32, 21]) - draw.OUTLINE) < 20  # each outline
-    assert abs(int(centre[32, 28]) - draw.OUTLINE) < 20
-    assert centre.sum() / draw.NODULE == pytest.approx(18**2 - 10**2 + (22**2 - 18**2 + 10**2 - 6**2) * 128 / 255, rel=0.03)
-    assert below[24:26, 24:26].min() == draw.NODULE  # the corner of the smaller square lies where that of the larger one does
-    assert below[31:, 31:].max() == 0
+    line = centre[64]  # its pixels begin at -32, -31.5, ... mm from the centre; the square at -10 mm, its hole at -4 mm
+    assert line[42:46].mean() == pytest.approx(draw.OUTLINE, abs=8)  # -11 to -9 mm
+    assert (line[47:53] == draw.NODULE).all()
+    assert line[54:58].mean() == pytest.approx(draw.OUTLINE, abs=8)  # -5 to -3 mm
+    assert (line[59:69] == 0).all()
+    assert (line[:41] == 0).all()
+    grey = (22**2 - 18**2 + 10**2 - 6**2) * draw.OUTLINE / draw.NODULE
+    assert centre.sum() / draw.NODULE / 4 == pytest.approx(18**2 - 10**2 + grey, rel=0.03)  # mm^2
+    assert (below[47:53, 47:53] == draw.NODULE).all()  # the corner of the smaller square is that of the larger one
+    assert (below[59:, :] == 0).all()
 
 
 def test_what_does_not_fit_into_the_field_is_refused() -> None:
