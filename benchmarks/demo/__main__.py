@@ -25,6 +25,7 @@ from hifuse_fast import create_model_from_checkpoint, optimize_for_inference
 from hifuse_fast.app.console import progress
 from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.bench.machine import conditions
+from hifuse_fast.checkpoints.read import read_record
 from hifuse_fast.data.examples import Example
 
 SETTINGS = Path(__file__).with_name("demo.toml")
@@ -67,15 +68,15 @@ def run(folder: Path) -> Result:
     with progress(len(readings), shown=True, of="readings") as on_progress:
         examples = make_images(readings, images, on_progress)
     training_s = _train(images / "examples.csv", folder / "run")
-    best, frozen, report = folder / "run" / "best.safetensors", folder / "frozen.safetensors", folder / "report"
-    _hifuse("evaluate", best, images / "examples.csv", "--split", "test", "--output", report)
-    parameters = _freeze(best, frozen)
-    error = _agreement(best, frozen, images / "test", folder)
-    size, log = Remembered.of(best).preprocess.image_size, _log(folder / "run" / "log.csv")
+    trained, frozen, report = folder / "run" / "last.safetensors", folder / "frozen.safetensors", folder / "report"
+    _hifuse("evaluate", trained, images / "examples.csv", "--split", "test", "--output", report)
+    parameters = _freeze(trained, frozen)
+    error = _agreement(trained, frozen, images / "test", folder)
+    settings = read_record(trained)["configuration"]
     scores, tested = _scores(readings, examples, report / "predictions.csv")
     truth = np.array([each.label == CLASSES[1] for each in tested])
     return Result(
-        found, _counts(examples), parameters, size, len(log), max(row for row, best_ in enumerate(log, 1) if best_), training_s,
+        found, _counts(examples), parameters, settings["image_size"], settings["epochs"], training_s,
         compare(truth, scores, [each.group for each in tested]), RESAMPLES, error,
     )  # fmt: skip
 
@@ -154,12 +155,6 @@ def _probabilities(path: Path) -> dict[str, float]:
     """The probability of the second class in a file of results, by the name of the image."""
     with path.open(newline="", encoding="utf-8") as file:
         return {Path(row["path"]).name: float(row[f"p({CLASSES[1]})"]) for row in csv.DictReader(file)}
-
-
-def _log(path: Path) -> list[bool]:
-    """Of each epoch, whether it was the best so far."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row["best"] == "1" for row in csv.DictReader(file)]
 
 
 def _counts(examples: Sequence[Example]) -> dict[str, list[int]]:

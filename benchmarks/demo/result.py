@@ -24,7 +24,6 @@ class Result:
     parameters: int
     image_size: int
     epochs: int
-    best_epoch: int
     training_s: float | None  #: None where the training was there already
     comparison: Comparison
     resamples: int
@@ -63,9 +62,8 @@ class Result:
         took = "was there already" if self.training_s is None else f"took {self.training_s / 60:.1f} minutes"
         c = self.conditions
         return (
-            f"Split by patient: {counts}. A network of {self.parameters / 1e6:.1f} million parameters on {self.image_size} x "
-            f"{self.image_size} pixels; of {self.epochs} epochs, number {self.best_epoch} was the best on the patients of "
-            f"validation; the training {took}. Intervals: {self.resamples} resamples of the patients. The frozen network's "
-            f"probabilities differ from the definition's by {self.frozen_error:.0e} at most. {c.device}, {c.threads} threads, "
-            f"{c.isa}; hifuse_fast {c.package}, torch {c.torch}; {c.commit}, {c.date[:10]}."
+            f"Split by patient: {counts}. A network of {self.parameters / 1e6:.1f} million parameters, on {self.image_size} x "
+            f"{self.image_size} pixels; its training of {self.epochs} epochs {took}. Intervals: {self.resamples} resamples of the "
+            f"patients. The frozen network's probabilities differ from the definition's by {self.frozen_error:.0e} at most. "
+            f"{c.device}, {c.threads} threads, {c.isa}; hifuse_fast {c.package}, torch {c.torch}; {c.commit}, {c.date[:10]}."
         )

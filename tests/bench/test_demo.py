@@ -224,7 +224,7 @@ def test_patients_are_drawn_whole_for_both_scores_at_once() -> None:
 
 RESULT = Result(
     Conditions("2026-11-29T12:00:00Z", "abc", "0.1", "2.13", "3.11", "cpu-2c", 2, "avx2"),
-    {"train": [30, 10], "val": [5, 2], "test": [9, 3]}, 3_200_000, 64, 20, 17, 600.0,
+    {"train": [30, 10], "val": [5, 2], "test": [9, 3]}, 3_200_000, 64, 20, 600.0,
     Comparison(
         {"network": Estimate(0.9, 0.85, 0.95), "diameter": Estimate(0.8, 0.7, 0.9)}, {"diameter": Estimate(0.1, -0.01, 0.2)}
     ),
