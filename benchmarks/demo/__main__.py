@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -85,7 +86,11 @@ def _hifuse(*arguments: object) -> None:
     """Run a command line as a user would, and show it."""
     words = [str(each) for each in arguments]
     click.echo(f"\n$ hifuse-fast {shlex.join(words)}")
-    code = subprocess.run([sys.executable, "-m", "hifuse_fast.cli", *words], check=False).returncode
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # it reaches the command, which ends in its way
+    try:
+        code = subprocess.run([sys.executable, "-m", "hifuse_fast.cli", *words], check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
     if code:
         raise ValueError(f"hifuse-fast {words[0]} ended with exit code {code}; what it said stands above")
 

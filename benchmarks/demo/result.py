@@ -64,6 +64,6 @@ class Result:
         return (
             f"Split by patient: {counts}. A network of {self.parameters / 1e6:.1f} million parameters, on {self.image_size} x "
             f"{self.image_size} pixels; its training of {self.epochs} epochs {took}. Intervals: {self.resamples} resamples of "
-            f"the patients. The frozen network's probabilities differ from the definition's by {self.frozen_error:.0e} at most. "
+            f"the patients. Probabilities of the frozen network are within {self.frozen_error:.0e} of the definition's. "
             f"{c.device}, {c.threads} threads, {c.isa}; hifuse_fast {c.package}, torch {c.torch}; {c.commit}, {c.date[:10]}."
         )
