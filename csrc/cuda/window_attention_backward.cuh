@@ -65,7 +65,7 @@ struct WindowAttentionBackwardWhole {
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const Sizes& s = p.sizes;
     const int head = blockIdx.x, row = threadIdx.x / 32 * 16, left = min(row + left_row(), kTokens - 1);
-    const int of_head = head * kHeadDim * int(sizeof(T)), stride = s.channels() * int(sizeof(T));
+    const int of_head = head * kHeadDim * int(sizeof(T)), stride = s.row_bytes;
     clear_rows<kTokens, kThreads>(shared.q, 4 * kStages);
     clear_columns(shared.p);
     clear_columns(shared.ds);
@@ -80,17 +80,16 @@ struct WindowAttentionBackwardWhole {
       qkv_loads.start(shared.q[stage], p.qkv, p.padding, s, w, whole, of_head, stride);
       grad_loads.start(shared.grad[stage], p.grad, nullptr, s, w, whole, of_head, stride);
     };
-    const Window step = Window::at(s.grid, gridDim.y);
     Window w = Window::at(s.grid, blockIdx.y);
     int stage = 0;
     load(w, w.whole(s.grid), 0);
     cp_async_commit();
-    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, stage ^= 1, w.advance(s.grid, step)) {
+    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, stage ^= 1, w.advance(s.grid, p.step)) {
       cp_async_wait<0>();
       __syncthreads();  // this stage is there, and nobody reads the other one, p or ds any more
       if (index + int(gridDim.y) < s.windows) {
         Window next = w;
-        next.advance(s.grid, step);
+        next.advance(s.grid, p.step);
         load(next, next.whole(s.grid), stage ^ 1);
       }
       cp_async_commit();
@@ -136,7 +135,7 @@ struct WindowAttentionBackwardWhole {
 
     __syncthreads();
     const int lane = threadIdx.x % 32;
-    if (p.padding_parts) shared.padded.store(s, p.padding_parts + int64_t(blockIdx.y) * 3 * s.channels(), head, 0);
+    if (p.padding_parts) shared.padded.store(s, p.padding_parts + int64_t(blockIdx.y) * 3 * s.channels, head, 0);
     if (!p.table_parts) return;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)

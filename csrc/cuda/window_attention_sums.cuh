@@ -9,6 +9,7 @@ namespace hifuse::cuda {
 
 struct BackwardParams {
   Sizes sizes;
+  Window step;  // from a window of a share to its next one
   Read grad, qkv;
   const float* bias_table;
   const unsigned char* padding;  // as in the forward
@@ -78,7 +79,7 @@ struct PaddedSums {
       if (i % kHeadDim >= s.head_dim) continue;
       float total = 0.0f;
       for (int warp = 0; warp < kWarps; ++warp) total += sums[warp][i / kHeadDim][i % kHeadDim];
-      out[(first + i / kHeadDim) * s.channels() + head * s.head_dim + i % kHeadDim] = total;
+      out[(first + i / kHeadDim) * s.channels + head * s.head_dim + i % kHeadDim] = total;
     }
   }
 };
