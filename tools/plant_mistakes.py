@@ -49,7 +49,7 @@ class Call:
     shape: tuple[int, int, int]
 
 
-CALLS = {"whole": Call(7, 3, 32, 2, (3, 12, 19)), "blocks": Call(9, 4, 8, 1, (2, 11, 20))}
+CALLS = {"whole": Call(7, 3, 32, 1, (3, 12, 19)), "blocks": Call(9, 4, 8, 1, (2, 11, 20))}
 
 
 @dataclass(frozen=True)

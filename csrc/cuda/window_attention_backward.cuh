@@ -80,16 +80,17 @@ struct WindowAttentionBackwardWhole {
       qkv_loads.start(shared.q[stage], p.qkv, p.padding, s, w, whole, of_head, stride);
       grad_loads.start(shared.grad[stage], p.grad, nullptr, s, w, whole, of_head, stride);
     };
+    const Window step = Window::at(s.grid, gridDim.y);
     Window w = Window::at(s.grid, blockIdx.y);
     int stage = 0;
     load(w, w.whole(s.grid), 0);
     cp_async_commit();
-    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, stage ^= 1, w.advance(s.grid, p.step)) {
+    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, stage ^= 1, w.advance(s.grid, step)) {
       cp_async_wait<0>();
       __syncthreads();  // this stage is there, and nobody reads the other one, p or ds any more
       if (index + int(gridDim.y) < s.windows) {
         Window next = w;
-        next.advance(s.grid, p.step);
+        next.advance(s.grid, step);
         load(next, next.whole(s.grid), stage ^ 1);
       }
       cp_async_commit();

@@ -64,6 +64,7 @@ struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
       part(shared.k[stage], p.qkv, p.padding, block * kRows, of_head + stride);
       part(shared.v[stage], p.qkv, p.padding, block * kRows, of_head + 2 * stride);
     };
+    const Window next_window = Window::at(s.grid, gridDim.y);
     Window w = Window::at(s.grid, blockIdx.y), ahead = w;
     int window_stage = 0, stage = 0;
     load(w, 0, 0, 0);
@@ -74,7 +75,7 @@ struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
         const bool last = step + 1 == 2 * blocks;  // of this window
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, and nobody reads the other one any more
-        if (last) ahead.advance(s.grid, p.step);
+        if (last) ahead.advance(s.grid, next_window);
         if (!last || index + int(gridDim.y) < s.windows) load(ahead, last ? 0 : step + 1, window_stage ^ int(last), stage ^ 1);
         cp_async_commit();
 
@@ -204,6 +205,7 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
       for (int i = threadIdx.x; i < kStatistics / 4; i += kThreads)
         cp_async_16(&shared.statistics[stage][i], kept + 4 * i, true);
     };
+    const Window next_window = Window::at(s.grid, gridDim.y);
     Window w = Window::at(s.grid, blockIdx.y), ahead = w;
     int window_stage = 0, stage = 0;
     load(w, blockIdx.y, 0, 0, 0);
@@ -214,7 +216,7 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
         const bool last = block + 1 == blocks;  // of this window
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, and nobody reads the other one any more
-        if (last) ahead.advance(s.grid, p.step);
+        if (last) ahead.advance(s.grid, next_window);
         if (!last || index + int(gridDim.y) < s.windows)
           load(ahead, last ? index + gridDim.y : index, last ? 0 : block + 1, window_stage ^ int(last), stage ^ 1);
         cp_async_commit();

@@ -14,7 +14,6 @@ const char* window_attention_backward_of(const WindowAttentionBackward& a, const
   const bool padded = sizes.grid.rows.length < sizes.grid.rows.padded || sizes.grid.columns.length < sizes.grid.columns.padded;
   const auto at = [&](int64_t offset) { return reinterpret_cast<float*>(static_cast<unsigned char*>(scratch) + offset); };
   const BackwardParams p{sizes,
-                         Window::at(sizes.grid, plan.shares),
                          bytes_of(a.grad, sizeof(T)),
                          bytes_of(a.qkv, sizeof(T)),
                          static_cast<const float*>(a.bias_table),

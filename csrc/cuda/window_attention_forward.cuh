@@ -10,7 +10,6 @@ namespace hifuse::cuda {
 
 struct ForwardParams {
   Sizes sizes;
-  Window step;  // from a window of a share to its next one
   Read qkv;
   const float* bias_table;
   const unsigned char* padding;  // q, k, v of a padded token, like a row of qkv; or null for zeros
@@ -43,16 +42,17 @@ struct WindowAttentionForwardWhole {
     const Loads loads(p.qkv, of_head, stride);
     const WarpRowsOfWhole<Tokens, kWindow> rows(s, row);
 
+    const Window step = Window::at(s.grid, gridDim.y);
     Window w = Window::at(s.grid, blockIdx.y);
     int stage = 0;
     loads.start(shared.q[0], p.qkv, p.padding, s, w, w.whole(s.grid), of_head, stride);
     cp_async_commit();
-    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, stage ^= 1, w.advance(s.grid, p.step)) {
+    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, stage ^= 1, w.advance(s.grid, step)) {
       cp_async_wait<0>();
       __syncthreads();  // this stage is there, and nobody reads the other one any more
       if (index + int(gridDim.y) < s.windows) {
         Window next = w;
-        next.advance(s.grid, p.step);
+        next.advance(s.grid, step);
         loads.start(shared.q[stage ^ 1], p.qkv, p.padding, s, next, next.whole(s.grid), of_head, stride);
       }
       cp_async_commit();
@@ -104,6 +104,7 @@ struct WindowAttentionForwardBlocks {
       part(shared.k[stage], block * kRows, 1);
       part(shared.v[stage], block * kRows, 2);
     };
+    const Window step = Window::at(s.grid, gridDim.y);
     Window w = Window::at(s.grid, blockIdx.y), ahead = w;
     int window_stage = 0, stage = 0;
     load(w, 0, 0, 0);
@@ -114,7 +115,7 @@ struct WindowAttentionForwardBlocks {
         const bool last = block + 1 == blocks;  // of this window
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, and nobody reads the other one any more
-        if (last) ahead.advance(s.grid, p.step);
+        if (last) ahead.advance(s.grid, step);
         if (!last || index + int(gridDim.y) < s.windows) load(ahead, last ? 0 : block + 1, window_stage ^ int(last), stage ^ 1);
         cp_async_commit();
 

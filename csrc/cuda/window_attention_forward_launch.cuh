@@ -6,20 +6,15 @@
 namespace hifuse::cuda {
 
 template <class Kernel>
-const char* launch_forward(ForwardParams p, int blocks, int multiprocessors, void* stream) {
+const char* launch_forward(const ForwardParams& p, int blocks, int multiprocessors, void* stream) {
   const int shares = shares_of(p.sizes.windows, int64_t(p.sizes.heads) * blocks, int64_t(multiprocessors) * Kernel::kBlocks);
-  p.step = Window::at(p.sizes.grid, shares);
   return launch<Kernel>(dim3(p.sizes.heads, shares, blocks), p, stream);
 }
 
 template <class T>
 const char* window_attention_forward_of(const WindowAttentionForward& a, int multiprocessors, void* stream) {
-  const ForwardParams p{sizes_of<T>(a.shape),
-                        {},
-                        bytes_of(a.qkv, sizeof(T)),
-                        static_cast<const float*>(a.bias_table),
-                        static_cast<const unsigned char*>(a.qkv_bias),
-                        bytes_of(a.out, sizeof(T))};
+  const ForwardParams p{sizes_of<T>(a.shape), bytes_of(a.qkv, sizeof(T)), static_cast<const float*>(a.bias_table),
+                        static_cast<const unsigned char*>(a.qkv_bias), bytes_of(a.out, sizeof(T))};
   if constexpr (!kIsFloat32<T>)
     if (is_whole(a.shape) && is_near(a.shape, a.qkv) && is_near(a.shape, a.out))
       return launch_forward<WindowAttentionForwardWhole<T, 32, 7>>(p, 1, multiprocessors, stream);

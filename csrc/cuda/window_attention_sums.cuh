@@ -9,7 +9,6 @@ namespace hifuse::cuda {
 
 struct BackwardParams {
   Sizes sizes;
-  Window step;  // from a window of a share to its next one
   Read grad, qkv;
   const float* bias_table;
   const unsigned char* padding;  // as in the forward

@@ -69,7 +69,7 @@ __device__ __forceinline__ int row_of(const Sizes& s, int token) {
 struct Window {
   int image, row, column;
 
-  static __host__ __device__ __forceinline__ Window at(const Grid& grid, int index) {
+  static __device__ __forceinline__ Window at(const Grid& grid, int index) {
     const int row = index / grid.columns.windows;
     return {row / grid.rows.windows, row % grid.rows.windows, index % grid.columns.windows};
   }
