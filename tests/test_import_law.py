@@ -65,15 +65,23 @@ LAW = {
     "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.functions.*.api"],
     "ops/prepared/*/bounds.py": ["testing"],  # for tests alone
     "ops/prepared/*/reference.py": ["ops.functions.*.reference", "ops.prepared.base"],
+    "ops/prepared/*/launched.py": ["ops.prepared.base"],  # what triton.py and cuda.py of an op share
     "ops/prepared/*/native.py": ["backends.native", "ops.functions.*.native", "ops.prepared.base"],
     "ops/prepared/*/triton.py": [
         "backends.triton",
         "backends.tables",
         "ops.functions.*.triton*",
         "ops.prepared.*.triton",
+        "ops.prepared.*.launched",
         "ops.prepared.base",
     ],
-    "ops/prepared/*/cuda.py": ["backends.cuda", "backends.tables", "ops.functions.*.cuda", "ops.prepared.base"],
+    "ops/prepared/*/cuda.py": [
+        "backends.cuda",
+        "backends.tables",
+        "ops.functions.*.cuda",
+        "ops.prepared.*.launched",
+        "ops.prepared.base",
+    ],
     # The network, each on what is above it here.
     "layers.py": OPS,
     "blocks.py": LAYERS,
@@ -155,7 +163,7 @@ def test_the_law_covers_every_file() -> None:
 
 @pytest.mark.parametrize("kind", ["functions", "prepared"])
 def test_every_op_has_its_files_and_no_others(kind: str) -> None:
-    files = {"__init__", "api", "reference", *BACKENDS[2:], "triton_kernels", "triton_maps", "bounds"}
+    files = {"__init__", "api", "reference", *BACKENDS[2:], "triton_kernels", "triton_maps", "bounds", "launched"}
     for folder in (PACKAGE / "ops" / kind).iterdir():
         if folder.is_dir() and folder.name != "__pycache__":
             assert {path.stem for path in folder.glob("*.py")} <= files

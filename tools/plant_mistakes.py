@@ -49,7 +49,7 @@ class Call:
     shape: tuple[int, int, int]
 
 
-CALLS = {"whole": Call(7, 3, 32, 2, (3, 12, 19)), "blocks": Call(9, 4, 8, 1, (2, 11, 20))}
+CALLS = {"whole": Call(7, 3, 32, 1, (3, 12, 19)), "blocks": Call(9, 4, 8, 1, (2, 11, 20))}
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ MISTAKES = (
         "a block of keys is filled while it is read",
         _FORWARD,
         _BLOCKS,
-        "window_stage, stage ^ 1",
-        "window_stage, stage",
+        "int(last), stage ^ 1",
+        "int(last), stage",
         "blocks",
     ),
     Mistake("no __syncwarp before rows are stored", _FORWARD, "rows.put(shared.q[window_stage]", "__syncwarp();", "", "blocks"),
@@ -189,6 +189,61 @@ MISTAKES = (
         "blocks",
         True,
     ),
+    # The right instructions in a wrong order, of wrong lanes, or at wrong places.
+    Mistake(
+        "the wait comes behind the barrier",
+        _FORWARD,
+        _WHOLE,
+        "cp_async_wait<0>();\n      __syncthreads();",
+        "__syncthreads(); cp_async_wait<0>();",
+    ),
+    Mistake("half of the lanes shuffle", _FORWARD, _WHOLE, "raise(top, x);", "if (threadIdx.x % 32 < 16) raise(top, x);"),
+    Mistake(
+        "rows of another warp are written", _WINDOWS, "void put(", "pair + Tile::kEightRows", "pair + 2 * Tile::kEightRows"
+    ),
+    Mistake(
+        "a row of a matrix between two chunks",
+        "tiles.cuh",
+        "left_of_rows(",
+        "&tile.at(row, chunk)",
+        "(char*)&tile.at(row, chunk) + 8",
+    ),
+    Mistake("the seam a row too far", "window_attention_scores.cuh", "region_of(", "row >= edge", "row > edge"),
+    Mistake(
+        "a padded token is read",
+        _WINDOWS,
+        "load_tokens(",
+        "cp_async_16(&tile.at(token - first, c), row ?",
+        "cp_async_16(&tile.at(token - first, c), true ?",
+        "blocks",
+    ),
+    Mistake("a window too many in a share", _FORWARD, _WHOLE, "index < s.windows; index +=", "index <= s.windows; index +="),
+    Mistake(
+        "statistics of the other stage",
+        _BACKWARD_BLOCKS,
+        "struct WindowAttentionBackwardKeys",
+        "(shared.statistics[stage]);",
+        "(shared.statistics[stage ^ 1]);",
+        "blocks",
+        True,
+    ),
+    Mistake(
+        "a warp adds to the sums of another",
+        _SUMS,
+        "struct PaddedSums",
+        "&sums[threadIdx.x / 32]",
+        "&sums[threadIdx.x / 64]",
+        backward=True,
+    ),
+    Mistake(
+        "keys and queries exchanged in the bias",
+        "window_attention_scores.cuh",
+        "struct TableBias",
+        "of_column - code[i]",
+        "code[i] - of_column",
+        "blocks",
+        True,
+    ),
 )
 
 
@@ -245,7 +300,7 @@ def plant(mistake: Mistake | None, folder: Path, commands: Commands) -> Path:
         command, object_file = commands.compiled[source]
         command = [f"-I{kernels}" if word == f"-I{original}" else word for word in command]
         output = folder / f"{source.name}.o"
-        subprocess.run([*command, "-O1", "-w", "-o", str(output), "-c", str(kernels / source.name)], check=True)
+        subprocess.run([*command, "-w", "-o", str(output), "-c", str(kernels / source.name)], check=True)
         planted.append((object_file, output))
     replaced = {object_file for object_file, _ in planted}
     objects = [str(output) for _, output in planted] + [str(path) for path in commands.objects if path not in replaced]

@@ -5,9 +5,8 @@
 //
 // float32 goes as three products of tf32 numbers (3xTF32). The two small ones have a sum of their own: tensor cores cut off
 // sums where units for float32 round, and in one sum of all three the cuts add up to more than the tolerance rule allows. An
-// infinity gives NaN in such a product.
+// infinity gives NaN in such a product: it meets the small part of the other number, which may be zero or of the other sign.
 #pragma once
-#include <cmath>
 #include <cstdint>
 #include <ptx.cuh>
 
@@ -56,8 +55,7 @@ struct Tile {
 __device__ __forceinline__ void split(uint32_t number, uint32_t& big, uint32_t& small) {
   const float x = __uint_as_float(number);
   big = to_tf32(x);
-  const float rest = x - __uint_as_float(big);
-  small = to_tf32(fabsf(x) < INFINITY ? rest : 0.0f);
+  small = to_tf32(x - __uint_as_float(big));
 }
 
 // 16 rows of a left operand, 32 bytes of each: 16 numbers of 16 bits, or 8 of float32.

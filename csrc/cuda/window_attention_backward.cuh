@@ -65,7 +65,7 @@ struct WindowAttentionBackwardWhole {
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const Sizes& s = p.sizes;
     const int head = blockIdx.x, row = threadIdx.x / 32 * 16, left = min(row + left_row(), kTokens - 1);
-    const int of_head = head * kHeadDim * int(sizeof(T)), stride = s.channels() * int(sizeof(T));
+    const int of_head = head * kHeadDim * int(sizeof(T)), stride = s.row_bytes;
     clear_rows<kTokens, kThreads>(shared.q, 4 * kStages);
     clear_columns(shared.p);
     clear_columns(shared.ds);
@@ -136,7 +136,7 @@ struct WindowAttentionBackwardWhole {
 
     __syncthreads();
     const int lane = threadIdx.x % 32;
-    if (p.padding_parts) shared.padded.store(s, p.padding_parts + int64_t(blockIdx.y) * 3 * s.channels(), head, 0);
+    if (p.padding_parts) shared.padded.store(s, p.padding_parts + int64_t(blockIdx.y) * 3 * s.channels, head, 0);
     if (!p.table_parts) return;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)

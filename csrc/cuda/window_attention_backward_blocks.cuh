@@ -11,7 +11,7 @@ namespace hifuse::cuda {
 
 template <class T, int kHeadDim>
 struct BackwardBlocks {
-  static constexpr int kRows = block_of_tokens(kIsFloat32<T>, kHeadDim), kThreads = 2 * kRows, kTiles = kRows / 8,
+  static constexpr int kRows = backward_block_of_tokens(kIsFloat32<T>, kHeadDim), kThreads = 2 * kRows, kTiles = kRows / 8,
                        kOut = kHeadDim / 8;
   static constexpr int kSteps = kRows / kStep<T>, kStages = 2;
   static constexpr int kBlocks = 256 / kThreads;  // 255 registers a thread
@@ -44,8 +44,7 @@ struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const Sizes& s = p.sizes;
     const int head = blockIdx.x, first = blockIdx.z * kRows, row = threadIdx.x / 32 * 16, left = row + left_row();
-    const int blocks = (tokens_of<0>(s) + kRows - 1) / kRows, chunks = s.head_dim * int(sizeof(T)) / 16;
-    const int of_head = head * s.head_dim * int(sizeof(T)), stride = s.channels() * int(sizeof(T));
+    const int blocks = gridDim.z, of_head = head * s.head_chunks * 16, stride = s.row_bytes;
     const TableBias<false> bias{shared.table};
     bias.template load<kThreads>(shared.table, s, p.bias_table, head);
     shared.padded.clear();
@@ -55,7 +54,7 @@ struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
 
     const auto load = [&](const Window& w, int step, int window_stage, int stage) {
       const auto part = [&](Tokens& tile, const Read& map, const unsigned char* padding, int first, int from) {
-        load_tokens<kThreads>(tile, map, padding, s, w, first, chunks, from);
+        load_tokens<kThreads>(tile, map, padding, s, w, first, s.head_chunks, from);
       };
       const int block = step < blocks ? step : step - blocks;
       if (step == 0) {
@@ -66,20 +65,18 @@ struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
       part(shared.v[stage], p.qkv, p.padding, block * kRows, of_head + 2 * stride);
     };
     const Window next_window = Window::at(s.grid, gridDim.y);
-    Window w = Window::at(s.grid, blockIdx.y), next = w;
+    Window w = Window::at(s.grid, blockIdx.y), ahead = w;
     int window_stage = 0, stage = 0;
     load(w, 0, 0, 0);
     cp_async_commit();
-    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, window_stage ^= 1, w = next) {
-      next.advance(s.grid, next_window);
+    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, window_stage ^= 1, w = ahead) {
       float top[2] = {kLowest, kLowest}, total[2] = {0.0f, 0.0f}, delta[2] = {0.0f, 0.0f}, dq[kOut][4] = {};
       for (int step = 0; step < 2 * blocks; ++step, stage ^= 1) {
+        const bool last = step + 1 == 2 * blocks;  // of this window
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, and nobody reads the other one any more
-        if (step + 1 < 2 * blocks)
-          load(w, step + 1, window_stage, stage ^ 1);
-        else if (index + int(gridDim.y) < s.windows)
-          load(next, 0, window_stage ^ 1, stage ^ 1);
+        if (last) ahead.advance(s.grid, next_window);
+        if (!last || index + int(gridDim.y) < s.windows) load(ahead, last ? 0 : step + 1, window_stage ^ int(last), stage ^ 1);
         cp_async_commit();
 
         const int block = step < blocks ? step : step - blocks;
@@ -102,11 +99,11 @@ struct WindowAttentionBackwardQueries : BackwardBlocks<T, kHeadDim> {
       __syncwarp();  // the warp has read its rows of q
       rows.put(shared.q[window_stage], dq, scale);
       __syncwarp();
-      rows.store(s, shared.q[window_stage], p.grad_qkv, w, chunks, of_head);
+      rows.store(s, shared.q[window_stage], p.grad_qkv, w, s.head_chunks, of_head);
     }
 
     __syncthreads();
-    if (p.padding_parts) shared.padded.store(s, p.padding_parts + int64_t(part) * 3 * s.channels(), head, 0);
+    if (p.padding_parts) shared.padded.store(s, p.padding_parts + int64_t(part) * 3 * s.channels, head, 0);
     if (!p.table_parts) return;
     const int entries = 2 * bias_center<0>(s) + 1;
     sum_of_entries<0, kThreads>(s, p.table_parts + int64_t(part) * entries * s.heads, head, first, kRows,
@@ -189,15 +186,14 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const Sizes& s = p.sizes;
     const int head = blockIdx.x, first = blockIdx.z * kRows, row = threadIdx.x / 32 * 16;
-    const int blocks = (tokens_of<0>(s) + kRows - 1) / kRows, chunks = s.head_dim * int(sizeof(T)) / 16;
-    const int of_head = head * s.head_dim * int(sizeof(T)), stride = s.channels() * int(sizeof(T));
+    const int blocks = gridDim.z, of_head = head * s.head_chunks * 16, stride = s.row_bytes;
     const TableBias<true> bias{shared.table};
     bias.template load<kThreads>(shared.table, s, p.bias_table, head);
     shared.padded.clear();
 
     const auto load = [&](const Window& w, int index, int block, int window_stage, int stage) {
       const auto part = [&](Tokens& tile, const Read& map, const unsigned char* padding, int first, int from) {
-        load_tokens<kThreads>(tile, map, padding, s, w, first, chunks, from);
+        load_tokens<kThreads>(tile, map, padding, s, w, first, s.head_chunks, from);
       };
       if (block == 0) {
         part(shared.k[window_stage], p.qkv, p.padding, first, of_head + stride);
@@ -209,21 +205,20 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
       for (int i = threadIdx.x; i < kStatistics / 4; i += kThreads)
         cp_async_16(&shared.statistics[stage][i], kept + 4 * i, true);
     };
-    const Window step = Window::at(s.grid, gridDim.y);
-    Window w = Window::at(s.grid, blockIdx.y), next = w;
+    const Window next_window = Window::at(s.grid, gridDim.y);
+    Window w = Window::at(s.grid, blockIdx.y), ahead = w;
     int window_stage = 0, stage = 0;
     load(w, blockIdx.y, 0, 0, 0);
     cp_async_commit();
-    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, window_stage ^= 1, w = next) {
-      next.advance(s.grid, step);
+    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, window_stage ^= 1, w = ahead) {
       float dk[kOut][4] = {}, dv[kOut][4] = {};
       for (int block = 0; block < blocks; ++block, stage ^= 1) {
+        const bool last = block + 1 == blocks;  // of this window
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, and nobody reads the other one any more
-        if (block + 1 < blocks)
-          load(w, index, block + 1, window_stage, stage ^ 1);
-        else if (index + int(gridDim.y) < s.windows)
-          load(next, index + gridDim.y, 0, window_stage ^ 1, stage ^ 1);
+        if (last) ahead.advance(s.grid, next_window);
+        if (!last || index + int(gridDim.y) < s.windows)
+          load(ahead, last ? index + gridDim.y : index, last ? 0 : block + 1, window_stage ^ int(last), stage ^ 1);
         cp_async_commit();
 
         const int left = computed_here(row + left_row());  // dk and dv want the registers of addresses
@@ -248,13 +243,13 @@ struct WindowAttentionBackwardKeys : BackwardBlocks<T, kHeadDim> {
       rows.put(shared.k[window_stage], dk, scale);
       rows.put(shared.v[window_stage], dv, one);
       __syncwarp();
-      rows.store(s, shared.k[window_stage], p.grad_qkv, w, chunks, of_head + stride);
-      rows.store(s, shared.v[window_stage], p.grad_qkv, w, chunks, of_head + 2 * stride);
+      rows.store(s, shared.k[window_stage], p.grad_qkv, w, s.head_chunks, of_head + stride);
+      rows.store(s, shared.v[window_stage], p.grad_qkv, w, s.head_chunks, of_head + 2 * stride);
     }
 
     __syncthreads();
     const int part = blockIdx.y * blocks + blockIdx.z;
-    if (p.padding_parts) shared.padded.store(s, p.padding_parts + int64_t(part) * 3 * s.channels(), head, 1);
+    if (p.padding_parts) shared.padded.store(s, p.padding_parts + int64_t(part) * 3 * s.channels, head, 1);
   }
 
  private:

@@ -10,7 +10,7 @@ template <class T>
 const char* window_attention_backward_of(const WindowAttentionBackward& a, const BackwardPlan& plan, void* scratch,
                                          void* stream) {
   const WindowAttentionShape& s = a.shape;
-  const Sizes sizes = sizes_of(s);
+  const Sizes sizes = sizes_of<T>(s);
   const bool padded = sizes.grid.rows.length < sizes.grid.rows.padded || sizes.grid.columns.length < sizes.grid.columns.padded;
   const auto at = [&](int64_t offset) { return reinterpret_cast<float*>(static_cast<unsigned char*>(scratch) + offset); };
   const BackwardParams p{sizes,

@@ -36,7 +36,7 @@ struct WindowAttentionForwardWhole {
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const Sizes& s = p.sizes;
     const int head = blockIdx.x, row = threadIdx.x / 32 * 16, left = min(row + left_row(), kTokens - 1);
-    const int of_head = head * kHeadDim * int(sizeof(T)), stride = s.channels() * int(sizeof(T));
+    const int of_head = head * kHeadDim * int(sizeof(T)), stride = s.row_bytes;
     clear_rows<kTokens, kThreads>(shared.q, 3 * kStages);
     const WindowBias<kWindow, kTiles> bias(s, p.bias_table, head, row);
     const Loads loads(p.qkv, of_head, stride);
@@ -91,35 +91,32 @@ struct WindowAttentionForwardBlocks {
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const Sizes& s = p.sizes;
     const int head = blockIdx.x, first = blockIdx.z * kRows, row = threadIdx.x / 32 * 16, left = row + left_row();
-    const int blocks = (tokens_of<0>(s) + kRows - 1) / kRows, chunks = s.head_dim * int(sizeof(T)) / 16;
-    const int of_head = head * s.head_dim * int(sizeof(T)), stride = s.channels() * int(sizeof(T));
+    const int blocks = gridDim.z, of_head = head * s.head_chunks * 16, stride = s.row_bytes;
     const TableBias<false> bias{shared.table};
     bias.template load<kThreads>(shared.table, s, p.bias_table, head);
     const WarpRows<Tokens, 0> rows(s, row, first);
 
     const auto load = [&](const Window& w, int block, int window_stage, int stage) {
       const auto part = [&](Tokens& tile, int first, int which) {
-        load_tokens<kThreads>(tile, p.qkv, p.padding, s, w, first, chunks, of_head + which * stride);
+        load_tokens<kThreads>(tile, p.qkv, p.padding, s, w, first, s.head_chunks, of_head + which * stride);
       };
       if (block == 0) part(shared.q[window_stage], first, 0);
       part(shared.k[stage], block * kRows, 1);
       part(shared.v[stage], block * kRows, 2);
     };
     const Window step = Window::at(s.grid, gridDim.y);
-    Window w = Window::at(s.grid, blockIdx.y), next = w;
+    Window w = Window::at(s.grid, blockIdx.y), ahead = w;
     int window_stage = 0, stage = 0;
     load(w, 0, 0, 0);
     cp_async_commit();
-    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, window_stage ^= 1, w = next) {
-      next.advance(s.grid, step);
+    for (int index = blockIdx.y; index < s.windows; index += gridDim.y, window_stage ^= 1, w = ahead) {
       float top[2] = {kLowest, kLowest}, total[2] = {0.0f, 0.0f}, out[kHeadDim / 8][4] = {};
       for (int block = 0; block < blocks; ++block, stage ^= 1) {
+        const bool last = block + 1 == blocks;  // of this window
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, and nobody reads the other one any more
-        if (block + 1 < blocks)
-          load(w, block + 1, window_stage, stage ^ 1);
-        else if (index + int(gridDim.y) < s.windows)
-          load(next, 0, window_stage ^ 1, stage ^ 1);
+        if (last) ahead.advance(s.grid, step);
+        if (!last || index + int(gridDim.y) < s.windows) load(ahead, last ? 0 : block + 1, window_stage ^ int(last), stage ^ 1);
         cp_async_commit();
 
         float x[kTiles][4], before[2] = {top[0], top[1]};
@@ -140,7 +137,7 @@ struct WindowAttentionForwardBlocks {
       __syncwarp();  // the warp has read its rows of q
       rows.put(shared.q[window_stage], out, factor);
       __syncwarp();
-      rows.store(s, shared.q[window_stage], p.out, w, chunks, of_head);
+      rows.store(s, shared.q[window_stage], p.out, w, s.head_chunks, of_head);
     }
   }
 };

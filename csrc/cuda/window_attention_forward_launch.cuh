@@ -13,7 +13,7 @@ const char* launch_forward(const ForwardParams& p, int blocks, int multiprocesso
 
 template <class T>
 const char* window_attention_forward_of(const WindowAttentionForward& a, int multiprocessors, void* stream) {
-  const ForwardParams p{sizes_of(a.shape), bytes_of(a.qkv, sizeof(T)), static_cast<const float*>(a.bias_table),
+  const ForwardParams p{sizes_of<T>(a.shape), bytes_of(a.qkv, sizeof(T)), static_cast<const float*>(a.bias_table),
                         static_cast<const unsigned char*>(a.qkv_bias), bytes_of(a.out, sizeof(T))};
   if constexpr (!kIsFloat32<T>)
     if (is_whole(a.shape) && is_near(a.shape, a.qkv) && is_near(a.shape, a.out))

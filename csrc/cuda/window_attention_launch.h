@@ -39,8 +39,12 @@ bool is_aligned(const WindowAttentionShape& s, const Map<Pointer>& map) {
 }
 inline constexpr const char* kUnaligned = "maps must begin at a multiple of 16 bytes, and their strides be multiples of it";
 
-// Windows of any size are cut into blocks of so many tokens: fewer where a warp's accumulators would not fit its registers.
+// Windows of any size are cut into blocks of so many tokens: fewer where a warp's accumulators would not fit its registers. The
+// backward has more of them.
 constexpr int block_of_tokens(bool float32, int64_t head_dim) { return float32 || head_dim > 96 ? 32 : 64; }
+constexpr int backward_block_of_tokens(bool float32, int64_t head_dim) {
+  return float32 && head_dim > 96 ? 16 : block_of_tokens(float32, head_dim);
+}
 
 // Into how many shares windows are cut for about `wanted` blocks of threads, of which `each` take a share: all have as many
 // windows, or one fewer.
@@ -72,7 +76,7 @@ struct BackwardPlan {
 inline BackwardPlan plan_backward(const WindowAttentionShape& s, bool whole, int multiprocessors) {
   const WindowGrid grid(s.height, s.width, s.window_size, s.shift_size);
   const int64_t windows = s.batch * grid.windows(), side = 2 * s.window_size - 1;
-  const int64_t rows = block_of_tokens(s.dtype == DType::float32, s.head_dim),
+  const int64_t rows = backward_block_of_tokens(s.dtype == DType::float32, s.head_dim),
                 blocks = whole ? 1 : (grid.tokens() + rows - 1) / rows;
   const int64_t shares = shares_of(windows, s.num_heads * blocks, int64_t(multiprocessors) * (whole ? 3 : 128 / rows));
   BackwardPlan plan{whole, static_cast<int>(shares), static_cast<int>(blocks), static_cast<int>(shares * blocks), 0, 0, 0, 0,

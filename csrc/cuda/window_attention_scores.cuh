@@ -4,6 +4,8 @@
 // registers from window to window, and what the mask may part is two words of bits. Else the head's table lies in shared
 // memory.
 #pragma once
+#include <cmath>
+
 #include "window_attention_windows.cuh"
 
 namespace hifuse::cuda {
@@ -19,7 +21,7 @@ __device__ __forceinline__ int bias_code(const Sizes& s, int token) {
 }
 template <int kWindow>
 __device__ __forceinline__ int bias_center(const Sizes& s) {
-  return 2 * side_of<kWindow>(s) * (side_of<kWindow>(s) - 1);
+  return kWindow ? 2 * kWindow * (kWindow - 1) : s.bias_center;
 }
 
 // The region of a token in a window that both axes split: 2 for the lower part, 1 for the right one.

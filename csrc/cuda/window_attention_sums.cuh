@@ -78,7 +78,7 @@ struct PaddedSums {
       if (i % kHeadDim >= s.head_dim) continue;
       float total = 0.0f;
       for (int warp = 0; warp < kWarps; ++warp) total += sums[warp][i / kHeadDim][i % kHeadDim];
-      out[(first + i / kHeadDim) * s.channels() + head * s.head_dim + i % kHeadDim] = total;
+      out[(first + i / kHeadDim) * s.channels + head * s.head_dim + i % kHeadDim] = total;
     }
   }
 };

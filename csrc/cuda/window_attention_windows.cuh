@@ -17,26 +17,37 @@ namespace hifuse::cuda {
 
 using Grid = WindowGridOf<int>;
 
+// What is here takes no register of a thread.
 struct Sizes {
   Grid grid;
   int windows;  // of all images
+  int tokens;   // of a window
   int heads;
   int head_dim;
-  int reciprocal;  // 2^16 / the window's side, rounded up
+  int channels;
+  int head_chunks;  // 16 bytes each, of a token of a head
+  int row_bytes;    // of the channels of a token: from q to k, from k to v
+  int bias_center;  // the entry of the position bias between a token and itself
+  int reciprocal;   // 2^16 / the window's side, rounded up
   float scale;
-
-  __device__ __forceinline__ int channels() const { return heads * head_dim; }
 };
 
-inline Sizes sizes_of(const WindowAttentionShape& s) {
-  const int window = static_cast<int>(s.window_size);
+template <class T>
+Sizes sizes_of(const WindowAttentionShape& s) {
+  const int window = static_cast<int>(s.window_size), size = int(sizeof(T));
   const Grid grid(static_cast<int>(s.height), static_cast<int>(s.width), window, static_cast<int>(s.shift_size));
-  return {grid,
-          static_cast<int>(s.batch) * grid.windows(),
-          static_cast<int>(s.num_heads),
-          static_cast<int>(s.head_dim),
-          (65536 + window - 1) / window,
-          static_cast<float>(s.scale)};
+  const int heads = static_cast<int>(s.num_heads), head_dim = static_cast<int>(s.head_dim);
+  return {.grid = grid,
+          .windows = static_cast<int>(s.batch) * grid.windows(),
+          .tokens = grid.tokens(),
+          .heads = heads,
+          .head_dim = head_dim,
+          .channels = heads * head_dim,
+          .head_chunks = head_dim * size / 16,
+          .row_bytes = heads * head_dim * size,
+          .bias_center = 2 * window * (window - 1),
+          .reciprocal = (65536 + window - 1) / window,
+          .scale = static_cast<float>(s.scale)};
 }
 
 // The side of a window: kWindow, or where that is 0 what the call says; and the row of a token, exact for those of 16 x 16.
@@ -46,7 +57,7 @@ __device__ __forceinline__ int side_of(const Sizes& s) {
 }
 template <int kWindow>
 __device__ __forceinline__ int tokens_of(const Sizes& s) {
-  return side_of<kWindow>(s) * side_of<kWindow>(s);
+  return kWindow ? kWindow * kWindow : s.tokens;
 }
 template <int kWindow>
 __device__ __forceinline__ int row_of(const Sizes& s, int token) {

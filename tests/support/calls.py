@@ -71,7 +71,8 @@ def _prepared(op: str, maps: Tensors, weights: Tensors, kernels: Any = None, bou
         chosen = {name: option for name, option in options.items() if backend != "reference" or name != "algorithm"}
         return getattr(ops, f"prepare_{op}")(**own, **chosen, dtype=dtype, backend=backend)(*given.values(), **residual)
 
-    return Call(f"prepare_{op}", run, maps, weights, kernels or ("native", "triton"), bound or (lambda _: RULE))
+    usual = ("native", "triton", "cuda") if op == "window_attention" else ("native", "triton")
+    return Call(f"prepare_{op}", run, maps, weights, kernels or usual, bound or (lambda _: RULE))
 
 
 def _mixer(algorithm: str) -> Call:

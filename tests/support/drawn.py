@@ -26,6 +26,7 @@ SCALES = (1e-30, 1e-20, 1e-10, 1e-6, 1e-4, 1e-2, 1.0, 1.0, 1.0, 1e2, 1e4)
 VALUES = ("uniform", "uniform", "uniform", "mean 1000", "constant rows", "zeros")
 STRIDES = ("contiguous", "contiguous", "transposed", "channels first", "a part", "expanded")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SIMULATED = ("triton", "cuda")  # in an interpreter and an emulation where there is no GPU: small calls
 FEWER = 0.75  # the share of Triton's calls that another backend's take the place of: the interpreter is slow
 Tensors = dict[str, Tensor]
 
@@ -44,7 +45,7 @@ class Drawn:
         self.scale, self.values = self.random.choice(SCALES), self.random.choice(VALUES)
         if self.dtype == torch.float16:  # sums stay within its range
             self.scale, self.values = min(self.scale, 1.0), self.values.replace("mean 1000", "uniform")
-        self.widest, self.side = (20, 4) if self.backend == "triton" else (70, 12)
+        self.widest, self.side = (20, 4) if self.backend in SIMULATED else (70, 12)
         self.tensors: Tensors = {}  # float64
         self.strides: dict[str, str] = {}  # of the maps that need not be contiguous
         self.single: set[str] = set()  # parameters in float32 whatever the dtype
@@ -187,7 +188,7 @@ class Drawn:
 def served(op: str) -> list[tuple[str, torch.dtype]]:
     """The backends that run here, with their dtypes; the reference, which is the measure, in float64."""
     found = [("reference", torch.float64)]
-    for backend in ("native", "triton"):
+    for backend in ("native", "triton", "cuda"):
         for dtype in DTYPES:
             if select.why_not(op, backend, device=device_of(backend), dtype=dtype, head_dim=8, dropout_p=0.0) is None:
                 found.append((backend, dtype))
@@ -306,9 +307,9 @@ def _mlp(d: Drawn) -> None:
 
 
 def _window_attention(d: Drawn) -> None:
-    window = d.option("window_size", 1, 2, 3, *(() if d.backend == "triton" else (5, 7)))
+    window = d.option("window_size", 1, 2, 3, *(() if d.backend in SIMULATED else (5, 7)))
     d.option("shift_size", *range(window))
-    heads, head_dim = d.option("num_heads", 1, 2, 3), d.random.choice((8, 9, 16, 17))
+    heads, head_dim = d.option("num_heads", 1, 2, 3), d.random.choice((8, 16, 24) if d.backend == "cuda" else (8, 9, 16, 17))
     (d.map if d.prepared else d.strided)("map", *d.size(), 3 * heads * head_dim)
     d.tensors["bias_table"] = d.uniform((2 * window - 1) ** 2, heads)
     if d.coin():

@@ -22,7 +22,7 @@ from hifuse_fast.backends.cuda import library
 #: The dtypes of maps, as csrc/arguments.h counts them.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ALIGNMENT = 16  #: bytes, of which the addresses are multiples that kernels are given
-EMULATED_MULTIPROCESSORS = 2  # so few that each of them has several windows of a small map
+EMULATED_MULTIPROCESSORS = 1  # so that a block of threads has several windows of a small map
 
 _emulation = threading.Lock()  # which knows the memory and the errors of one launch at a time
 

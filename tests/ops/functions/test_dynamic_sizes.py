@@ -59,14 +59,18 @@ def test_blocks() -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_launchers_ask_binds_no_size(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, backend) for name, call in FUNCTIONS.items() for backend in call.kernels if backend != "native"],
+)
+def test_what_launchers_ask_binds_no_size(name: str, backend: str) -> None:
     """Tiles and scratch are chosen by the size of a map, at each call. A fake asks for them too."""
-    pytest.importorskip("triton")
+    if backend == "triton":
+        pytest.importorskip("triton")
     call, env = FUNCTIONS[name], ShapeEnv()
     with FakeTensorMode(shape_env=env, allow_non_fake_inputs=True), tables.assume("sm_90"):
         tensors = _symbolic(call, env)
-        (out,) = call.outputs("triton", tensors)
+        (out,) = call.outputs(backend, tensors)
         wanted = [t for t in tensors.values() if t.requires_grad]
         grads = torch.autograd.grad(out.float().sum(), wanted, allow_unused=True)
     for grad, tensor in zip(grads, wanted, strict=True):

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hifuse_fast
+from hifuse_fast.backends.cuda.launch import DTYPES, multiprocessors
 from hifuse_fast.ops import window_attention
 from tests.support.attention import CASES, CUDA, KERNELS, NATIVE, Case
 from tests.support.kernels import device_of
@@ -64,10 +66,12 @@ def test_compile_and_export_see_through_it(backend: str) -> None:
     qkv = torch.randn(1, 5, 8, 96, device=device_of(backend), requires_grad=True)
     expected = module(qkv)
     expected_grads = torch.autograd.grad(expected.sum(), [qkv, *module.parameters()])
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")(qkv)
-    torch.testing.assert_close(compiled, expected)
-    for actual, grad in zip(torch.autograd.grad(compiled.sum(), [qkv, *module.parameters()]), expected_grads, strict=True):
-        torch.testing.assert_close(actual, grad)
+    for compiler in ("eager", "aot_eager"):
+        compiled = torch.compile(module, fullgraph=True, backend=compiler)(qkv)
+        torch.testing.assert_close(compiled, expected)
+        found = torch.autograd.grad(compiled.sum(), [qkv, *module.parameters()])
+        for actual, grad in zip(found, expected_grads, strict=True):
+            torch.testing.assert_close(actual, grad)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(module, fullgraph=True, backend="aot_eager")(qkv), expected)
     exported = torch.export.export(module, (qkv.detach(),)).module()
@@ -120,6 +124,33 @@ BAD = [
 def test_bad_input_is_named(name: str, value: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         window_attention(**{**good(), name: value})
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_fake_tensors(backend: str) -> None:
+    """Shapes and dtypes without data, of the result and of the gradients; nothing is launched."""
+    with FakeTensorMode():
+        qkv = torch.empty(2, 9, 8, 96, dtype=torch.bfloat16, device=device_of(backend), requires_grad=True)
+        table = torch.empty(169, 2, device=qkv.device, requires_grad=True)
+        bias = torch.empty(96, device=qkv.device, requires_grad=True)
+        out = window_attention(qkv, table, num_heads=2, shift_size=3, qkv_bias=bias, backend=backend)
+        grads = torch.autograd.grad(out.sum(), [qkv, table, bias])
+    assert (out.shape, out.dtype) == ((2, 9, 8, 32), torch.bfloat16)
+    assert [(g.shape, g.dtype) for g in grads] == [(x.shape, x.dtype) for x in (qkv, table, bias)]
+
+
+@pytest.mark.parametrize("kernel", CUDA)
+def test_opcheck_of_what_is_launched(kernel: str) -> None:
+    """The operator that a compiled graph has for a launch, called as the forward calls it."""
+    (qkv, table, bias), _ = Case("", (1, 3, 4), 1, 8, window_size=3).tensors(torch.float32, kernel)
+    out = torch.empty_like(qkv[..., :8], memory_format=torch.contiguous_format)
+    sizes = [DTYPES[qkv.dtype], *qkv.shape[:3], 1, 8, 3, 0, multiprocessors(qkv.device)]
+    given = ("window_attention_forward", sizes, [8**-0.5], [qkv, table, bias], [out])
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+    torch.library.opcheck(torch.ops.hifuse_fast.cuda_launch, given, test_utils=checks)
+    expected = window_attention(qkv, table, num_heads=1, window_size=3, qkv_bias=bias, backend=kernel)
+    torch.ops.hifuse_fast.cuda_launch(*given)
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
