@@ -38,7 +38,7 @@ void mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t algorithm)
   args.weight = args.algorithm == Algorithm::depthwise
                     ? floats("weight", weight, 9 * channels)
                     : packed("weight", weight, z, packed_filters_size(channels, args.dtype, args.algorithm));
-  isa::kernels().mixer(args, kTorchThreads);
+  isa::kernels().mixer(args, threads());
 }
 
 }  // namespace

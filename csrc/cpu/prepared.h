@@ -17,6 +17,7 @@ void mixer(const Mixer&, const Parallel&);
 void mix_directly(const Mixer&, const Parallel&);
 void mix_depthwise(const Mixer&, const Parallel&);
 void mlp(const Mlp&, const Parallel&);
+void mean(const Mean&, const Parallel&);
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

@@ -18,6 +18,7 @@ const KernelTable table = {
     .gated_concat = &gated_concat,
     .mixer = &mixer,
     .mlp = &mlp,
+    .mean = &mean,
 };
 
 }  // namespace HIFUSE_ISA
