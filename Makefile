@@ -12,6 +12,7 @@
 #   make test           the test suite, C++ and Python
 #   make test-all       with the slow sweeps
 #   make test-asan      the ops under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make test-tsan      the thread pool under ThreadSanitizer, a million regions
 #   make test-cpp       the C++ tests alone
 #   make lint           ruff, mypy, clang-format
 #   make format         let ruff and clang-format rewrite
@@ -47,7 +48,7 @@ BUILD := build/native
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: help setup bench bench-ops bench-cpu bench-growth demo kernel-report tune gpu-check test test-all test-asan test-cpp lint format docs clean
+.PHONY: help setup bench bench-ops bench-cpu bench-growth demo kernel-report tune gpu-check test test-all test-asan test-tsan test-cpp lint format docs clean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -107,6 +108,7 @@ test: test-cpp
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-all: test-cpp
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure -L slow
 	$(PYTEST) -m "" $(PYTEST_ARGS)
 
 # A package of its own, whose library has to be loaded after the sanitizers' runtime.
@@ -120,11 +122,17 @@ test-asan: $(VENV)/.dependencies
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) $(SANITIZED:%=tests/%)
 
+# Alone: of the pool's tasks, ThreadSanitizer sees what callers may read.
+test-tsan: $(VENV)/.dependencies
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/tsan -G Ninja -DHIFUSE_SANITIZE=thread -DHIFUSE_CUDA=OFF > /dev/null
+	$(BIN)/cmake --build build/tsan --target test_pool
+	$(BIN)/ctest --test-dir build/tsan --output-on-failure --no-tests=error -R pool
+
 # Where the library was built: its kernels are not compiled a second time. The CUDA kernels are, for their emulation.
 test-cpp: setup
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(BUILD) -G Ninja -DHIFUSE_TESTS=ON > /dev/null
 	$(BIN)/cmake --build $(BUILD) --target all _cuda_emulated
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error -LE slow
 
 lint: setup
 	$(BIN)/ruff check .

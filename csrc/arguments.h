@@ -86,8 +86,11 @@ struct Stem {
   int64_t batch;
   int64_t height;  // of the maps
   int64_t width;
-  const void* images;  // [B, in_chans, 4H, 4W], any strides
+  DType image_dtype;   // float32 or `dtype`
+  const void* images;  // [B, in_chans, image_height, image_width], any strides; zeros stand below and to the right of them
   int64_t strides[4];
+  int64_t image_height;
+  int64_t image_width;
   int64_t in_chans;
   int64_t channels;
   const void* weight;  // [2C, in_chans * 16]
@@ -158,6 +161,15 @@ struct Mlp {
   const float* project_bias;
   const void* residual;
   void* out;
+};
+
+struct Mean {
+  DType dtype;
+  int64_t batch;
+  int64_t pixels;
+  int64_t channels;
+  const void* x;
+  void* out;  // [B, C]
 };
 
 }  // namespace hifuse

@@ -10,18 +10,13 @@
 
 #include <optional>
 
+#include "bindings/threads.h"
 #include "cpu/isa.h"
 
 namespace hifuse {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-inline const Parallel kTorchThreads{[](int64_t count, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t)) {
-                                      torch::stable::parallel_for(
-                                          0, count, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
-                                    },
-                                    [] { return static_cast<int64_t>(torch::stable::get_num_threads()); }};
 
 inline const void* data_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 

@@ -41,7 +41,7 @@ void gated_concat(const Tensor& local_map, const Tensor& global_map, const Tenso
   args.shift = floats("shift", shift, 3 * channels);
   args.double_sigmoid = double_sigmoid, args.eps = static_cast<float>(eps);
   args.out = out.mutable_data_ptr();
-  isa::kernels().gated_concat(args, kTorchThreads);
+  isa::kernels().gated_concat(args, threads());
 }
 
 }  // namespace

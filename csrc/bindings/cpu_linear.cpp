@@ -48,7 +48,7 @@ void linear(const std::vector<Tensor>& maps, const Tensor& weight, const Tensor&
   args.bias = floats("bias", bias, columns);
   args.columns = columns, args.activation = static_cast<Activation>(activation), args.pool = pool;
   args.residual = data_of(residual), args.out = out.mutable_data_ptr();
-  isa::kernels().linear(args, kTorchThreads);
+  isa::kernels().linear(args, threads());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pack_local_block(const Tensor& filters, const Tensor& filter_bias,
@@ -82,7 +82,7 @@ void local_block(const Tensor& x, const Tensor& filters, const Tensor& filter_bi
   args.bias = floats("bias", bias, channels);
   args.columns = channels, args.activation = Activation::gelu;
   args.residual = x.const_data_ptr(), args.out = out.mutable_data_ptr();
-  isa::kernels().linear(args, kTorchThreads);
+  isa::kernels().linear(args, threads());
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ void mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t algorithm)
   args.weight = args.algorithm == Algorithm::depthwise
                     ? floats("weight", weight, 9 * channels)
                     : packed("weight", weight, z, packed_filters_size(channels, args.dtype, args.algorithm));
-  isa::kernels().mixer(args, kTorchThreads);
+  isa::kernels().mixer(args, threads());
 }
 
 // A map and the float32 filters that fit it.
@@ -60,7 +60,7 @@ Tensor mixer_convolution(const Tensor& z, const Tensor& weight, bool transposed)
   args.z = z.const_data_ptr(), args.weight = filters.const_data_ptr(), args.out = out.mutable_data_ptr();
   args.algorithm = Algorithm::winograd4;
   args.convolution = true;
-  isa::kernels().mixer(args, kTorchThreads);
+  isa::kernels().mixer(args, threads());
   return out;
 }
 
@@ -73,7 +73,7 @@ Tensor mixer_filters_gradient(const Tensor& grad, const Tensor& z) {
   isa::kernels().mixer_filters_gradient(
       {batch, height, width, channels, static_cast<const float*>(grad.const_data_ptr()),
        static_cast<const float*>(z.const_data_ptr()), static_cast<float*>(out.mutable_data_ptr())},
-      kTorchThreads);
+      threads());
   return out;
 }
 

@@ -43,7 +43,7 @@ void mlp(const Tensor& u, const Tensor& expand, const Tensor& expand_bias, const
   args.project = packed("project", project, u, packed_matrix_size(columns, hidden, Algorithm::direct));
   args.project_bias = floats("project_bias", project_bias, columns);
   args.residual = data_of(residual), args.out = out.mutable_data_ptr();
-  isa::kernels().mlp(args, kTorchThreads);
+  isa::kernels().mlp(args, threads());
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ void window_attention_out(const Tensor& qkv, const Tensor& bias_table, const std
                   "window_attention: out must be [B, H, W, C] like qkv, its channels side by side");
   const Tensor maps = with_contiguous_channels(qkv);
   isa::kernels().window_attention_forward(
-      {shape, input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias), output_map(out)}, kTorchThreads);
+      {shape, input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias), output_map(out)}, threads());
 }
 
 Tensor window_attention(const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& qkv_bias, int64_t num_heads,
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
       {shape, input_map(grads), input_map(maps), bias_table.const_data_ptr(), data_of(qkv_bias),
        need_map ? output_map(grad_qkv) : Map<void*>{}, need_table ? grad_table.mutable_data_ptr() : nullptr,
        need_map ? grad_bias.mutable_data_ptr() : nullptr},
-      kTorchThreads);
+      threads());
   return {grad_qkv, grad_table, grad_bias};
 }
 

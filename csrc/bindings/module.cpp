@@ -7,7 +7,9 @@
 #include <string>
 
 #include "bindings/packing.h"
+#include "bindings/threads.h"
 #include "build_info.h"  // written by CMake
+#include "cpu/cores.h"
 #include "cpu/isa.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -20,6 +22,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", &hifuse::isa::current, "The instruction set in use.");
   m.def("select_isa", &hifuse::isa::select, pybind11::arg("name"),
         "Use another usable instruction set from now on, in tests and benchmarks; ValueError for one that is not usable.");
+  m.def("usable_cores", &hifuse::usable_cores,
+        "How many threads can compute at the same time: the cores of the calling thread's affinity, within the CPU quota.");
+  m.def(
+      "lend_threads", &hifuse::lend_threads, pybind11::arg("count"),
+      "From now on, the ops that this thread calls run on so many threads of the library's own; 0: on PyTorch's. Returns what "
+      "held before, for another call; ValueError for a count below 0.");
   // For the fakes of the ops that pack, which know no layout.
   m.def(
       "packed_matrix_size",

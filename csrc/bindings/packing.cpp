@@ -39,7 +39,7 @@ Tensor pack_factors(const Tensor& weight) {
   Tensor out = new_weight(from, packed_matrix_size(columns, depth, Algorithm::strassen), ScalarType::Float);
   isa::kernels().pack_strassen(
       {static_cast<const float*>(from.const_data_ptr()), columns, depth, static_cast<float*>(out.mutable_data_ptr())},
-      kTorchThreads);
+      threads());
   return out;
 }
 
@@ -53,7 +53,7 @@ Tensor pack_taps(const Tensor& weight, ScalarType dtype) {
   for (int64_t tap = 0; tap < 9; ++tap) {
     const char* const taps = static_cast<const char*>(from.const_data_ptr()) + tap * element;
     char* const to = static_cast<char*>(out.mutable_data_ptr()) + tap * size * element;
-    isa::kernels().pack_linear({type, taps, channels, channels, 9 * channels, 9, padded(channels), to}, kTorchThreads);
+    isa::kernels().pack_linear({type, taps, channels, channels, 9 * channels, 9, padded(channels), to}, threads());
   }
   return out;
 }
@@ -86,7 +86,7 @@ Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, 
   Tensor out = new_weight(from, packed_matrix_size(columns, depth, algorithm), dtype);
   isa::kernels().pack_linear(
       {type, from.const_data_ptr(), columns, depth, depth, 1, block ? block : padded(depth), out.mutable_data_ptr()},
-      kTorchThreads);
+      threads());
   return out;
 }
 
@@ -102,7 +102,7 @@ Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm,
   Tensor out = new_weight(from, packed_filters_size(channels, type, algorithm), dtype);
   isa::kernels().pack_winograd({static_cast<const float*>(from.const_data_ptr()), channels, channels, transposed,
                                 tile_of(algorithm), type, out.mutable_data_ptr()},
-                               kTorchThreads);
+                               threads());
   return out;
 }
 

@@ -53,4 +53,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
   m.def(
       "mlp_out(Tensor u, Tensor expand, Tensor expand_bias, Tensor project, Tensor project_bias, Tensor? residual, "
       "Tensor(a!) out, int algorithm) -> ()");
+  m.def("mean_out(Tensor x, Tensor(a!) out) -> ()");
 }

@@ -1,41 +1,21 @@
 // What the kernels of a CPU are lent and how they pack weights, and the table of kernels of one instruction set.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 
 #include "arguments.h"
 
 namespace hifuse {
 
-// Runs body(context, begin, end) over pieces of [0, count) on the caller's threads; `grain` is the smallest worthwhile piece.
+// The threads that a kernel is lent: PyTorch's, or those of pool.h.
 struct Parallel {
-  void (*run)(int64_t count, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t));
+  // body(context, task) for each task of [0, count); returns when all are done.
+  void (*run)(int64_t count, void* context, void (*body)(void*, int64_t));
   int64_t (*threads)();
 
   template <class Body>
-  void operator()(int64_t count, int64_t grain, const Body& body) const {
-    run(count, grain, const_cast<Body*>(&body),
-        [](void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); });
-  }
-
-  // body(task) for each task of [0, count). A thread first takes the tasks of its own share, in order: neighbours in number
-  // have neighbouring rows or weights, and what one task asks for ahead then serves the next one of the same core. When it has
-  // done these, it helps with the shares of the others, so none waits for another that is slower.
-  template <class Body>
   void each(int64_t count, const Body& body) const {
-    constexpr int64_t kMost = 64;
-    struct alignas(64) Share {
-      std::atomic<int64_t> taken{0};
-    } share[kMost];
-    const int64_t wanted = threads() < count ? threads() : count, shares = wanted < kMost ? wanted : kMost;
-    (*this)(count, 1, [&](int64_t begin, int64_t) {
-      const int64_t own = begin * shares / count;
-      for (int64_t i = 0; i < shares; ++i) {
-        const int64_t at = (own + i) % shares, first = count * at / shares, last = count * (at + 1) / shares;
-        for (int64_t task = first + share[at].taken++; task < last; task = first + share[at].taken++) body(task);
-      }
-    });
+    run(count, const_cast<Body*>(&body), [](void* context, int64_t task) { (*static_cast<const Body*>(context))(task); });
   }
 };
 
@@ -88,6 +68,7 @@ struct KernelTable {
   void (*mixer)(const Mixer&, const Parallel&);
   void (*mixer_filters_gradient)(const MixerFiltersGradient&, const Parallel&);
   void (*mlp)(const Mlp&, const Parallel&);
+  void (*mean)(const Mean&, const Parallel&);
 };
 
 }  // namespace hifuse

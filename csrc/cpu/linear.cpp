@@ -2,6 +2,8 @@
 //
 // A task is a block of rows times a range of panels: the block's operand is made once and stays in L2; each panel gives 32
 // columns, which are finished before the next panel is read. Small maps have few blocks: then the panels are divided as well.
+#include <initializer_list>
+
 #include "cpu/activation.h"
 #include "cpu/depthwise.h"
 #include "cpu/prepared.h"

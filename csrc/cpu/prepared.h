@@ -18,6 +18,7 @@ void mix_directly(const Mixer&, const Parallel&);
 void mix_depthwise(const Mixer&, const Parallel&);
 void mixer_filters_gradient(const MixerFiltersGradient&, const Parallel&);
 void mlp(const Mlp&, const Parallel&);
+void mean(const Mean&, const Parallel&);
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

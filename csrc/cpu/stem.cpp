@@ -9,7 +9,8 @@ namespace {
 
 constexpr int64_t kRows = 4 * 14;
 
-template <class S>
+// Images may be of another type than the maps; they are rounded to it.
+template <class S, class Image>
 class StemKernel {
  public:
   explicit StemKernel(const Stem& args)
@@ -41,10 +42,12 @@ class StemKernel {
   void read_patch(int64_t pixel, float* to) const {
     const int64_t x = pixel % args_.width, y = pixel / args_.width % args_.height, image = pixel / args_.width / args_.height;
     const int64_t *const s = args_.strides, corner = image * s[0] + 4 * y * s[2] + 4 * x * s[3];
-    const S* const from = static_cast<const S*>(args_.images) + corner;
+    const Image* const from = static_cast<const Image*>(args_.images) + corner;
+    const int64_t rows = args_.image_height - 4 * y, columns = args_.image_width - 4 * x;  // that there are from the corner on
     for (int64_t channel = 0; channel < args_.in_chans; ++channel)
       for (int64_t i = 0; i < 4; ++i)
-        for (int64_t j = 0; j < 4; ++j) *to++ = widen(from[channel * s[1] + i * s[2] + j * s[3]]);
+        for (int64_t j = 0; j < 4; ++j)
+          *to++ = i < rows && j < columns ? widen(from[channel * s[1] + i * s[2] + j * s[3]]) : 0.0f;
   }
 
   void finish(int64_t pixel, int branch, float* row) const {
@@ -66,7 +69,11 @@ class StemKernel {
 
 }  // namespace
 
-void stem(const Stem& args, const Parallel& parallel) { run_prepared<StemKernel>(args.dtype, args, parallel); }
+void stem(const Stem& args, const Parallel& parallel) {
+  if (args.dtype == DType::float32) return StemKernel<float, float>(args).run(parallel);
+  if (args.image_dtype == DType::float32) return StemKernel<BFloat16, float>(args).run(parallel);
+  StemKernel<BFloat16, BFloat16>(args).run(parallel);
+}
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

@@ -19,6 +19,7 @@ const KernelTable table = {
     .mixer = &mixer,
     .mixer_filters_gradient = &mixer_filters_gradient,
     .mlp = &mlp,
+    .mean = &mean,
 };
 
 }  // namespace HIFUSE_ISA

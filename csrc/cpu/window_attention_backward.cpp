@@ -29,10 +29,8 @@ class Backward {
     const int64_t tasks = args_.shape.num_heads * chunks_;
     Scratch scratch;
     double* const partials = scratch.take<double>(tasks * partial_);
-    parallel(tasks, 1, [&](int64_t begin, int64_t end) { run_tasks(begin, end, partials); });
-    parallel(args_.shape.num_heads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t head = begin; head < end; ++head) reduce(head, partials);
-    });
+    parallel.each(tasks, [&](int64_t task) { run_task(task, partials); });
+    parallel.each(args_.shape.num_heads, [&](int64_t head) { reduce(head, partials); });
   }
 
  private:
@@ -70,14 +68,12 @@ class Backward {
             {take(n * dim), take(n * dim), take(n * dim)}};
   }
 
-  void run_tasks(int64_t begin, int64_t end, double* partials) const {
+  void run_task(int64_t task, double* partials) const {
     Scratch scratch;
     const Window w = allocate(scratch);
     Bias<T> bias(sizes_, static_cast<const T*>(args_.bias_table), args_.shape.num_heads);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task / chunks_;
-      run_chunk(head, task % chunks_, bias.of_head(head), w, partials + task * partial_);
-    }
+    const int64_t head = task / chunks_;
+    run_chunk(head, task % chunks_, bias.of_head(head), w, partials + task * partial_);
   }
 
   void run_chunk(int64_t head, int64_t chunk, const T* bias, const Window& all, double* partial) const {

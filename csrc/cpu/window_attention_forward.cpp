@@ -12,6 +12,7 @@ inline namespace HIFUSE_ISA {
 namespace {
 
 constexpr int64_t kGroup = 8;  // windows, see task_at
+constexpr int64_t kPiecesPerThread = 4;
 
 template <class Stored>
 class Forward {
@@ -23,8 +24,9 @@ class Forward {
   }
 
   void run(const Parallel& parallel) const {
-    const int64_t tasks = args_.shape.batch * sizes_.grid.windows() * args_.shape.num_heads;
-    parallel(tasks, 1, [this](int64_t begin, int64_t end) { run_tasks(begin, end); });
+    const int64_t tasks = count(), groups = (tasks + kGroup - 1) / kGroup, wanted = kPiecesPerThread * parallel.threads();
+    const int64_t pieces = groups >= wanted ? groups : tasks < wanted ? tasks : wanted;
+    parallel.each(pieces, [&](int64_t piece) { run_tasks(tasks * piece / pieces, tasks * (piece + 1) / pieces); });
   }
 
  private:
@@ -60,6 +62,8 @@ class Forward {
     int64_t head;
   };
 
+  int64_t count() const { return args_.shape.batch * sizes_.grid.windows() * args_.shape.num_heads; }
+
   // Tasks are ordered (group of windows, head, window of the group): a head's bias is expanded once for a group and stays in
   // the cache, and the heads of a window, which share its pages of memory, come soon after one another.
   Task task_at(int64_t task) const {
@@ -78,7 +82,7 @@ class Forward {
     std::conditional_t<kAttendsPairs<Stored>, PairsAttention, Nothing> pairs(args_, sizes_);
     locate(sizes_, place_of(sizes_, task_at(begin).window), args_.qkv, w.next);
     for (int64_t i = begin; i < end; ++i) {
-      const Task task = task_at(i), next = task_at(i + 1 < end ? i + 1 : i);
+      const Task task = task_at(i), next = task_at(i + 1 < count() ? i + 1 : i);
       const Place place = place_of(sizes_, task.window);
       std::swap(w.in, w.next);
       locate(sizes_, place_of(sizes_, next.window), args_.qkv, w.next);

@@ -13,6 +13,7 @@ extern int failures;
     }                                                                     \
   } while (false)
 
+void test_cores();
 void test_geometry();
 void test_products();
 void test_vec();

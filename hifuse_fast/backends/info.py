@@ -66,6 +66,7 @@ def _native() -> dict[str, str]:
         "instruction sets built": ", ".join(library.lib.compiled_isas()),
         "instruction sets usable": ", ".join(library.lib.usable_isas()),
         "instruction set in use": library.lib.isa(),
+        "cores usable": str(library.lib.usable_cores()),
     }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hifuse_fast.backends import transforms
 from hifuse_fast.backends.native.tape import recorded
+from hifuse_fast.backends.native.threads import own_threads
 from hifuse_fast.backends.select import BackendError, traced_for_others
 from hifuse_fast.checkpoints.read import RECORD
 from hifuse_fast.checkpoints.save import write_safetensors
@@ -28,7 +29,7 @@ from hifuse_fast.inference.configuration import DTYPES, FORMAT, MEMORY_FORMATS, 
 from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.inference.watch import Watch
 from hifuse_fast.model import STRIDE
-from hifuse_fast.ops.functions.padding import pad_to_multiple
+from hifuse_fast.ops.functions.padding import next_multiple, pad_to_multiple
 from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.options import STAGES, HiFuseOptions
 
@@ -82,7 +83,7 @@ class OptimizedHiFuse(nn.Module):
         setting.check_all_were_asked_for()
         self.dtype, self.device = DTYPES[c.dtype], next(self.buffers()).device
         self._made = make.made
-        # On a tape are calls of the compiled library alone.
+        # Calls of the compiled library alone: they are kept on a tape, and have threads of their own.
         self._replayed = c.out_indices is None and all(op.backend == "native" for op in make.made.values())
         self._pool = MapPool(self.dtype, self.device)
         self._graphs = Graphs(capture) if c.cuda_graphs and self.device.type == "cuda" else None
@@ -118,13 +119,15 @@ class OptimizedHiFuse(nn.Module):
         return result
 
     def _eager(self, images: Tensor) -> Tensor | list[Tensor]:
-        images = self._prepare(images)
-        batch, _, height, width = images.shape
-        with torch.autocast(self.device.type, enabled=False), self._pool.lend(batch, height, width) as maps:
+        if not self._replayed:
+            images = self._prepare(images)
+        batch, height, width = images.shape[0], *_padded(images)
+        lent = own_threads() if self._replayed else contextlib.nullcontext()
+        with torch.autocast(self.device.type, enabled=False), lent, self._pool.lend(batch, height, width) as maps:
             return self._run(images, maps)
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """The images in the network's dtype, padded to whole strides."""
+        """The images in the network's dtype, padded to whole strides. The library's stem does that as it reads them."""
         return pad_to_multiple(images.to(self.dtype).permute(0, 2, 3, 1), STRIDE).permute(0, 3, 1, 2)
 
     def _run(self, images: Tensor, maps: Maps) -> Tensor | list[Tensor]:
@@ -161,7 +164,8 @@ class OptimizedHiFuse(nn.Module):
 
     def _first(self, images: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:
         """The maps that the stem writes to."""
-        shape = (images.shape[0], images.shape[2] // 4, images.shape[3] // 4, self.configuration.dims[0])
+        height, width = _padded(images)
+        shape = (images.shape[0], height // 4, width // 4, self.configuration.dims[0])
         return maps.take(*shape), maps.take(*shape)
 
     def _through(self, local_map: Tensor, global_map: Tensor, maps: Maps) -> tuple[Tensor, list[Tensor]]:
@@ -178,9 +182,7 @@ class OptimizedHiFuse(nn.Module):
 
     def _logits(self, fused_map: Tensor) -> Tensor:
         assert self.head is not None
-        # PyTorch's order of a sum depends on the threads. In float64, sums of float32 are exact as a rule, in any order.
-        mean = fused_map.mean((1, 2), keepdim=True, dtype=torch.float64).to(self.dtype)
-        logits: Tensor = self.head(mean).flatten(1)
+        logits: Tensor = self.head(_mean(fused_map, self.dtype, natively=self._replayed)).flatten(1)
         return logits
 
     def forget_maps(self) -> None:
@@ -242,6 +244,24 @@ class OptimizedHiFuse(nn.Module):
 _NO_JIT = "torch.export.export takes it, and its own save and load_optimized write and read it"
 _NO_ONNX = "hifuse_fast.export.to_onnx writes the model that it was made of"
 _NO_AUTOGRAD = "it runs forward only: use the model that it was made of"
+
+
+def _padded(images: Tensor) -> tuple[int, int]:
+    """Height and width of the images, up to whole strides."""
+    return next_multiple(images.shape[2], STRIDE), next_multiple(images.shape[3], STRIDE)
+
+
+def _mean(fused_map: Tensor, dtype: torch.dtype, natively: bool) -> Tensor:
+    """The mean over the pixels of a map, [B, 1, 1, C] in `dtype`.
+
+    PyTorch's order of a sum depends on the threads. In float64, sums of float32 are exact as a rule, in any order.
+    """
+    if not natively:
+        return fused_map.mean((1, 2), keepdim=True, dtype=torch.float64).to(dtype)
+    x = fused_map.to(dtype).contiguous()  # as it is, unless a module was replaced
+    mean = x.new_empty((x.shape[0], 1, 1, x.shape[3]))
+    torch.ops.hifuse_fast.mean_out(x, mean)
+    return mean
 
 
 def _check_context() -> None:

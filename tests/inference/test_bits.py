@@ -5,14 +5,12 @@ Of the model this is not asked: its products are PyTorch's.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from hifuse_fast import optimize_for_inference
 from hifuse_fast.backends.native.library import lib
-from hifuse_fast.inference.network import OptimizedHiFuse
+from hifuse_fast.inference.network import _mean
 from hifuse_fast.testing import golden_uniform
 from tests.support.bits import check_bits, threads
 from tests.support.frozen import make
@@ -39,10 +37,9 @@ def test_maps_of_small(dtype: torch.dtype) -> None:
 
 def test_mean() -> None:
     """A share of the channels for each thread, which PyTorch adds up in another order where it is no multiple of vectors."""
-    network = SimpleNamespace(head=lambda mean: mean, dtype=torch.float32)
     fused_map = 2 * golden_uniform("map", (1, 7, 7, 768)).float() - 1
     found = []
     for count in (1, 3, 7, 8):
         with threads(count):
-            found.append(OptimizedHiFuse._logits(network, fused_map))  # type: ignore[arg-type]
+            found += [_mean(fused_map, torch.float32, natively) for natively in (False, True)]
     assert all(torch.equal(found[0], other) for other in found)

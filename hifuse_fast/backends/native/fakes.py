@@ -16,7 +16,7 @@ from torch import Tensor
 from hifuse_fast.backends.native.algorithms import ALGORITHMS
 
 #: Ops that write to the maps they are given, and return nothing.
-OUT = ("window_attention", "linear", "local_block", "stem", "gated_concat", "mixer", "mlp")
+OUT = ("window_attention", "linear", "local_block", "stem", "gated_concat", "mixer", "mlp", "mean")
 
 
 def register(lib: ModuleType) -> None:
