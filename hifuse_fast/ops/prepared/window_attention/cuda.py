@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import ClassVar
+
 from hifuse_fast.ops.functions.window_attention import cuda
 from hifuse_fast.ops.prepared.window_attention import launched
 
@@ -9,4 +12,4 @@ why_not = cuda.why_not
 
 
 class WindowAttention(launched.WindowAttention):
-    launchers = cuda
+    launchers: ClassVar[ModuleType] = cuda

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import ClassVar
+
 from hifuse_fast.ops.functions.window_attention import triton
 from hifuse_fast.ops.prepared.window_attention import launched
 
@@ -9,4 +12,4 @@ why_not = triton.why_not
 
 
 class WindowAttention(launched.WindowAttention):
-    launchers = triton
+    launchers: ClassVar[ModuleType] = triton
