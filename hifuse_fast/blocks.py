@@ -98,8 +98,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """The attention of x, or of norm(x)."""
         check_map("x", x, self.dim)
-        height, width = x.shape[1:3]
-        plain = is_plain(self.qkv, nn.Linear)
+        plain, given = is_plain(self.qkv, nn.Linear), x
         if not plain:  # what it gives for the padding is not known, so the padding is given to it, as in the official network
             x, norm = pad_to_multiple(x if norm is None else norm(x), self.window_size), None
         x = ops.window_attention(
@@ -111,7 +110,7 @@ class WindowAttention(nn.Module):
             qkv_bias=self.qkv.bias if plain else None,
             dropout_p=self.attn_drop if self.training else 0.0,
         )
-        x = x if plain else x[:, :height, :width]
+        x = x if plain else x[:, : given.size(1), : given.size(2)]
         out: Tensor = self.proj_drop(linear(self.proj, x))
         return out
 

@@ -88,7 +88,7 @@ def check_images(images: Any, in_chans: int) -> None:
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}{hint(images)}")
     check_dense("images", images)
-    if images.dim() != 4 or images.shape[1] != in_chans or 0 in images.shape[2:]:
+    if images.dim() != 4 or images.size(1) != in_chans or (images.numel() == 0 and 0 in images.shape[2:]):
         shape = list(images.shape)
         raise ValueError(f"images must be [B, {in_chans}, H, W] with H and W at least 1, got {shape}")
 
@@ -98,8 +98,9 @@ def check_map(name: str, x: Any, dim: int | None = None) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}{hint(x)}")
     check_dense(name, x)
-    # Not `in (None, ...)`: torch.compile compares no unknown size there.
-    if x.dim() != 4 or (dim is not None and x.shape[-1] != dim) or 0 in x.shape[1:]:
+    # Not `in (None, ...)`: torch.compile compares no unknown size there. Of unknown sizes it is slow to ask for, so the width
+    # is asked for alone (`x.size(3)`, not `x.shape[3]`), here and in the ops.
+    if x.dim() != 4 or (dim is not None and x.size(3) != dim) or (x.numel() == 0 and 0 in x.shape[1:]):
         width = "C" if dim is None else dim
         raise ValueError(f"{name} must be [B, H, W, {width}] with H, W and {width} at least 1, got {list(x.shape)}")
     if not x.is_floating_point():

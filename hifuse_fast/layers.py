@@ -132,7 +132,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     channels_last = True
 
     def forward(self, x: Tensor, activation: str = "none", pool: bool = False, residual: Tensor | None = None) -> Tensor:
-        momentum = 0.0 if self.momentum is None else self.momentum
+        momentum = 0.0 if self.momentum is None or not self.training else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # a plain average over all batches
@@ -194,7 +194,7 @@ def linear(
     child: nn.Linear, x: Tensor, norm: nn.LayerNorm | None = None, rows: str = "pixels", activation: str = "none"
 ) -> Tensor:
     """act(child(norm(rows of x))), in one op where the children are plain."""
-    plain, depth = is_plain(child, nn.Linear), x.shape[-1] * (4 if rows == "patches" else 1)
+    plain, depth = is_plain(child, nn.Linear), x.size(-1) * (4 if rows == "patches" else 1)
     before: dict[str, Any] = {}
     if norm is not None and plain and is_plain_norm(norm, depth):
         weight, bias = affine(norm, depth, x)
@@ -209,7 +209,7 @@ def linear(
 
 def concat_norm(norm: nn.LayerNorm, maps: list[Tensor], gates: list[Tensor | None] | None = None) -> Tensor:
     """norm of the maps, each times its gate, side by side."""
-    width = sum(x.shape[-1] for x in maps)
+    width = sum(x.size(-1) for x in maps)
     if is_plain_norm(norm, width):
         weight, bias = affine(norm, width, maps[0])
         return ops.concat_norm(*maps, weight=weight, bias=bias, gates=gates, eps=norm.eps)
@@ -231,13 +231,13 @@ class DropPath(nn.Module):
     @property
     def active(self) -> bool:
         """Whether a call does anything."""
-        return self.rate > 0.0 and self.training
+        return self.training and self.rate > 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return x
         keep = 1.0 - self.rate
-        draw = torch.rand((x.shape[0],) + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
+        draw = torch.rand((x.size(0),) + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
         return x / keep * (keep + draw).floor()
 
     def extra_repr(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hifuse_fast.backends.tracing import take_floats_as_constants
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
 from hifuse_fast.checks import check_choice, check_count, check_flag, check_images
 from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, is_plain
@@ -202,6 +203,7 @@ class HiFuse(nn.Module):
 
     def forward_stages(self, images: Tensor) -> StageMaps:
         """The outputs of all stages of all three branches."""
+        take_floats_as_constants()
         self._check_images(images)
         x = pad_to_multiple(images.permute(0, 2, 3, 1), STRIDE)
         global_maps = self._global_branch(x)

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_recording = threading.local()
-
 
 class Tape:
     """Calls in their order, with their tensors, which it keeps alive."""
@@ -22,11 +20,19 @@ class Tape:
             op(*args)
 
 
+class _Recording(threading.local):
+    def __init__(self) -> None:
+        self.tape: Tape | None = None  # in every thread from its start: torch.compile would compile anew where it comes later
+
+
+_recording = _Recording()
+
+
 @contextlib.contextmanager
 def recorded() -> Iterator[Tape]:
     """A tape that keeps what this thread calls by `call` within the block."""
     tape = Tape()
-    before = getattr(_recording, "tape", None)
+    before = _recording.tape
     _recording.tape = tape
     try:
         yield tape
@@ -36,7 +42,7 @@ def recorded() -> Iterator[Tape]:
 
 def call(op: Callable[..., Any], *args: Any) -> Any:
     """op(*args), where everything that it writes is among its arguments; kept where a tape is being recorded."""
-    tape = getattr(_recording, "tape", None)
+    tape = _recording.tape
     if tape is not None:
         tape._calls.append((op, args))
     return op(*args)

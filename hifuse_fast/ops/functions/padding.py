@@ -12,7 +12,7 @@ def next_multiple(length: int, multiple: int) -> int:
 
     torch.compile simplifies what is computed of this product, and then knows that it divides by `multiple` without asking.
     """
-    return multiple * ((length + multiple - 1) // multiple)
+    return multiple * max(1, (length + multiple - 1) // multiple)
 
 
 def is_zero(length: int) -> bool:

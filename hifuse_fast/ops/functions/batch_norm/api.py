@@ -64,7 +64,7 @@ def batch_norm(
     eps = check_eps("eps", eps)
     momentum = momentum if momentum == 1 else check_rate("momentum", momentum)
     after = ("" if activation == "none" else activation, "pool" if pool else "", "" if residual is None else "residual")
-    key = (x.shape[3], "training" if training else "", *after)
+    key = (x.size(3), "training" if training else "", *after)
     kernels = select("batch_norm", backend, key=key, device=x.device, dtype=x.dtype)
     options: dict[str, Any] = {"eps": eps, "activation": activation, "pool": pool}
     if kernels is None:
@@ -76,7 +76,7 @@ def batch_norm(
     out, statistics = _FUSED(kernels, (x, weight, bias, residual, *given), {"training": training, **options})
     if training:
         mean, var = statistics
-        pixels = x.numel() // x.shape[3]
+        pixels = x.numel() // x.size(3)
         with torch.no_grad():
             _update(running_mean, mean, momentum)
             _update(running_var, var * (pixels / max(1, pixels - 1)), momentum)
@@ -114,7 +114,7 @@ def _check(
     residual: Tensor | None,
 ) -> None:
     check_map("x", x)
-    batch, height, width, channels = x.shape
+    channels = x.size(3)
     check_parameter("weight", weight, [channels], x)
     check_parameter("bias", bias, [channels], x)
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
@@ -122,13 +122,14 @@ def _check(
             check_parameter(name, running, [channels], x)
         elif not training:
             raise ValueError(f"{name} must be a tensor unless training, got None")
-    if training and batch * height * width == 1:
+    if training and x.numel() == channels:
         raise ValueError(f"x must have more than one pixel a channel in training, got {list(x.shape)}")
-    if pool and (height % 2 or width % 2):
+    if pool and (x.size(1) % 2 or x.size(2) % 2):
         raise ValueError(f"x must have even H and W with pool, got {list(x.shape)}")
     if residual is not None:
         check_map("residual", residual)
-        expected = [batch, height // 2, width // 2, channels] if pool else list(x.shape)
+        batch, height, width, _ = x.shape
+        expected = [batch, height // 2, width // 2, channels] if pool else [batch, height, width, channels]
         if list(residual.shape) != expected:
             raise ValueError(f"residual must be {expected}, got {list(residual.shape)}")
         if residual.device != x.device:

@@ -53,7 +53,7 @@ def concat_norm(
     present = [gate for gate in gates if gate is not None]
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in (*maps, *present)])
     device = maps[0].device
-    width = maps[0].shape[3]
+    width = maps[0].size(3)
     key = (len(maps), width, "gated" if present else "")
     kernels = select("concat_norm", backend, key=key, device=device, dtype=dtype, width=width)
     if kernels is None:
@@ -88,11 +88,11 @@ def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, gates: Sequence
         raise ValueError(f"gates must be one for each of the {len(maps)} maps, or None, got {len(gates)}")
     for i, x in enumerate(maps):
         check_map(f"maps[{i}]", x)
-        if x.shape != maps[0].shape:
+        if i and x.shape != maps[0].shape:
             raise ValueError(f"maps[{i}] must be {list(maps[0].shape)} like the first, got {list(x.shape)}")
         if x.device != maps[0].device:
             raise ValueError(f"maps[{i}] must be on the device of the first, {maps[0].device}, got {x.device}")
-    batch, height, width, channels = maps[0].shape
+    channels = maps[0].size(3)
     for i, gate in enumerate(gates):
         if gate is None:
             continue
@@ -101,6 +101,7 @@ def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, gates: Sequence
                 f"gates[{i}] must be a floating-point tensor or None, got {getattr(gate, 'dtype', type(gate).__name__)}"
             )
         check_dense(f"gates[{i}]", gate)
+        batch, height, width, _ = maps[0].shape
         # Read backwards: torch.compile knows the channels, and need not ask whether H or W is 1.
         if list(gate.shape)[::-1] not in ([channels, 1, 1, batch], [1, width, height, batch]):
             expected = f"[{batch}, {height}, {width}, 1] or [{batch}, 1, 1, {channels}]"

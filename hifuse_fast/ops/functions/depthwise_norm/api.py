@@ -46,7 +46,7 @@ def depthwise_norm(
     """
     eps = check_eps("eps", eps)
     check_map("x", x)
-    width, channels = x.shape[2:]
+    width, channels = x.size(2), x.size(3)
     check_parameter("filters", filters, [channels, 1, 3, 3], x)
     check_parameter("filter_bias", filter_bias, [channels], x)
     check_parameter("weight", weight, [channels], x)

@@ -43,7 +43,7 @@ def layer_norm(
     """
     eps, rows = check_eps("eps", eps), check_choice("rows", rows, ROWS)
     check_map("x", x)
-    width = x.shape[3] * (4 if rows == "patches" else 1)
+    width = x.size(3) * (4 if rows == "patches" else 1)
     check_parameter("weight", weight, [width], x)
     check_parameter("bias", bias, [width], x)
     kernels = select("layer_norm", backend, key=(width, rows), device=x.device, dtype=x.dtype, width=width)

@@ -12,7 +12,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, rows: str
     """See `hifuse_fast.ops.layer_norm`; arguments are validated."""
     if rows == "patches":
         x = patches(x)
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return F.layer_norm(x, (x.size(-1),), weight, bias, eps)
 
 
 def patches(x: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def linear(
     check_map("x", x)
     autocast = autocast_dtype(x)
     dtypes = (x.dtype,) if autocast is None else AUTOCAST
-    width = x.shape[3] * (4 if rows == "patches" else 1)
+    width = x.size(3) * (4 if rows == "patches" else 1)
     if isinstance(weight, Tensor) and (weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0):
         raise ValueError(f"weight must be [N, {width}] with rows={rows!r}, got {list(weight.shape)}")
     check_parameter("weight", weight, getattr(weight, "shape", ()), x, dtypes)

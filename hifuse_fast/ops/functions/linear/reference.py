@@ -24,7 +24,7 @@ def linear(
     if rows == "patches":
         x = patches(x)
     if norm_weight is not None:
-        x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+        x = F.layer_norm(x, (x.size(-1),), norm_weight, norm_bias, eps)
     y = F.linear(x, weight, bias)
     if activation == "gelu":
         y = F.gelu(y)

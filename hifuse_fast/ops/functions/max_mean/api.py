@@ -36,7 +36,7 @@ def max_mean(x: Tensor, *, over: str, backend: str = "auto") -> Tensor:
     """
     check_choice("over", over, OVER)
     check_map("x", x)
-    kernels = select("max_mean", backend, key=(x.shape[3], over), device=x.device, dtype=x.dtype, width=x.shape[3])
+    kernels = select("max_mean", backend, key=(x.size(3), over), device=x.device, dtype=x.dtype, width=x.size(3))
     if kernels is None:
         return reference.max_mean(x, over=over)
     return _FUSED(kernels, (x,), {"over": over})[0]

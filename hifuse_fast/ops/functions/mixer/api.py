@@ -38,7 +38,7 @@ def mixer(z: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     """
     check_map("z", z)
     autocast = autocast_dtype(z)
-    channels = z.shape[3]
+    channels = z.size(3)
     depthwise = isinstance(weight, Tensor) and list(weight.shape) == [channels, 1, 3, 3]
     if isinstance(weight, Tensor) and not depthwise and list(weight.shape) != [channels, channels, 3, 3]:
         raise ValueError(f"weight must be {[channels, channels, 3, 3]} or {[channels, 1, 3, 3]}, got {list(weight.shape)}")

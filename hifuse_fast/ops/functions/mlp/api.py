@@ -40,15 +40,15 @@ def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, backend: st
     autocast = autocast_dtype(u)
     dtypes = (u.dtype,) if autocast is None else AUTOCAST
     expand, project = (getattr(weight, "shape", None) for weight in (expand_weight, project_weight))
-    if expand is not None and (len(expand) != 2 or expand[1] != u.shape[3] or expand[0] == 0):
-        raise ValueError(f"expand_weight must be [hidden, {u.shape[3]}], got {list(expand)}")
+    if expand is not None and (len(expand) != 2 or expand[1] != u.size(3) or expand[0] == 0):
+        raise ValueError(f"expand_weight must be [hidden, {u.size(3)}], got {list(expand)}")
     check_parameter("expand_weight", expand_weight, expand or (), u, dtypes)
     if project is not None and (len(project) != 2 or project[1] != len(expand_weight) or project[0] == 0):
         raise ValueError(f"project_weight must be [N, {len(expand_weight)}], got {list(project)}")
     check_parameter("project_weight", project_weight, project or (), u, dtypes)
 
     dtype = autocast or u.dtype
-    key = (u.shape[3], len(expand_weight), len(project_weight))
+    key = (u.size(3), len(expand_weight), len(project_weight))
     kernels = select("mlp", backend, key=key, device=u.device, dtype=dtype)
     if kernels is None:
         return reference.mlp(u, expand_weight, project_weight)

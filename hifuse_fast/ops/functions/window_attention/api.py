@@ -74,7 +74,7 @@ def window_attention(
         "shift_size": shift_size,
         "scale": scale,
     }
-    head_dim = qkv.shape[-1] // (3 * num_heads)
+    head_dim = qkv.size(3) // (3 * num_heads)
     key = (window_size, num_heads, head_dim, "shifted" if shift_size else "")
     kernels = select(
         "window_attention", backend, key=key, device=qkv.device, dtype=qkv.dtype, head_dim=head_dim, dropout_p=dropout_p
@@ -129,10 +129,10 @@ def _check_tensors(
         raise ValueError(f"qkv must be [B, H, W, 3C], got {qkv.dim()} dimensions: {list(qkv.shape)}")
     if qkv.dtype not in DTYPES:
         raise TypeError(f"qkv must be float32, bfloat16, float16 or float64, got {qkv.dtype}")
-    channels = qkv.shape[-1]
+    channels = qkv.size(3)
     if channels == 0 or channels % (3 * num_heads):
         raise ValueError(f"qkv must have 3 * num_heads * head_dim channels; {channels} is no multiple of 3 * {num_heads}")
-    if qkv.shape[1] == 0 or qkv.shape[2] == 0:
+    if qkv.numel() == 0 and 0 in qkv.shape[1:3]:
         raise ValueError(f"qkv must have a map of at least 1 x 1 tokens, got {list(qkv.shape)}")
     table = [(2 * window_size - 1) ** 2, num_heads]
     if list(bias_table.shape) != table:

@@ -35,7 +35,9 @@ def window_attention(
     if shift_size:
         mask = shift_mask(padded_height, padded_width, window_size, shift_size, qkv.device)
         scores = scores + mask.to(scores.dtype)[:, None]  # [windows, 1, N, N]
-    weights = F.dropout(scores.softmax(-1), dropout_p, training=dropout_p > 0)  # float32 where the table is, as in autocast
+    weights = scores.softmax(-1)  # float32 where the table is, as in autocast
+    if dropout_p:
+        weights = F.dropout(weights, dropout_p)
     out = merge(weights.to(v.dtype) @ v, padded_height, padded_width, window_size)
 
     if shift_size:

@@ -1,0 +1,65 @@
+"""What torch.compile is told: floats are constants with a guard, and PyTorch's setting is as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hifuse_fast.backends.tracing import take_floats_as_constants
+
+
+class Plus(nn.Module):
+    eps = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        take_floats_as_constants()
+        return x + self.eps
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_a_float_is_no_input_of_the_graph_and_a_new_one_is_compiled() -> None:
+    model, counter = Plus(), CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+    x = torch.ones(3)
+    assert torch.equal(compiled(x), x + 0.5)
+    names = [node.name for node in counter.graphs[0].graph.nodes if node.op == "placeholder"]
+    assert not [name for name in names if "eps" in name]
+    assert not config.specialize_float
+    model.eps = 0.25
+    assert torch.equal(compiled(x), x + 0.25)
+    assert counter.frame_count == 2
+
+
+def test_the_setting_is_as_before_where_compiling_fails_or_the_graph_breaks() -> None:
+    class Broken(Plus):
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            torch._dynamo.graph_break()
+            return x + self.eps
+
+    x = torch.ones(3)
+    with pytest.raises(Exception, match="graph_break"):
+        torch.compile(Broken(), dynamic=True, fullgraph=True, backend="eager")(x)
+    assert not config.specialize_float
+    assert torch.equal(torch.compile(Broken(), dynamic=True, backend="eager")(x), x + 1)
+    assert not config.specialize_float
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_what_the_user_set_stays(chosen: bool) -> None:
+    with config.patch(specialize_float=chosen):
+        for _ in range(2):
+            torch._dynamo.reset()
+            torch.compile(Plus(), dynamic=True, backend="eager")(torch.ones(3))
+            assert config.specialize_float is chosen
