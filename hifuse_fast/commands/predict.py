@@ -36,7 +36,6 @@ from hifuse_fast.commands.options import (
 )
 from hifuse_fast.data import images
 from hifuse_fast.data.classes import load_classes
-from hifuse_fast.data.listing import digest_of
 from hifuse_fast.files import STDOUT, is_stream
 
 
@@ -117,7 +116,7 @@ def predict_command(
         write = partial(write_json, header=header) if as_json else partial(write_csv, safe=csv_safe, bom=csv_bom)
         write = partial(write, classes=names, beside=() if gradcam is None else ("gradcam",))
         facts = {
-            **header, "classes": names, "images": digest_of(found.images), "max_pixels": reading.max_pixels,
+            **header, "classes": names, "images": found.images.digest(), "max_pixels": reading.max_pixels,
             "gradcam": gradcam and [str(gradcam), gradcam_layer], "csv": not as_json and [csv_safe, csv_bom],
         }  # fmt: skip
         failed = write_results(output, rows_after, write, notes.watch, journal, facts, total, size)

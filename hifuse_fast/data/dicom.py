@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from hifuse_fast.data.samples import FULL_BITS, ImageError, Samples, Window, check_size
 
@@ -71,6 +73,7 @@ def read_samples(file: BinaryIO, max_pixels: int, window: Window | None) -> Samp
         implicit, little = dataset.original_encoding
         kinds = pydicom.uid.ImplicitVRLittleEndian, pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = kinds[0 if implicit else 1 if little else 2]
+    _check_frame(dataset)
     _lift(dataset)
     values = _decode(dataset)
     return _grey(dataset, values, window) if dataset.PhotometricInterpretation in _GREY else _colour(dataset, values)
@@ -107,6 +110,24 @@ def _check_header(dataset: Any, max_pixels: int) -> None:
     samples, kind = dataset.get("SamplesPerPixel", 1), dataset.PhotometricInterpretation
     if samples != (1 if kind in (*_GREY, "PALETTE COLOR") else 3):
         raise ImageError(f"DICOM of {samples} samples a pixel, {kind}, is not supported")
+
+
+def _check_frame(dataset: Any) -> None:
+    """ImageError where compressed pixels are of another size than the header says, as in a file that is to fill the memory."""
+    from pydicom.encaps import generate_frames
+
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    try:
+        with Image.open(io.BytesIO(frame), formats=["JPEG", "JPEG2000"]) as image:
+            size = image.size
+    except UnidentifiedImageError:  # of another kind, or damaged, which its decoder says
+        return
+    if size != (dataset.Columns, dataset.Rows):
+        raise ImageError(
+            f"its compressed pixels are {size[0]} x {size[1]}, and its header says {dataset.Columns} x {dataset.Rows}"
+        )
 
 
 def _lift(dataset: Any) -> None:

@@ -37,6 +37,18 @@ class Paths(Sequence[Path]):
         """Those of these indices."""
         return Paths(self._texts[i] for i in indices)
 
+    def digest(self) -> str:
+        """How many there are, and a hash of their names, in their order, and of the sizes and times of the files."""
+        whole = hashlib.sha256()
+        for text in self._texts:
+            try:
+                status = os.stat(text)
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            except OSError:
+                state = "absent"
+            whole.update(os.fsencode(f"{text}\0{state}\n"))
+        return f"{len(self)} files, SHA-256 of names, sizes and times {whole.hexdigest()}"
+
 
 @dataclass
 class Found:
@@ -95,20 +107,6 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Found:
             else:
                 others[suffix] += 1
     return Found(Paths(images.values()), others)
-
-
-def digest_of(paths: Iterable[Path]) -> str:
-    """A hash of the names of files, in their order, and of their sizes and times."""
-    count, whole = 0, hashlib.sha256()
-    for path in paths:
-        try:
-            status = os.stat(path)
-            state = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
-            state = "absent"
-        whole.update(os.fsencode(path) + f"\0{state}\n".encode())
-        count += 1
-    return f"{count} files, SHA-256 of names, sizes and times {whole.hexdigest()}"
 
 
 def _in_order(path: str) -> str:

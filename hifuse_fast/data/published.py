@@ -127,7 +127,7 @@ def _find(source: Path, name: str, folder: str, advice: str = "") -> Path:
 
 
 def _images(parent: Path, name: str, archive: Path | None = None) -> list[Item]:
-    """The images of a folder, or of that folder in an archive (of its name unless given), labelled with the folder's name."""
+    """The images of a folder, or of that folder in an archive, of its name unless given; the folder's name is their label."""
     folder, archive = parent / name, archive or parent / f"{name}.zip"
     if folder.is_dir():
         items = [Item(path, label=name) for path in sorted(folder.iterdir()) if _is_image(path.name) and path.is_file()]

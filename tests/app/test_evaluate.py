@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from hifuse_fast import create_model_from_checkpoint, optimize_for_inference
+from hifuse_fast import create_model_from_checkpoint, optimize_for_inference, save_checkpoint
 from hifuse_fast.app.evaluate import Bootstrap, gather, measure, mistakes
 from hifuse_fast.app.output import Row
 from hifuse_fast.data.examples import Example
-from tests.support.cli import CLASSES, SMALL, by_hand, read_csv, save_noise
+from tests.support.cli import CLASSES, RECORD, SMALL, by_hand, read_csv, save_noise
 
 sklearn = pytest.importorskip("sklearn.metrics")
 FEW = ["--bootstrap", 30, "--mistakes", 2, *SMALL]
@@ -153,10 +153,16 @@ def test_an_image_that_cannot_be_read_is_named_and_counted(run, checkpoint, data
 
 
 def test_a_frozen_network_is_evaluated_without_gradcam(run, checkpoint, data, tmp_path):
-    optimize_for_inference(create_model_from_checkpoint(checkpoint), backend="reference").save(tmp_path / "frozen.safetensors")
+    """And as its training says: a file of a frozen network keeps that."""
+    trained, classes = tmp_path / "trained.safetensors", CLASSES[::-1]
+    save_checkpoint(create_model_from_checkpoint(checkpoint), trained, {**RECORD, "classes": classes})
+    optimize_for_inference(create_model_from_checkpoint(trained), backend="reference").save(tmp_path / "frozen.safetensors")
     done = run("evaluate", tmp_path / "frozen.safetensors", data, "-o", tmp_path / "out", *FEW)
     assert done.exit_code == 0, done.output
     assert "without Grad-CAM" in done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["by_class"]) == classes
+    assert (metrics["preprocess"]["mean"], metrics["bits"]) == ([0.2, 0.3, 0.4], 12)
     assert "Grad-CAM of the predicted class" not in (tmp_path / "out" / "report.html").read_text()
 
 

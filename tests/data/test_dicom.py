@@ -1,6 +1,7 @@
 """dicom.py: what a viewer shows of a DICOM file, worked out by hand from the standard, and what is refused by name."""
 
 import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -211,6 +212,20 @@ def test_damaged_files_raise_image_errors_only(tmp_path):
         (tmp_path / "y.dcm").write_bytes(content)
         with contextlib.suppress(ImageError):
             load_image(tmp_path / "y.dcm", max_pixels=10**6)
+
+
+def test_compressed_pixels_that_are_larger_than_the_header_says(tmp_path):
+    for syntax, kind in (("1.2.840.10008.1.2.4.50", "JPEG"), ("1.2.840.10008.1.2.4.90", "JPEG2000")):
+        for size in ((16, 8), (160, 80)):
+            content = io.BytesIO()
+            Image.new("L", size, 90).save(content, kind)
+            frame = pydicom.encaps.encapsulate([content.getvalue()])
+            path = save_dicom(tmp_path / "x.dcm", np.zeros((8, 16), np.uint8), syntax=syntax, PixelData=frame)
+            if size == (16, 8):
+                assert (grey(path) == 90).all()
+                continue
+            with pytest.raises(ImageError, match="its compressed pixels are 160 x 80, and its header says 16 x 8"):
+                load_image(path)
 
 
 def test_without_pydicom_it_is_said_what_to_install(tmp_path, monkeypatch):

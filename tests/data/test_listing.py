@@ -91,3 +91,30 @@ def test_a_named_file_that_cannot_be_read_is_listed(tmp_path):
     for missing in (tmp_path / "absent.png", tmp_path / "file" / "x.png"):
         with pytest.raises(FileNotFoundError, match=f"{missing.name}: no such file or folder"):
             list_images([missing])
+
+
+def test_many_paths_are_kept_as_texts(tmp_path):
+    make(tmp_path, "a/1.png", "a b/2.png", "a.png", "a/0.png", "a-/3.png")
+    found = find_images([tmp_path])
+    paths = list(tmp_path.rglob("*.png"))
+    assert list(found.images) == sorted(paths)  # as Path sorts, folder by folder
+    assert found.images[1] == sorted(paths)[1]
+    assert list(found.images[1:4:2]) == sorted(paths)[1:4:2]
+    assert list(found.images.take([2, 0])) == [sorted(paths)[2], sorted(paths)[0]]
+
+
+def test_the_digest_of_paths_tells_names_sizes_times_and_order(tmp_path):
+    make(tmp_path, "a.png", os.fsdecode(b"\xff.png"))
+    images = find_images([tmp_path]).images
+    whole = images.digest()
+    assert whole == find_images([tmp_path]).images.digest()
+    assert whole.startswith("2 files, SHA-256 of names, sizes and times ")
+    found = {whole, images.take([1, 0]).digest(), images[:1].digest()}
+    os.utime(tmp_path / "a.png", ns=(0, 5))
+    found.add(images.digest())
+    (tmp_path / "a.png").write_bytes(b"x")
+    os.utime(tmp_path / "a.png", ns=(0, 5))
+    found.add(images.digest())
+    (tmp_path / "a.png").unlink()
+    found.add(images.digest())
+    assert len(found) == 6
