@@ -140,8 +140,9 @@ def _onnx_file(network: nn.Module, images: Tensor, own_graph: bool) -> Iterator[
         path = Path(folder, "network.onnx")
         if own_graph:
             with hifuse_fast.use_backend("reference"), torch.no_grad():
-                names = {"input_names": NAMES[:1], "output_names": NAMES[1:]}
-                torch.onnx.export(network, (images,), path, dynamo=True, verbose=False, **names)
+                torch.onnx.export(
+                    network, (images,), path, dynamo=True, verbose=False, input_names=NAMES[:1], output_names=NAMES[1:]
+                )
         else:
             hifuse_fast.export.to_onnx(
                 network, path, batch_size=len(images), image_size=tuple(images.shape[2:]), check=False
