@@ -3,14 +3,23 @@
 For each model, dtype and batch size the engines (`peers.py`) get ready one after the other, each in a process of its own
 (`bench.worker`). Their logits are compared with the reference in float64: float32 within 1e-4 of the largest and with the same
 classes, bfloat16 by the tolerance rule of `hifuse_fast.testing`, measured by eager PyTorch. A wrong engine gets no time; the
-others then take turns. Memory is that of the process while the engine runs (`worker.Ready`); ready is the time from the eager
-network in memory to the first output. The rows' `ratio` is over eager PyTorch, that of the tables over the product.
+others then take turns. An engine that is given a graph gets two, the official network's and ours (`peers.OWN_GRAPH`), in a
+process each: the row is that of the faster one, and says which. With `--neighbours` they take turns beside that many processes
+that compute all the time, in rows of the suite "busy".
+
+Memory is that of the process while the engine runs (`worker.Ready`); ready is the time from the eager network in memory to the
+first output. The rows' `ratio` is over eager PyTorch, that of the tables over the product.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +38,8 @@ from hifuse_fast.bench.rows import MISSING, Row
 from hifuse_fast.bench.worker import Engine, FailedError, MissingError, Ready, Task, Worker
 
 SUITE = "engines"
+BUSY_SUITE = "busy"
+OWN_GRAPH = " on our graph"  #: behind the name of an engine while it is measured
 BASELINE = "eager"
 REST_S = 0.06  # OpenMP's threads spin for 9 ms after a call, those of ONNX Runtime for 45
 CPU = torch.device("cpu")
@@ -45,6 +56,8 @@ class Runner(Protocol):
 
 
 Start = Callable[[Engine, Task], Runner]
+# It ends with the process that started it.
+NEIGHBOUR = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(10**6): pass"
 
 
 @dataclass(frozen=True)
@@ -76,12 +89,16 @@ def get_ready(runner: Runner, eager: Tensor, exact: Tensor) -> Outcome:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is the same for all cases: the engines by name, how one is started, seconds of timing a case, where news go."""
+    """What is the same for all cases: the engines by name, how one is started, seconds of timing a case, where news go.
+
+    `neighbours`: beside how many processes that compute all the time; None where the machine is to be quiet.
+    """
 
     engines: Mapping[str, Engine]
     start: Start
     budget_s: float
     tell: Callable[[str], object]
+    neighbours: Sequence[int] | None = None
 
     def measure_model(self, subject: Subject, dtypes: Sequence[str], batch_sizes: Sequence[int]) -> Iterable[list[Row]]:
         """The rows of a model, case by case."""
@@ -109,25 +126,70 @@ class Bench:
                 if outcome.ok:
                     calls[name] = runner
                 self.tell(f"  {name}: {_news(outcome)}")
-            with machine.Neighbours([runner.pid for runner in calls.values()]) as neighbours:
-                timings = timing.interleave(calls, budget_s=self.budget_s, rest_s=REST_S) if calls else {}
+            found: list[Row] = []
+            for count in (0,) if self.neighbours is None else self.neighbours:
+                with busy(count) as pids, machine.Neighbours([*pids, *(runner.pid for runner in calls.values())]) as others:
+                    timings = timing.interleave(calls, budget_s=self.budget_s, rest_s=REST_S) if calls else {}
+                mode = "inference" if self.neighbours is None else f"{count} neighbours"
+                suite = SUITE if self.neighbours is None else BUSY_SUITE
+                found += self._rows(subject, task, outcomes, timings, others.note, peak, dtype=dtype, suite=suite, mode=mode)
+        return found
+
+    def _rows(
+        self,
+        subject: Subject,
+        task: Task,
+        outcomes: Mapping[str, Outcome],
+        timings: Mapping[str, timing.Timing],
+        beside: str,
+        peak: float,
+        **case: str,
+    ) -> list[Row]:
+        """A row an engine; `beside` is what is to be noted of other processes."""
+        batch = len(task.images)
         flop = 2.0 * subject.multiply_adds * batch
         common: dict[str, Any] = {
             **asdict(machine.conditions(CPU)),
-            **{"suite": SUITE, "case": subject.model, "dtype": dtype, "batch": batch, "mode": "inference", "per": "image"},
+            **{"case": subject.model, "batch": batch, "per": "image", **case},
         }
         found = []
         for name, outcome in outcomes.items():
             figures = rows.figures(
                 timings.get(name), timings.get(BASELINE), batch=batch, calls=batch, flop=flop, floor_s=flop / peak
             )
-            note = ", ".join(filter(None, (outcome.note, neighbours.note if outcome.ok else "")))
+            note = ", ".join(filter(None, (outcome.note, beside if outcome.ok else "")))
             ready = outcome.ready if outcome.ok else None
             memory, seconds = (ready.peak_mib, ready.seconds) if ready else (None, None)
             found.append(
                 Row(**common, **figures, engine=name, peak_mib=memory, error=outcome.error, note=note, ready_s=seconds)
             )
-        return found
+        return on_its_best_graph(found)
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[list[int]]:
+    """`count` processes that compute all the time, on any core; their ids."""
+    processes = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(count)]
+    try:
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def on_its_best_graph(found: Sequence[Row]) -> list[Row]:
+    """Of engines that were given two graphs, the row of the faster one, whose note says which, and what the other one took."""
+    ours = {row.engine.removesuffix(OWN_GRAPH): row for row in found if row.engine.endswith(OWN_GRAPH)}
+    official = [row for row in found if not row.engine.endswith(OWN_GRAPH)]
+    return [_faster(row, ours[row.engine]) if row.engine in ours and not row.missing else row for row in official]
+
+
+def _faster(official: Row, ours: Row) -> Row:
+    pair = [("the official graph", official), ("our graph", ours)]
+    (which, best), (other, slower) = sorted(pair, key=lambda each: each[1].ms_p50 or math.inf)
+    took = slower.note if slower.ms_p50 is None else f"{slower.ms_p50:.4g} ms"
+    return dataclasses.replace(best, engine=official.engine, note=f"{best.note}, on {which} ({other}: {took})")
 
 
 def _news(outcome: Outcome) -> str:
@@ -146,17 +208,19 @@ def run(
     results: Path,
     dtypes: Sequence[str] = tuple(turns.DTYPES),
     batch_sizes: Sequence[int] = (1, 8),
-    engines: Mapping[str, Engine] = peers.ENGINES,
+    engines: Mapping[str, Engine] | None = None,
     budget_s: float = 60.0,
     console: Console | None = None,
     start: Start = Worker,
+    neighbours: Sequence[int] | None = None,
 ) -> list[Row]:
     """Measure, write and show; the rows. Those of a case are written when it is done, because a run may take hours."""
     console = console or table.console()
     file = results / f"{machine.device_slug(CPU)}.csv"
     rows.read(file)  # a damaged one is found before the work
     pixels = samples.load(max(batch_sizes))[1]
-    bench = Bench(engines, start, budget_s, lambda text: console.print(text, highlight=False))
+    engines = with_our_graph(peers.ENGINES) if engines is None else engines
+    bench = Bench(engines, start, budget_s, lambda text: console.print(text, highlight=False), neighbours)
     found: list[Row] = []
     for model in models:
         for case in bench.measure_model(network.make_subject(model, pixels), dtypes, batch_sizes):
@@ -165,6 +229,24 @@ def run(
     report(console, found)
     console.print(f"written: {file}", soft_wrap=True)
     return found
+
+
+def with_our_graph(names: Iterable[str]) -> dict[str, Engine]:
+    """The engines of these names, each that is given a graph a second time with ours."""
+    found = {}
+    for name in names:
+        found[name] = peers.ENGINES[name]
+        if name in peers.OWN_GRAPH:
+            found[name + OWN_GRAPH] = peers.OWN_GRAPH[name]
+    return found
+
+
+def counts(text: str) -> list[int]:
+    """The numbers of neighbours that an option names."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in found):
+        raise click.BadParameter(f"must be numbers from 0 on, as 0,1,2; got {text!r}", param_hint="--neighbours")
+    return sorted({int(part) for part in found})
 
 
 def report(console: Console, found: Sequence[Row]) -> None:
@@ -176,7 +258,10 @@ def report(console: Console, found: Sequence[Row]) -> None:
     )
     for model in dict.fromkeys(row.case for row in found):
         mine = [row for row in found if row.case == model]
-        console.print(table.terminal(mine, table.engines(mine), f"{model}, inference, 224 x 224", caption))
+        columns = list(table.engines(mine))
+        if mine[0].suite == BUSY_SUITE:
+            columns.insert(0, ("beside", lambda row: row.mode))
+        console.print(table.terminal(mine, columns, f"{model}, inference, 224 x 224", caption))
     if warning := table.busy(found):
         console.print(warning, style="yellow")
 
@@ -189,8 +274,11 @@ def report(console: Console, found: Sequence[Row]) -> None:
 @click.option("--dtypes", help=options.DTYPES_HELP)
 @click.option("--engines", default=",".join(peers.ENGINES), help="Comma-separated.  [default: all]")
 @click.option("--budget", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds of timing a case.")
+@click.option("--neighbours", help="Beside how many processes that compute all the time, comma-separated, as 0,1,2.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/results"), help="Folder of the rows.")
-def main(*, models: str, batch: str, dtypes: str | None, engines: str, budget: float, output: Path) -> None:
+def main(
+    *, models: str, batch: str, dtypes: str | None, engines: str, budget: float, neighbours: str | None, output: Path
+) -> None:
     """Time HiFuse on the CPU in every engine that runs it. Compilers take minutes to get ready for each case."""
     chosen = options.names("--engines", engines, peers.ENGINES)
     found = run(
@@ -198,8 +286,9 @@ def main(*, models: str, batch: str, dtypes: str | None, engines: str, budget: f
         results=output,
         dtypes=options.dtypes(dtypes, CPU),
         batch_sizes=options.batch_sizes(batch),
-        engines={name: peers.ENGINES[name] for name in chosen},
+        engines=with_our_graph(chosen),
         budget_s=budget,
+        neighbours=None if neighbours is None else counts(neighbours),
     )
     bad = [row for row in found if row.ms_p50 is None and not row.missing]
     if bad:

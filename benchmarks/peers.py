@@ -1,6 +1,7 @@
 """The engines of `make bench-cpu`, set up as their makers document it, all from the same eager network in float32.
 
-onnxruntime and openvino get the file of `hifuse_fast.export.to_onnx`, whose graph has the layout of the official network.
+Engines that take a graph get the file of `hifuse_fast.export.to_onnx`, whose maps are channels first as the official network's;
+those of `OWN_GRAPH` get our reference, whose maps are channels last. Which is faster differs from machine to machine.
 
 An engine is a function from a network (its own copy), images and a dtype to the call that is timed, which returns the logits of
 these images. One that cannot run here raises `MissingError` with the reason. Each is prepared in a process of its own
@@ -60,20 +61,20 @@ def zentorch(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
     return _compile("zentorch", network, images, dtype)
 
 
-def onnxruntime(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
+def onnxruntime(network: nn.Module, images: Tensor, dtype: torch.dtype, *, own_graph: bool = False) -> Call:
     """ONNX Runtime, of this batch size."""
     if dtype != torch.float32:
         raise MissingError(f"its CPU kernels have no {str(dtype).removeprefix('torch.')}")
     runtime = optional("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    with _onnx_file(network, images) as path:
+    with _onnx_file(network, images, own_graph) as path:
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = {session.get_inputs()[0].name: images.numpy()}
     return lambda: torch.from_numpy(session.run(None, inputs)[0])
 
 
-def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: str) -> Call:
+def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: str, own_graph: bool = False) -> Call:
     """OpenVINO on the ONNX file; the precision is set because its own choice is bfloat16 where the CPU has it.
 
     The hint THROUGHPUT runs several requests at once, so they share the batch: as many as divide it and have a thread each.
@@ -89,7 +90,7 @@ def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: st
         "PERFORMANCE_HINT_NUM_REQUESTS": requests,
     }
     parts = images.chunk(requests)
-    with _onnx_file(network, parts[0]) as path:
+    with _onnx_file(network, parts[0], own_graph) as path:
         model = runtime.Core().compile_model(path, "CPU", settings)
     waiting = [(model.create_infer_request(), part.numpy()) for part in parts]
 
@@ -103,15 +104,49 @@ def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: st
     return call
 
 
+def mnn(network: nn.Module, images: Tensor, dtype: torch.dtype, *, own_graph: bool = False) -> Call:
+    """MNN, whose convolutions are Winograd's where it finds that faster; of this batch size.
+
+    Its converter is called from Python: the command of the same name installs a package that reports to its maker. Its
+    precision "low" is bfloat16 where the CPU has it.
+    """
+    runtime, converter = optional("MNN"), optional("_tools")
+    with _onnx_file(network, images, own_graph) as path:
+        converted = path.with_suffix(".mnn")
+        converter.mnnconvert(
+            ["MNNConvert", "-f", "ONNX", "--modelFile", str(path), "--MNNModel", str(converted), "--bizCode", "bench"]
+        )
+        settings = {
+            "backend": "CPU",
+            "numThread": torch.get_num_threads(),
+            "precision": "normal" if dtype == torch.float32 else "low",
+        }
+        manager = runtime.nn.create_runtime_manager((settings,))
+        module = runtime.nn.load_module_from_file(str(converted), [NAMES[0]], [NAMES[1]], runtime_manager=manager)
+    given = runtime.expr.placeholder(list(images.shape), runtime.expr.NCHW)
+
+    def call() -> Tensor:
+        given.write(images.numpy())
+        return torch.from_numpy(module.forward([given])[0].read().copy())
+
+    return call
+
+
 @contextlib.contextmanager
-def _onnx_file(network: nn.Module, images: Tensor) -> Iterator[Path]:
+def _onnx_file(network: nn.Module, images: Tensor, own_graph: bool) -> Iterator[Path]:
     """The network as ONNX for images of this shape, while the block runs; after it, an engine needs its weights no more."""
     optional("onnxscript")  # of the exporter
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
-        hifuse_fast.export.to_onnx(
-            network, path, batch_size=len(images), image_size=tuple(images.shape[2:]), check=False
-        )  # the bench checks what the engine gives
+        if own_graph:
+            with hifuse_fast.use_backend("reference"), torch.no_grad():
+                torch.onnx.export(
+                    network, (images,), path, dynamo=True, verbose=False, input_names=NAMES[:1], output_names=NAMES[1:]
+                )
+        else:
+            hifuse_fast.export.to_onnx(
+                network, path, batch_size=len(images), image_size=tuple(images.shape[2:]), check=False
+            )  # the bench checks what the engine gives
         yield path
     for parameter in network.parameters():
         parameter.data = torch.empty(0)
@@ -122,6 +157,8 @@ def fast(network: nn.Module, images: Tensor, dtype: torch.dtype, **options: Any)
     return partial(hifuse_fast.optimize_for_inference(network, dtype=dtype, **options), images.to(dtype))
 
 
+NAMES = ["images", "logits"]  #: of input and output in a graph
+
 #: The engines in the order of the table.
 ENGINES: dict[str, Engine] = {
     "eager": Engine(eager),
@@ -130,9 +167,17 @@ ENGINES: dict[str, Engine] = {
     "onnxruntime": Engine(onnxruntime, "onnxruntime"),
     "openvino latency": Engine(partial(openvino, hint="LATENCY"), "openvino"),
     "openvino throughput": Engine(partial(openvino, hint="THROUGHPUT"), "openvino"),
+    "mnn": Engine(mnn, "MNN"),
     "zentorch": Engine(zentorch, "zentorch"),
     "hifuse_fast": Engine(fast),
     "hifuse_fast lean": Engine(partial(fast, algorithm="direct")),
+}
+#: The engines that are given a graph, given that of our reference.
+OWN_GRAPH: dict[str, Engine] = {
+    "onnxruntime": Engine(partial(onnxruntime, own_graph=True), "onnxruntime"),
+    "openvino latency": Engine(partial(openvino, hint="LATENCY", own_graph=True), "openvino"),
+    "openvino throughput": Engine(partial(openvino, hint="THROUGHPUT", own_graph=True), "openvino"),
+    "mnn": Engine(partial(mnn, own_graph=True), "MNN"),
 }
 
 

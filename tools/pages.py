@@ -65,6 +65,11 @@ def engines_summary(found: Sequence[Row]) -> str:
     return _tables([row for row in found if row.suite == "engines" and row.case == "hifuse_small"], _engines_summary)
 
 
+def busy(found: Sequence[Row]) -> str:
+    """HiFuse beside processes that compute all the time, a table a device, model and run."""
+    return _tables([row for row in found if row.suite == "busy"], _modes_table)
+
+
 def growth(found: Sequence[Row]) -> str:
     """What a pixel costs in large images, a line a size with the small images beside it."""
     return _tables([row for row in found if row.suite == "growth"], _growth_table)
@@ -102,7 +107,7 @@ def gpu_ops_summary(found: Sequence[Row]) -> str:
 
 def gpu_network(found: Sequence[Row]) -> str:
     """Every row of the network on CUDA devices, inference and training, a table a device, model and run."""
-    return _tables([row for row in found if row.suite == "gpu_network"], _gpu_network_table)
+    return _tables([row for row in found if row.suite == "gpu_network"], _modes_table)
 
 
 def gpu_predictions(_: Sequence[Row]) -> str:
@@ -135,6 +140,7 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "network": network,
     "engines": engines,
     "engines_summary": engines_summary,
+    "busy": busy,
     "growth": growth,
     "training": training,
     "window_attention": window_attention,
@@ -164,7 +170,8 @@ def _tables(found: Sequence[Row], make: Callable[[Sequence[Row]], str]) -> str:
 
 
 def _own_graph(found: Sequence[Row]) -> bool:
-    return any(row.engine in OWN_GRAPH and row.ms_p50 is not None for row in found)
+    """Rows from before each engine got both graphs: since then their notes say which one was the faster."""
+    return any(row.engine in OWN_GRAPH and row.ms_p50 is not None and "graph" not in row.note for row in found)
 
 
 def _machine(row: Row) -> tuple[str, str]:
@@ -193,7 +200,7 @@ def _summary_line(case: tuple[str, ...], found: Sequence[Row]) -> list[str]:
 
 def _run(row: Row) -> tuple[str, str]:
     """What the rows of one table have in common: the conditions as they are printed, and the model where there is one."""
-    return (table.describe(row), row.case if row.suite in ("network", "engines", "training", "gpu_network") else "")
+    return (table.describe(row), row.case if row.suite in ("network", "engines", "busy", "training", "gpu_network") else "")
 
 
 def _network_table(found: Sequence[Row]) -> str:
@@ -204,7 +211,7 @@ def _engines_table(found: Sequence[Row]) -> str:
     return _row_table(found, table.engines(found))
 
 
-def _gpu_network_table(found: Sequence[Row]) -> str:
+def _modes_table(found: Sequence[Row]) -> str:
     return _row_table(found, [("mode", lambda row: row.mode), *table.engines(found)])
 
 

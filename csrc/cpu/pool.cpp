@@ -3,7 +3,6 @@
 #include <pthread.h>
 #include <signal.h>
 
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -122,25 +121,23 @@ void Pool::run(int64_t count, int64_t threads, void* context, Body body) {
 // Starts threads until there are `wanted`; returns how many of these there are, fewer where the system has no more.
 int64_t Pool::start(int64_t wanted) {
   while (static_cast<int64_t>(workers_.size()) < wanted) {
-    workers_.push_back(std::make_unique<Worker>());
-    Worker& worker = *workers_.back();
-    worker.thread = static_cast<int64_t>(workers_.size());
     sigset_t all, before;  // signals are for the threads of the program
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     bool started = true;
     try {
-      std::thread([this, &worker] { serve(worker); }).detach();
-    } catch (const std::system_error&) {
+      workers_.reserve(workers_.size() + 1);
+      auto worker = std::make_unique<Worker>();
+      worker->thread = static_cast<int64_t>(workers_.size()) + 1;
+      std::thread([this, its = worker.get()] { serve(*its); }).detach();
+      workers_.push_back(std::move(worker));
+    } catch (const std::exception&) {  // no memory, or no more threads for this process
       started = false;
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    if (!started) {
-      workers_.pop_back();
-      return static_cast<int64_t>(workers_.size());
-    }
+    if (!started) break;
   }
-  return wanted;
+  return std::min(wanted, static_cast<int64_t>(workers_.size()));
 }
 
 void Pool::serve(Worker& worker) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from benchmarks import engines, peers
 from hifuse_fast import create_model, save_checkpoint
-from hifuse_fast.bench import machine, options, rows, table
+from hifuse_fast.bench import machine, options, rows, table, timing
 from hifuse_fast.bench.network import NUM_CLASSES, Subject
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.bench.worker import Call, Engine, FailedError, MissingError, Ready, Task, Worker
@@ -126,6 +127,56 @@ def test_a_missing_engine_does_not_replace_what_was_measured(tmp_path: Path, mea
     assert kept["absent"].commit == "0123456"
 
 
+def test_of_two_graphs_the_faster_one_stands(measured: dict[str, Row]):
+    def timed(engine: str, ms: float | None, note: str) -> Row:
+        return dataclasses.replace(measured["good"], engine=engine, ms_p50=ms, note=note)
+
+    eager, ours, wrong = timed("eager", 3.0, ""), "a" + engines.OWN_GRAPH, measured["wrong"].note
+    for official, own, expected in (
+        (1.0, 2.0, "x, on the official graph (our graph: 2 ms)"),
+        (2.0, 1.0, "y, on our graph (the official graph: 2 ms)"),
+        (2.0, None, f"x, on the official graph (our graph: {wrong})"),
+    ):
+        found = [eager, timed("a", official, "x"), timed(ours, own, "y" if own else wrong)]
+        first, best = engines.on_its_best_graph(found)
+        assert (first, best.engine, best.ms_p50, best.note) == (eager, "a", min(official, own or 9.0), expected)
+    missing = [timed("a", None, "missing: it is not here"), timed(ours, None, "missing: it is not here")]
+    assert engines.on_its_best_graph(missing) == missing[:1]
+
+
+def test_engines_that_are_given_a_graph_run_with_both():
+    found = engines.with_our_graph(peers.ENGINES)
+    both = [name for name in peers.ENGINES if name + engines.OWN_GRAPH in found]
+    assert both == [name for name in peers.ENGINES if name.startswith(("onnxruntime", "openvino", "mnn"))]
+    assert list(engines.with_our_graph(["onnxruntime"])) == ["onnxruntime", "onnxruntime on our graph"]
+
+
+def test_beside_neighbours(monkeypatch: pytest.MonkeyPatch):
+    """One case beside 0 and 2 processes: they live while it is timed, and no longer."""
+    subject = Subject("hifuse_tiny", torch.nn.Linear(1, 1), torch.zeros(2, 3, 8, 8), EXACT, multiply_adds=10**9)
+    alive: list[list[int]] = []
+    begun: list[int] = []
+    start = engines.subprocess.Popen
+
+    def popen(*args, **named):
+        process = start(*args, **named)
+        begun.append(process.pid)
+        return process
+
+    def interleave(calls, **_):
+        alive.append([pid for pid in begun if Path(f"/proc/{pid}").exists()])
+        return timing.interleave(calls, budget_s=0)
+
+    monkeypatch.setattr(engines.subprocess, "Popen", popen)
+    monkeypatch.setattr(engines, "timing", SimpleNamespace(interleave=interleave))
+    bench = engines.Bench({"eager": FAKES["eager"]}, FakeRunner, 0.0, lambda text: None, (0, 2))
+    task = Task("hifuse_tiny", Path(), np.zeros(2), torch.float32, 1)
+    found = bench.measure(subject, task, "float32", EXACT.float(), 1e12)
+    assert [(row.suite, row.mode) for row in found] == [("busy", "0 neighbours"), ("busy", "2 neighbours")]
+    assert alive == [[], begun]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in begun)
+
+
 def test_float32_must_name_the_same_class():
     exact = torch.tensor([[1.0, 1.00001, 0.0]], dtype=torch.float64)
     swapped = exact.float()[:, [1, 0, 2]]
@@ -154,7 +205,7 @@ def test_bfloat16_obeys_the_tolerance_rule(damage: float, ok: bool):
 # Adapters without their packages
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino latency", "openvino throughput", "zentorch"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino latency", "openvino throughput", "mnn", "zentorch"])
 def test_an_absent_package_is_missing_with_its_reason(monkeypatch: pytest.MonkeyPatch, name: str):
     engine = peers.ENGINES[name]
 
@@ -236,7 +287,16 @@ def test_options_choose_and_refuse(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert set(seen["models"]) == {"hifuse_base", "hifuse_tiny"}
     assert (seen["batch_sizes"], seen["dtypes"], list(seen["engines"])) == ([1, 32], ["bfloat16"], ["eager"])
     assert (seen["budget_s"], seen["results"]) == (3.0, tmp_path)
-    for bad in (["--models", "hifuse_huge"], ["--batch", "0"], ["--dtypes", "int8"], ["--engines", "eager,fast"]):
+    assert seen["neighbours"] is None
+    assert CliRunner().invoke(engines.main, ["--neighbours", "2,0,1"]).exit_code == 0
+    assert seen["neighbours"] == [0, 1, 2]
+    for bad in (
+        ["--neighbours", "-1"],
+        ["--models", "hifuse_huge"],
+        ["--batch", "0"],
+        ["--dtypes", "int8"],
+        ["--engines", "eager,fast"],
+    ):
         result = CliRunner().invoke(engines.main, bad)
         assert result.exit_code == 2
         assert bad[0] in result.output
