@@ -94,8 +94,9 @@ class HiFuse(nn.Module):
         f_i &= \mathrm{HFF}_i(l_i, g_i, f_{i-1}), \quad y = W \, \mathrm{LN}(\mathrm{mean}_{hw} f_4) + b
 
     for stages i = 1..4 at 1/4, 1/8, 1/16, 1/32 of the image. The state_dict has the official keys, shapes and order; a few of
-    its tensors nothing uses (the model's `norm` and `head`, and those named in `GlobalBlock` and `HFFBlock`), so
-    DistributedDataParallel needs `find_unused_parameters=True`. With the same seed, the initial weights are the official ones.
+    its tensors nothing uses (the model's `norm` and `head`, and those named in `GlobalBlock` and `HFFBlock`). So
+    DistributedDataParallel needs `find_unused_parameters=True`, or that these tensors ask for no gradient
+    (`requires_grad_(False)`), as `hifuse-fast train` does. With the same seed, the initial weights are the official ones.
 
     Args:
         num_classes, options: the fields of `HiFuseOptions`, which the network keeps as `options`.

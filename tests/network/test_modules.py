@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.nn.modules import module as hooks
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import hifuse_fast
@@ -50,6 +52,37 @@ def test_one_hook_on_any_module_runs_and_may_change_its_output(images: Tensor) -
         handle = module.register_forward_hook(lambda m, args, out: out * 1.5 + 0.25)
         assert not torch.allclose(model(images), expected, rtol=1e-9, atol=1e-9), name
         handle.remove()
+
+
+def test_backward_hooks_of_all_modules_and_of_all_gradients(images: Tensor) -> None:
+    """Hooks of every kind that PyTorch has for all modules run, and what they are given is what the official network gives."""
+    model, seen = narrow(depths=(1, 1, 1, 1)).train(), []
+    images.requires_grad_()  # without, PyTorch warns of the hooks on the first modules
+    kinds = {
+        "forward": hooks.register_module_forward_hook,
+        "before forward": hooks.register_module_forward_pre_hook,
+        "backward": hooks.register_module_full_backward_hook,
+        "before backward": hooks.register_module_full_backward_pre_hook,
+    }
+    weights = [p for name, p in model.named_parameters() if is_used(name.rpartition(".")[0])]
+    with official():
+        expected = torch.autograd.grad(model(images).square().sum(), weights)
+    names = {each: name for name, each in model.named_modules()}
+    called = {name for name in names.values() if is_used(name) and not isinstance(model.get_submodule(name), nn.ModuleList)}
+    for kind, register in kinds.items():
+        found: set[str] = set()
+        handle = register(lambda m, *_, found=found: found.add(names[m]))
+        try:
+            out = model(images).square().sum()
+            several = register_multi_grad_hook(weights, lambda grads, kind=kind: seen.append((kind, grads)))
+            out.backward()
+        finally:
+            handle.remove()
+        several.remove()
+        assert found == called, kind
+        assert seen[-1][0] == kind
+        for grad, want in zip(seen[-1][1], expected, strict=True):
+            torch.testing.assert_close(grad, want, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("wrap", [weight_norm, spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm,

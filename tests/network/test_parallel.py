@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hifuse_fast import HiFuse
+from hifuse_fast import HiFuse, use_backend
 from tests.support.modules import UNUSED, assert_same, narrow, official, some_images, two_steps
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="there is no gloo")
@@ -59,6 +60,30 @@ def worker(rank: int, store: str) -> None:
 @pytest.mark.slow
 def test_distributed_data_parallel_of_two_processes(tmp_path: Path) -> None:
     multiprocessing.spawn(worker, (str(tmp_path / "store"),), nprocs=2)
+
+
+def half_of_a_batch(rank: int, store: str, backend: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    images, dtype = some_images(4), torch.float32 if backend == "triton" else torch.float64
+    images = images.to(dtype)
+    alone, shared = (without_unused(narrow().to(dtype)) for _ in range(2))  # in eval mode: batch norms look at no other image
+    with official():
+        expected = alone(images)
+        expected.square().mean().backward()
+    with use_backend(backend) if backend != "native" else contextlib.nullcontext():  # "auto" is native here
+        out = DistributedDataParallel(shared)(images[2 * rank : 2 * rank + 2])
+        out.square().mean().backward()
+    found, wanted = ([p.grad for p in model.parameters() if p.grad is not None] for model in (shared, alone))
+    tolerance = 1e-4 if backend == "triton" else 1e-8
+    assert_same([out.detach(), *found], [expected.detach()[2 * rank : 2 * rank + 2], *wanted], tolerance)  # type: ignore[list-item]
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["native", "triton", "reference"])
+def test_two_processes_give_what_one_gives_for_the_whole_batch(backend: str, tmp_path: Path) -> None:
+    multiprocessing.spawn(half_of_a_batch, (str(tmp_path / "store"), backend), nprocs=2)
 
 
 def whole(model: HiFuse, **options: Any) -> None:

@@ -135,7 +135,7 @@ class Drawn:
             grads = torch.autograd.grad(
                 result,
                 [given[name] for name in wanted],
-                grad.to(self.dtype).to(result),
+                self._moved("gradient", grad.to(self.dtype).double(), self.dtype, moved).to(result),
                 allow_unused=True,
                 materialize_grads=True,
             )
@@ -147,12 +147,17 @@ class Drawn:
         single = name in self.single
         kept = torch.float32 if single and self.dtype != torch.float64 else self.dtype
         x = x.to(kept).double()
-        if moved:
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {moved} {name}".encode()))
-            signs = (torch.rand(x.shape, generator=generator, dtype=torch.float64) - 0.5).sign()
-            x = (x * (1 + (1 + moved % 3) * torch.finfo(kept).eps * signs)).to(kept).double()
+        x = self._moved(name, x, kept, moved)
         x = x.to(torch.float32 if single and dtype != torch.float64 else dtype).to(device_of(backend))
         return restride(x, self.strides.get(name, "contiguous")).detach()
+
+    def _moved(self, name: str, x: Tensor, kept: torch.dtype, moved: int) -> Tensor:
+        """The float64 values of a tensor that is `kept` in some dtype, or those of a neighbour: a few roundings away."""
+        if not moved:
+            return x
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {moved} {name}".encode()))
+        signs = (torch.rand(x.shape, generator=generator, dtype=torch.float64) - 0.5).sign()
+        return (x * (1 + (1 + moved % 3) * torch.finfo(kept).eps * signs)).to(kept).double()
 
     def bound(self) -> Bound:
         """Of the algorithm that the kernel took."""

@@ -13,8 +13,9 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
+from hifuse_fast import use_backend
 from hifuse_fast.backends import tables
-from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
+from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging, WindowAttention
 from hifuse_fast.layers import LayerNorm
 from hifuse_fast.ops.functions.padding import pad_to_multiple
 from tests.support.calls import FUNCTIONS, Call
@@ -59,11 +60,30 @@ def test_blocks() -> None:
     assert counter.frame_count == 1
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("name", "backend"),
     [(name, backend) for name, call in FUNCTIONS.items() for backend in call.kernels if backend != "native"],
 )
 def test_what_launchers_ask_binds_no_size(name: str, backend: str) -> None:
+=======
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_attention_that_drops_weights(rate: float) -> None:
+    """In training its rate is a float of a module, which torch.compile takes for a symbol."""
+    block, counter = WindowAttention(16, 2, window_size=4, attn_drop=rate).double().train(), CompileCounter()
+    compiled = torch.compile(block, dynamic=True, fullgraph=True, backend=counter)
+    with use_backend("reference"):
+        for size in SIZES[:2]:
+            x = torch.randn(*size, 16, dtype=torch.float64)
+            assert compiled(x).shape == x.shape
+            if not rate:
+                torch.testing.assert_close(compiled(x), block(x))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_launchers_ask_binds_no_size(name: str) -> None:
+>>>>>>> h-dyn
     """Tiles and scratch are chosen by the size of a map, at each call. A fake asks for them too."""
     if backend == "triton":
         pytest.importorskip("triton")

@@ -108,6 +108,19 @@ def test_second_derivatives(op: str, kernel: str) -> None:
         close(found, expected[name].to(found.device))
 
 
+@pytest.mark.parametrize(("op", "kernel"), NAMED)
+def test_what_the_backward_reads_must_not_change_before_it(op: str, kernel: str) -> None:
+    """As in PyTorch. A residual is added and not read again."""
+    _, tensors = leaves(op, torch.float32, device_of(kernel))
+    for name in set(tensors) - {"residual"}:
+        call, tensors = leaves(op, torch.float32, device_of(kernel))
+        out = call(**tensors, backend=kernel).sum()
+        with torch.no_grad():
+            tensors[name].mul_(1.5)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.backward()
+
+
 def test_derivatives_of_every_order_and_of_what_depends_on_each_other() -> None:
     call, tensors = leaves("window_attention", torch.float64, torch.device("cpu"))
 

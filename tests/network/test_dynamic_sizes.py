@@ -1,0 +1,73 @@
+"""One graph that torch.compile made for dynamic sizes serves images of every size, in value and in gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hifuse_fast import HiFuse, use_backend
+from tests.support.modules import narrow, some_images
+
+pytestmark = pytest.mark.slow  # a minute of tracing each
+SIZES = [(2, 72, 104), (3, 64, 40), (2, 224, 100), (5, 33, 97)]
+ONE_SIDE = [(2, 32, 100), (3, 20, 164), (2, 72, 104), (2, 100, 32), (3, 96, 31)]  # of 1 at the last stage
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def results(model: HiFuse, images: Tensor, call: object = None) -> list[Tensor]:
+    """Logits; in training the gradients and the statistics after the step too."""
+    model.zero_grad()
+    with torch.set_grad_enabled(model.training):
+        out = (model if call is None else call)(images)  # type: ignore[operator]
+    if not model.training:
+        return [out]
+    out.square().sum().backward()
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [out.detach(), *grads, *(b.clone() for b in model.buffers())]
+
+
+def graphs(model: HiFuse, sizes: list[tuple[int, int, int]], compiler: str = "aot_eager") -> int:
+    """How many graphs serve the sizes; each result is what the model gives that is not compiled."""
+    eager, counter = copy.deepcopy(model), CompileCounterWithBackend(compiler)
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+    for size in sizes:
+        images = some_images(*size)
+        for found, expected in zip(results(model, images, compiled), results(eager, images), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    return counter.frame_count
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("training", [False, True])
+def test_one_graph(backend: str, training: bool) -> None:
+    with use_backend(backend):
+        assert graphs(narrow().train(training), SIZES) == 1
+
+
+def test_one_graph_with_checkpointing() -> None:
+    model = narrow().train()
+    model.set_grad_checkpointing()
+    assert graphs(model, SIZES[:3]) == 1
+
+
+def test_a_side_of_one_costs_three_more_at_most() -> None:
+    assert graphs(narrow(), ONE_SIDE, "eager") <= 4
+
+
+def test_export() -> None:
+    model, dim = narrow(), torch.export.Dim.AUTO
+    with torch.no_grad():
+        program = torch.export.export(model, (some_images(*SIZES[0]),), dynamic_shapes=({0: dim, 2: dim, 3: dim},))
+        for size in SIZES:
+            torch.testing.assert_close(program.module()(some_images(*size)), model(some_images(*size)))
