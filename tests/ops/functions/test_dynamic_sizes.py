@@ -60,13 +60,6 @@ def test_blocks() -> None:
     assert counter.frame_count == 1
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(
-    ("name", "backend"),
-    [(name, backend) for name, call in FUNCTIONS.items() for backend in call.kernels if backend != "native"],
-)
-def test_what_launchers_ask_binds_no_size(name: str, backend: str) -> None:
-=======
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_attention_that_drops_weights(rate: float) -> None:
     """In training its rate is a float of a module, which torch.compile takes for a symbol."""
@@ -81,9 +74,11 @@ def test_attention_that_drops_weights(rate: float) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_launchers_ask_binds_no_size(name: str) -> None:
->>>>>>> h-dyn
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, backend) for name, call in FUNCTIONS.items() for backend in call.kernels if backend != "native"],
+)
+def test_what_launchers_ask_binds_no_size(name: str, backend: str) -> None:
     """Tiles and scratch are chosen by the size of a map, at each call. A fake asks for them too."""
     if backend == "triton":
         pytest.importorskip("triton")
