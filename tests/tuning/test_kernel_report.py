@@ -1,6 +1,6 @@
 """Every kernel is compiled for every architecture without a GPU, spills nothing and fits; and the report can fail.
 
-In a process of their own: the tests' process has Triton's interpreter on, which compiles nothing.
+In processes of their own: the tests' process has Triton's interpreter on, which compiles nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,80 +28,48 @@ from hifuse_fast.tuning.frozen_calls import CLASSES, frozen_calls
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
-#: Runs each line of its input, a program and a folder to work in, and prints what it printed and how it failed.
-PROGRAMS = """
-import contextlib, io, json, os, sys, traceback
-
-for line in sys.stdin:
-    code, folder = json.loads(line)
-    os.environ["TRITON_CACHE_DIR"] = folder
-    printed, failed = io.StringIO(), ""
-    with contextlib.redirect_stdout(printed):
-        try:
-            exec(code, {"__name__": "program", "FOLDER": folder})
-        except BaseException:
-            failed = traceback.format_exc()
-    print(json.dumps([printed.getvalue(), failed]), flush=True)
-"""
-Run = Callable[[str], str]
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[subprocess.Popen[str]]:
-    """One for all tests: to import torch and Triton takes longer than to compile some kernels."""
-    command = [sys.executable, "-c", PROGRAMS]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as found:
-        yield found
-        assert found.stdin is not None
-        found.stdin.close()
-
-
-@pytest.fixture
-def run(process: subprocess.Popen[str], tmp_path: Path) -> Run:
-    """What a program prints that runs in `process`; it compiles all anew, into FOLDER."""
-
-    def send(code: str) -> str:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps([code, str(tmp_path)]) + "\n")
-        process.stdin.flush()
-        printed, failed = json.loads(process.stdout.readline())
-        assert not failed, failed
-        return str(printed)
-
-    return send
-
-
-REPORT = """
-from pathlib import Path
-from click.testing import CliRunner
-from hifuse_fast.tuning import report
-
-done = CliRunner().invoke(report.main, {arguments!r} + ["--output", str(Path(FOLDER) / "report.csv")])
-print(done.exit_code, done.output)
-"""
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=ENVIRONMENT | variables, capture_output=True, text=True, check=False)
 
 
 def check(
-    run: Run, tmp_path: Path, *arguments: str, architectures: Sequence[str] = report.ARCHITECTURES, jobs: int = 1
+    tmp_path: Path, *arguments: str, architectures: Sequence[str] = report.ARCHITECTURES, jobs: int = 1
 ) -> list[dict[str, str]]:
     """The lines of the report of these architectures, none of which fails."""
     file = tmp_path / "report.csv"
-    options = ["--architectures", ",".join(architectures), "--jobs", str(jobs), *arguments]
-    code, _, output = run(REPORT.format(arguments=options)).partition(" ")
+    options = ["--architectures", ",".join(architectures), "--jobs", str(jobs), "--output", str(file)]
+    done = python("-m", "hifuse_fast.tuning.report", *options, *arguments)
     lines = list(csv.DictReader(file.open())) if file.exists() else []
     failing = [f"{line['architecture']} {line['kernel']} {line['constants']}: {line['note']}" for line in lines
                if "FAILS" in line["note"]]  # fmt: skip
-    assert code == "0", "\n".join(failing) or output
+    assert done.returncode == 0, "\n".join(failing) or done.stdout + done.stderr
     assert failing == []
     assert {line["architecture"] for line in lines} == set(architectures)
     assert all(line["spill"] == "0" and float(line["occ."].removesuffix(" %")) > 0 for line in lines)
     return lines
 
 
-def test_no_kernel_spills_or_is_too_large(run: Run, tmp_path: Path) -> None:
-    """Every kernel, for the widest maps."""
-    lines = check(run, tmp_path, "--dtypes", "bfloat16", "--calls", "7x7", architectures=["sm_90"])
+WIDEST = (
+    "window_attention shift 3 7x7",
+    "linear fc1 7x7",
+    "local_block local 7x7",
+    "depthwise_norm dwconv 7x7",
+    "concat_norm gated 7x7",
+    "batch_norm bn1 7x7",
+    "layer_norm norm1 7x7",
+    "max_mean over channels 7x7",
+    "max_mean over pixels 7x7",
+    "mixer dense 7x7",
+    "mixer depthwise 7x7",
+    "conv3 7x7",
+    "gates 7x7",
+)
+
+
+def test_no_kernel_spills_or_is_too_large(tmp_path: Path) -> None:
+    """Every kernel, for the widest maps, in one call of each kind: the slow test has them all."""
+    lines = check(tmp_path, "--dtypes", "bfloat16", "--calls", ",".join(WIDEST), architectures=["sm_90"])
     found = {line["kernel"].split()[0] for line in lines}
     assert found >= {call.op for call in calls.all_calls()}
     assert found >= {"gated_concat", "pointwise"}  # the frozen network's own, and those of several ops
@@ -110,30 +78,28 @@ def test_no_kernel_spills_or_is_too_large(run: Run, tmp_path: Path) -> None:
     assert all("wgmma" in line["tensor cores"] for line in hopper)
 
 
-def test_kernels_are_compiled_for_every_architecture(run: Run, tmp_path: Path) -> None:
-    check(run, tmp_path, "--dtypes", "bfloat16", "--calls", "linear fc1 7x7")
+def test_kernels_are_compiled_for_every_architecture(tmp_path: Path) -> None:
+    check(tmp_path, "--dtypes", "bfloat16", "--calls", "linear fc1 7x7")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_no_kernel_of_any_call_dtype_and_batch_spills_or_is_too_large(run: Run, tmp_path: Path, dtype: str) -> None:
-    check(run, tmp_path, "--dtypes", dtype, "--batch", "64", "--batch", "1", jobs=2)
+def test_no_kernel_of_any_call_dtype_and_batch_spills_or_is_too_large(tmp_path: Path, dtype: str) -> None:
+    check(tmp_path, "--dtypes", dtype, "--batch", "64", "--batch", "1", jobs=2)
 
 
 BROKEN = """
-import json
+import json, sys
 from pathlib import Path
 from click.testing import CliRunner
 from hifuse_fast.tuning import calls, report
 from hifuse_fast.backends import tables
 
-REPORT = Path(FOLDER) / "report.md"
-
 def run(kernel, config, call):
     with tables.override(kernel, config):
-        options = {"calls": call, "jobs": "1", "architectures": "sm_90", "dtypes": "bfloat16", "output": REPORT}
+        options = {"calls": call, "jobs": "1", "architectures": "sm_90", "dtypes": "bfloat16", "output": sys.argv[1]}
         done = CliRunner().invoke(report.main, [f"--{name}={value}" for name, value in options.items()])
-    return done.exit_code, REPORT.read_text()
+    return done.exit_code, Path(sys.argv[1]).read_text()
 
 entries = tables.table("sm_90")["linear_forward"].values()
 fused = {k: v for k, v in next(entry for entry in entries if entry["fused"]).items() if k not in ("origin", "maxnreg")}
@@ -147,8 +113,10 @@ print(json.dumps([
 """
 
 
-def test_the_report_fails_where_a_kernel_does(run: Run) -> None:
-    spilling, large, broken, refused = json.loads(run(BROKEN))
+def test_the_report_fails_where_a_kernel_does(tmp_path: Path) -> None:
+    done = python("-c", BROKEN, str(tmp_path / "report.md"))
+    assert done.returncode == 0, done.stderr
+    spilling, large, broken, refused = json.loads(done.stdout)
     for (code, output), reason in (
         (spilling, "FAILS: spills"),
         (large, "FAILS: shared memory over"),
@@ -160,8 +128,8 @@ def test_the_report_fails_where_a_kernel_does(run: Run) -> None:
 
 
 SAME = """
+import os
 from pathlib import Path
-from unittest import mock
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -175,7 +143,7 @@ class Hopper:  # a driver without a device: a launch is compiled, and not run
     get_current_stream = lambda self, device: 0
 
 def compiled():
-    return len(list(Path(FOLDER).glob("*/*.cubin")))
+    return len(list(Path(os.environ["TRITON_CACHE_DIR"]).glob("*/*.cubin")))
 
 with recording("sm_90") as record:
     for call in calls.choose("linear fc1 7x7,layer_norm norm1 7x7"):
@@ -183,25 +151,27 @@ with recording("sm_90") as record:
 for each in {compile.compilation(each, "sm_90") for each in record.launches}:
     each.compile()
 before = compiled()
-with mock.patch.object(driver, "_active", Hopper()):
-    for each in record.launches:
-        each.kernel.warmup(*each.args, grid=each.grid, **each.constants)
+driver.set_active(Hopper())
+for each in record.launches:
+    each.kernel.warmup(*each.args, grid=each.grid, **each.constants)
 print(before, compiled())
 """
 
 
-def test_a_launch_finds_what_was_compiled_ahead(run: Run) -> None:
+def test_a_launch_finds_what_was_compiled_ahead(tmp_path: Path) -> None:
     """So what the report reads is what runs, and tuning may compile in other processes."""
-    before, after = map(int, run(SAME).split())
+    done = python("-c", SAME, TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
     assert after == before >= 4
 
 
 AHEAD = """
-from unittest import mock
 import torch
 from hifuse_fast.tuning import calls
 from hifuse_fast.backends.triton import compile
 
+torch.cuda.get_device_capability = lambda *device: (9, 0)
 named = list(calls.choose("layer_norm norm1 7x7,max_mean over pixels 7x7"))
 inputs = [call.inputs(64, torch.bfloat16, "meta") for call in named]
 gradients = [call.gradient(64, torch.bfloat16, "meta") for call in named]
@@ -211,14 +181,15 @@ def step():
         call.run(given, gradient, "triton")
         call.run(given, gradient, "triton")
 
-with mock.patch("torch.cuda.get_device_capability", lambda *device: (9, 0)):
-    print(compile.compile_ahead(step, jobs=2))
+print(compile.compile_ahead(step, jobs=2))
 """
 
 
-def test_all_that_a_call_launches_is_compiled_ahead(run: Run, tmp_path: Path) -> None:
+def test_all_that_a_call_launches_is_compiled_ahead(tmp_path: Path) -> None:
     """Each kernel once, by threads of this process; and nothing is launched, for there is no device."""
-    assert int(run(AHEAD)) == len(list(tmp_path.glob("*/*.cubin"))) >= 5
+    done = python("-c", AHEAD, TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(list(tmp_path.glob("*/*.cubin"))) >= 5
 
 
 @pytest.mark.skipif(not launch.INTERPRETED, reason="the interpreter is off")
