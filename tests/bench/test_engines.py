@@ -160,7 +160,8 @@ def test_beside_neighbours(monkeypatch: pytest.MonkeyPatch):
 
     def popen(*args, **named):
         process = start(*args, **named)
-        begun.append(process.pid)
+        if engines.NEIGHBOUR in args[0]:
+            begun.append(process.pid)
         return process
 
     def interleave(calls, **_):
