@@ -72,7 +72,8 @@ def half_of_a_batch(rank: int, store: str, backend: str) -> None:
         expected = alone(images)
         expected.square().mean().backward()
     with use_backend(backend) if backend != "native" else contextlib.nullcontext():  # "auto" is native here
-        out = DistributedDataParallel(shared)(images[2 * rank : 2 * rank + 2])
+        parallel = DistributedDataParallel(shared)  # kept: it brings the gradients together
+        out = parallel(images[2 * rank : 2 * rank + 2])
         out.square().mean().backward()
     found, wanted = ([p.grad for p in model.parameters() if p.grad is not None] for model in (shared, alone))
     tolerance = 1e-4 if backend == "triton" else 1e-8
