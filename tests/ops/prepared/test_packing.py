@@ -134,6 +134,7 @@ def calls() -> dict[str, tuple[Any, ...]]:
         "mixer_convolution": (z, dense, False),
         "mixer_convolution of a gradient": (z, dense, True),
         "mixer_filters_gradient": (x, z),
+        "mean_out": (x, torch.empty(2, 1, 1, c)),
         "mlp_out": (deep, *op.pack_mlp(*mlp), x, out, STRASSEN),
         "window_attention_out": (torch.randn(2, 4, 6, 3 * c), torch.randn(49, 1), None, out, 1, 4, 2, 0.3),
     }  # fmt: skip
