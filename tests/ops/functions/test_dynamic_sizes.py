@@ -13,12 +13,13 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from hifuse_fast import use_backend
+from hifuse_fast import ops, use_backend
 from hifuse_fast.backends import tables
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging, WindowAttention
 from hifuse_fast.layers import LayerNorm
 from hifuse_fast.ops.functions.padding import pad_to_multiple
 from tests.support.calls import FUNCTIONS, Call
+from tests.support.kernels import kernels
 
 SIZES = [(2, 5, 9), (3, 14, 21), (2, 33, 12), (4, 7, 8), (5, 28, 50)]  # batch, height, width
 
@@ -112,6 +113,22 @@ def _symbolic(call: Call, env: ShapeEnv) -> dict[str, Tensor]:
         wanted = "running" not in name
         found[name] = torch.empty((batch, *sizes), device="meta", dtype=torch.bfloat16, requires_grad=wanted)
     return found
+
+
+@pytest.mark.parametrize("kernel", kernels("mixer", "native"))
+def test_the_ways_of_the_native_ops_are_chosen_at_each_call(kernel: str) -> None:
+    """They depend on the number of pixels, to which no graph is bound."""
+    weights = [torch.randn(12, 12, 3, 3), torch.randn(20, 12), torch.randn(12, 20)]
+    counter = CompileCounter()
+
+    def chain(z: Tensor, weight: Tensor, expand: Tensor, project: Tensor) -> Tensor:
+        return ops.mlp(ops.mixer(z, weight, backend=kernel), expand, project, backend=kernel)
+
+    compiled = torch.compile(chain, dynamic=True, fullgraph=True, backend=counter)
+    for size in [(2, 5, 7), (3, 40, 30), (2, 33, 50)]:
+        z = torch.randn(*size, 12)
+        torch.testing.assert_close(compiled(z, *weights), chain(z, *weights))
+    assert counter.frame_count == 1
 
 
 def test_padding_to_whole_strides_leaves_no_parity_to_ask_for() -> None:
