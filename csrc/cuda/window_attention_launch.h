@@ -43,7 +43,7 @@ inline constexpr const char* kUnaligned = "maps must begin at a multiple of 16 b
 // backward has more of them.
 constexpr int block_of_tokens(bool float32, int64_t head_dim) { return float32 || head_dim > 96 ? 32 : 64; }
 constexpr int backward_block_of_tokens(bool float32, int64_t head_dim) {
-  return float32 && head_dim > 96 ? 16 : block_of_tokens(float32, head_dim);
+  return float32 && head_dim > 64 ? 16 : block_of_tokens(float32, head_dim);
 }
 
 // Into how many shares windows are cut for about `wanted` blocks of threads, of which `each` take a share: all have as many
