@@ -1,7 +1,7 @@
 """The dense mixer in the compiled library, forward and backward: C++ on CPU tensors, in float32.
 
-PyTorch's own convolution, and most of all the gradient of its filters, reaches a small part of a CPU's speed at these sizes.
-The gradient of the filters is a product of ours, the direct one. The convolution and the gradient of its input are computed
+PyTorch's own convolution and its gradients are the largest part of a training step (docs/ladder.md). The gradient of the
+filters is a product of ours, the direct one. The convolution and the gradient of its input are computed
 
 - by Winograd's algorithm F(4x4, 3x3), ours, which transforms the filters at every call: so it pays from `FEW_PIXELS` on, and
   takes too much memory from `WIDE` channels on;
