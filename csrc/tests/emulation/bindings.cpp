@@ -1,4 +1,4 @@
-// The emulation's switches, as the module `emulation` within the emulated library: csrc/bindings/cuda.cpp calls
+// The emulation's switches, as the module `emulation` within the emulated library: csrc/bindings/cuda/module.cpp calls
 // `bind_emulation`.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -61,7 +61,7 @@ def launch(
     """Call an entry point of the library on the device and the current stream of `reads[0]`.
 
     Args:
-        entry: its name, of csrc/bindings/cuda.cpp.
+        entry: its name, of csrc/bindings/cuda.
         sizes, numbers: the op's options, the integers and the others.
         reads: what the kernels read; None for null.
         writes: what they write, wholly, and may read again; None for null. In the emulation it is NaN before.

@@ -1,0 +1,40 @@
+// The Python module of the CUDA kernels: `_cuda`, and `_cuda_emulated`, where the same kernels run on the CPU. It knows no
+// torch. A file beside this one has the entry points of an op.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cuda/kernels.h"
+#include "cuda_build_info.h"  // written by CMake
+
+namespace hifuse {
+void bind_window_attention(pybind11::module_& m);
+}
+
+#ifdef HIFUSE_EMULATED
+namespace hifuse::cuda {
+void bind_emulation(pybind11::module_& module);  // csrc/tests/emulation/bindings.cpp
+}
+#endif
+
+PYBIND11_MODULE(HIFUSE_MODULE, m) {
+  m.doc() = "The CUDA kernels of hifuse_fast, given addresses, sizes and a stream.";
+  m.def("build_info", [] { return std::map<std::string, std::string>{HIFUSE_CUDA_BUILD_INFO}; });
+  m.def(
+      "listed",
+      [] {
+        std::vector<std::tuple<std::string, std::string, int, int, int>> all;
+        for (const auto& [name, type, threads, blocks, shared_bytes] : hifuse::cuda::listed())
+          all.emplace_back(name, type, threads, blocks, shared_bytes);
+        return all;
+      },
+      "Name, mangled type, threads, blocks that a multiprocessor is to hold, and bytes of shared memory of every kernel.");
+  hifuse::bind_window_attention(m);
+#ifdef HIFUSE_EMULATED
+  hifuse::cuda::bind_emulation(m);
+#endif
+}
