@@ -33,7 +33,11 @@ def assert_same(actual: Any, expected: Any) -> None:
     ("dtype", "options"),
     [
         (torch.float32, {}),
-        (torch.bfloat16, {**VARIANTS["depthwise"], **VARIANTS["no qkv bias"], **VARIANTS["no classifier"]}),
+        pytest.param(
+            torch.bfloat16,
+            {**VARIANTS["depthwise"], **VARIANTS["no qkv bias"], **VARIANTS["no classifier"]},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(torch.float32, {"features_only": True, "out_indices": (0, 2)}, marks=pytest.mark.slow),
     ],
     ids=["float32", "bfloat16, other options", "maps"],

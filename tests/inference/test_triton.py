@@ -20,6 +20,7 @@ TRITON = kernels("prepare_linear", "triton")
 VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "depthwise": {"mixer": "depthwise", "channel_gate": "double_sigmoid"}}
 ONE_KERNEL = {"fused": 1, "BLOCK_M": 32, "BLOCK_H": 32, "num_warps": 4, "num_stages": 1}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+FAST = {"dense": torch.float16, "depthwise": torch.bfloat16}  # of the variants, the others are slow in the interpreter
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "dtype"),
     [
-        pytest.param(options, dtype, marks=[pytest.mark.slow] if name == "depthwise" and dtype != torch.bfloat16 else [])
+        pytest.param(options, dtype, marks=[] if dtype == FAST.get(name) else [pytest.mark.slow])
         for name, options in VARIANTS.items()
         for dtype in DTYPES
     ],
@@ -72,7 +73,7 @@ def test_either_wish_is_served_by_the_direct_convolution(algorithm: str, dtype: 
 
 
 @pytest.mark.parametrize("backend", TRITON)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float16], ids=str)
 def test_round_trip(dtype: torch.dtype, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, x = tmp_path / "network.safetensors", image(2, 32, 32, torch.float32).to(DEVICE)
     frozen = optimize_for_inference(narrow().to(DEVICE), dtype, backend=backend)

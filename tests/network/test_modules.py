@@ -44,7 +44,7 @@ def test_every_module_is_called_and_its_hooks_run(images: Tensor) -> None:
 
 
 def test_one_hook_on_any_module_runs_and_may_change_its_output(images: Tensor) -> None:
-    model = narrow()
+    model, images = narrow(depths=(1, 1, 1, 1)), images[:, :, :32, :32]
     expected = model(images)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) or not is_used(name):
