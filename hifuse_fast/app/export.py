@@ -51,7 +51,7 @@ def export(
     try:
         return to_onnx(
             model, output, image_size=preprocess.image_size, batch_size=batch_size, dynamic=dynamic, classes=names,
-            preprocess=prepared,
+            preprocess=prepared, reading=remembered.reading if prepared else None,
         )  # fmt: skip
     except ImportError as error:
         raise ValueError(str(error)) from None

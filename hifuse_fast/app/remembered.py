@@ -52,6 +52,11 @@ class Remembered:
             classes, Preprocess(**values), images["bits"], bool(images["exif_orientation"]), bool(images["greyscale"]), window
         )
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Options of `load_image`: how files are read."""
+        return {"bits": self.bits, "exif_orientation": self.exif_orientation, "window": self.window}
+
     def prepare(
         self,
         image_size: int | None = None,

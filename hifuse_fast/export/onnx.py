@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,7 @@ def to_onnx(
     dynamic: bool | Sequence[str] = (),
     classes: Sequence[str] | None = None,
     preprocess: Preprocess | None = None,
+    reading: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> Exported:
     """Write `model` as ONNX: float32, operators of ONNX alone, channels first as the official network.
@@ -77,7 +78,8 @@ def to_onnx(
     the network does. Of the same weights, the outputs are those of the reference but for rounding.
 
     The metadata of the file are texts: "hifuse_fast" and "torch" (versions), and in JSON "options" (of the network), "classes"
-    (a list of names) and "preprocess": the fields of `Preprocess`, and "color", which is "RGB", or "L" for one channel.
+    (a list of names), "preprocess": the fields of `Preprocess`, and "color", which is "RGB", or "L" for one channel; and
+    "reading", as given.
 
     Args:
         model: a `HiFuse` or `HiFuseFeatures`, in eval mode, in float32, on any one device; also wrapped by
@@ -90,6 +92,8 @@ def to_onnx(
         classes: names of the logits, for the metadata.
         preprocess: how images were prepared in training, for the metadata; unless given, as in the official scripts. There is
             none for images that are not square, and for networks of neither 1 nor 3 channels.
+        reading: how files became 8-bit images before that, for the metadata: options of `load_image` as JSON has them, such as
+            {"bits": 12} or {"window": (40.0, 400.0)}.
         check: whether to run the file in ONNX Runtime, where that is installed, against the reference: at two batches or three
             sizes where those are dynamic. The result has the largest error.
 
@@ -107,7 +111,7 @@ def to_onnx(
     height, width = _check_size(image_size)
     shape = (check_count("batch_size", batch_size), height, width)
     axes = _check_dynamic(dynamic)
-    metadata = _metadata(network, (height, width), classes, preprocess)
+    metadata = _metadata(network, (height, width), classes, preprocess, reading)
     check_flag("check", check)
     _check_packages()
     with replacing(path) as unfinished:
@@ -198,7 +202,11 @@ def _outputs(network: HiFuse) -> list[str]:
 
 
 def _metadata(
-    network: HiFuse, size: tuple[int, int], classes: Sequence[str] | None, preprocess: Preprocess | None
+    network: HiFuse,
+    size: tuple[int, int],
+    classes: Sequence[str] | None,
+    preprocess: Preprocess | None,
+    reading: Mapping[str, Any] | None,
 ) -> dict[str, str]:
     found: dict[str, Any] = {"options": network.options.to_dict()}
     if classes is not None:
@@ -206,6 +214,10 @@ def _metadata(
     prepared = _preprocess(network, size, preprocess)
     if prepared is not None:
         found["preprocess"] = prepared
+    if reading is not None:
+        if not isinstance(reading, Mapping):
+            raise TypeError(f"reading must be a mapping of options and their values, got {type(reading).__name__}")
+        found["reading"] = dict(reading)
     return {"hifuse_fast": __version__, "torch": torch.__version__, **{key: json.dumps(value) for key, value in found.items()}}
 
 

@@ -29,7 +29,7 @@ def test_the_command_hands_over_network_classes_and_preprocessing(
     assert not model.training
     assert options == {
         "image_size": 64, "batch_size": 1, "dynamic": ("batch", "size"), "classes": CLASSES,
-        "preprocess": Preprocess(64, 73, (0.1, 0.2, 0.3)),
+        "preprocess": Preprocess(64, 73, (0.1, 0.2, 0.3)), "reading": {"bits": 16, "exif_orientation": False, "window": None},
     }  # fmt: skip
 
 
@@ -64,6 +64,8 @@ def test_what_a_training_said_goes_into_the_file(
     save_checkpoint(create_model_from_checkpoint(checkpoint), trained, RECORD)
     for options in ([], ["--classes", classes, "--image-size", 96, "--std", 0.1, 0.2, 0.3]):
         assert run("export", trained, tmp_path / "a.onnx", *options).exit_code == 0
+    trained_as = {name: RECORD["images"].get(name) for name in ("bits", "exif_orientation", "window")}
+    assert [each["reading"] for each in calls] == [trained_as, trained_as]
     assert [(each["image_size"], each["classes"], each["preprocess"]) for each in calls] == [
         (64, RECORD["classes"], Preprocess(64, 70, (0.2, 0.3, 0.4))),
         (96, CLASSES, Preprocess(96, 110, (0.2, 0.3, 0.4), (0.1, 0.2, 0.3))),

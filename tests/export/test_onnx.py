@@ -33,13 +33,22 @@ def test_a_dynamic_batch_and_the_metadata(tmp_path: Path) -> None:
     path.write_text("old")
     preprocess = Preprocess(64, 80, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     with torch.autocast("cpu", torch.bfloat16):  # of the caller
-        done = to_onnx(model, path, image_size=64, dynamic=["batch"], classes=CLASSES, preprocess=preprocess)
+        done = to_onnx(
+            model,
+            path,
+            image_size=64,
+            dynamic=["batch"],
+            classes=CLASSES,
+            preprocess=preprocess,
+            reading={"window": (40.0, 400.0)},
+        )
     file = package.load(path)
     assert {node.domain for node in file.graph.node} == {""}
     assert [(each.domain, each.version) for each in file.opset_import] == [("", OPSET)]
     assert str(Path(__file__).parents[2]) not in str(file)
     metadata = {each.key: each.value for each in file.metadata_props}
     assert json.loads(metadata["classes"]) == CLASSES
+    assert json.loads(metadata["reading"]) == {"window": [40.0, 400.0]}
     assert json.loads(metadata["options"]) == model.options.to_dict()
     assert json.loads(metadata["preprocess"]) == {
         "image_size": 64, "resize": 80, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear",
