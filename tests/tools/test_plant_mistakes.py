@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools import plant_mistakes
-from tools.plant_mistakes import BUILD, MISTAKES, ROOT, Commands, Mistake
+from tools.mistakes import MISTAKES, Mistake
+from tools.plant_mistakes import BUILD, ROOT, Commands
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
