@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -38,6 +39,8 @@ Right = Callable[[str, bool], dict[str, list[str]]]
 
 # What one call needs: the copies are compiled for this width alone, which makes them quick to compile.
 NARROW = ("window_attention_launch.h", "if (head_dim <= 16) return", "return")
+SOURCES = ("window_attention.cu", "window_attention_forward_bf16.cu", "window_attention_backward_bf16.cu")
+_INCLUDE = re.compile(r'^#include ["<]([^">]+)', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,25 @@ class Commands:
         return Commands(compiled, objects, archive, compiler)
 
 
-def plant(mistake: Mistake | None, folder: Path, commands: Commands) -> Path:
-    """Build the emulated library with a mistake, or with none, in a folder; return its path."""
-    kernels = folder / "cuda"
-    shutil.copytree(ROOT / "csrc/cuda", kernels)
+def included(source: Path) -> set[str]:
+    """The names of a source and of the files beside it that it includes, directly or not."""
+    found, left = set(), [source.name]
+    while left:
+        name = left.pop()
+        path = source.parent / name
+        if name not in found and path.exists():
+            found.add(name)
+            left += _INCLUDE.findall(path.read_text())
+    return found
+
+
+def plant(mistake: Mistake | None, folder: Path, commands: Commands, shipped: Path | None = None) -> Path:
+    """Build the emulated library with a mistake, or with none, in a folder; return its path.
+
+    `shipped` is the folder of the library without a mistake. Its objects serve where the mistake, or the call, is not in them.
+    """
+    original, kernels = ROOT / "csrc/cuda", folder / "cuda"
+    shutil.copytree(original, kernels)
     name, old, new = NARROW
     launch = (kernels / name).read_text()
     if old not in launch:
@@ -80,25 +98,19 @@ def plant(mistake: Mistake | None, folder: Path, commands: Commands) -> Path:
     if mistake is not None:
         path = kernels / mistake.file
         path.write_text(mistake.edited(path.read_text()))
-    planted = []
-    original = ROOT / "csrc/cuda"
-    backward = mistake is None or mistake.backward
-    for source in (
-        original / "window_attention_forward_bf16.cu",
-        original / "window_attention_backward_bf16.cu",
-        original / "window_attention.cu",
-    ):
-        if not backward and "forward" not in source.name:
+    objects = {path: path for path in commands.objects}
+    for name in SOURCES:
+        command, object_file = commands.compiled[original / name]
+        met = mistake is None or ((mistake.backward or "backward" not in name) and mistake.file in included(kernels / name))
+        if shipped is not None and not met:
+            objects[object_file] = shipped / f"{name}.o"
             continue
-        command, object_file = commands.compiled[source]
+        objects[object_file] = output = folder / f"{name}.o"
         command = [f"-I{kernels}" if word == f"-I{original}" else word for word in command]
-        output = folder / f"{source.name}.o"
-        subprocess.run([*command, "-w", "-o", str(output), "-c", str(kernels / source.name)], check=True)
-        planted.append((object_file, output))
-    replaced = {object_file for object_file, _ in planted}
-    objects = [str(output) for _, output in planted] + [str(path) for path in commands.objects if path not in replaced]
+        subprocess.run([*command, "-w", "-o", str(output), "-c", str(kernels / name)], check=True)
     library = folder / "library.so"
-    subprocess.run([commands.compiler, "-shared", "-o", str(library), *objects, str(commands.archive), "-ldl"], check=True)
+    linked = [*map(str, objects.values()), str(commands.archive), "-ldl"]
+    subprocess.run([commands.compiler, "-shared", "-o", str(library), *linked], check=True)
     return library
 
 
@@ -207,7 +219,7 @@ def main(build: Path, only: str, observed: tuple[str, str, str] | None) -> None:
         shipped = plant(None, Path(folder) / "shipped", commands)
         right = {(call, backward): observe_right(shipped, call, backward) for call in CALLS for backward in (False, True)}
         for number, mistake in enumerate(each for each in MISTAKES if only in each.name):
-            library = plant(mistake, Path(folder) / str(number), commands)
+            library = plant(mistake, Path(folder) / str(number), commands, shipped.parent)
             verdict = judge(observe(library, mistake.call, mistake.backward), right[mistake.call, mistake.backward])
             missed += not verdict.caught
             told = f"told in {verdict.told} runs, wrong bits in {verdict.wrong} others"
