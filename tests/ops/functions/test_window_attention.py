@@ -195,11 +195,11 @@ def test_maps_that_begin_anywhere(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", CUDA)
 def test_a_window_that_spans_more_than_32_bits(kernel: str) -> None:
-    """Rows so far apart that the kernel of whole windows leaves the map to the other one."""
-    case = Case("", (1, 2, 2), 1, 32, shift_size=0)
+    """Rows so far apart that the kernel of whole windows leaves the map to the other one; most of the memory is not touched."""
+    case = Case("", (1, 7, 7), 1, 32, shift_size=0)
     (qkv, table, bias), _ = case.tensors(torch.float16, kernel)
-    distance = 2**28
-    far = torch.empty(distance + qkv[:, 0].numel(), dtype=torch.float16, device=qkv.device)
+    distance = 3 * 2**27  # elements; the last row lies more than 2^32 bytes from the first
+    far = torch.empty(6 * distance + qkv[:, 0].numel(), dtype=torch.float16, device=qkv.device)
     view = far.as_strided(qkv.shape, (0, distance, *qkv.stride()[2:]))
     view.copy_(qkv)
     expected = window_attention(qkv, table, num_heads=1, qkv_bias=bias, backend=kernel)
@@ -356,8 +356,9 @@ def test_parameters_may_stay_float32(backend: str) -> None:
     assert [leaf.grad.dtype for leaf in leaves] == [torch.bfloat16, torch.float32, torch.float32]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "kernel", [*(pytest.param(*each.values, marks=[*each.marks, pytest.mark.slow]) for each in NATIVE + TRITON), *CUDA]
+)
 def test_offsets_past_2_31(kernel: str) -> None:
     """Two images more than 2^31 elements apart, in memory that is reserved but hardly touched."""
     case = Case("", (2, 7, 7), 1, 32)
