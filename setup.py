@@ -124,6 +124,14 @@ def find_nvcc() -> str:
     raise MissingError("no CUDA compiler was found: nvcc of CUDA_HOME, of PATH or of the PyPI package nvidia-cuda-nvcc")
 
 
+def library_path(nvcc: str) -> dict[str, str]:
+    """The variable by which the CUDA runtime is found: the PyPI packages have it in lib, and their nvcc looks into lib64."""
+    folder = Path(nvcc).parents[1] / "lib"
+    if not (folder / "libcudart_static.a").exists():
+        return {}
+    return {"LIBRARY_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("LIBRARY_PATH")]))}
+
+
 @dataclass(frozen=True)
 class Build:
     """What CMake is told for one library: options, and variables of the environment."""
@@ -156,7 +164,7 @@ def cuda() -> Build:
     host = os.environ.get("CUDAHOSTCXX", compiler)
     return Build(
         {"CMAKE_CXX_COMPILER": compiler, "HIFUSE_CUDA": "ON" if wanted == "1" else "AUTO"},
-        {"CUDACXX": nvcc, "CUDAHOSTCXX": host},
+        {"CUDACXX": nvcc, "CUDAHOSTCXX": host, **library_path(nvcc)},
     )
 
 

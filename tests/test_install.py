@@ -328,6 +328,22 @@ def test_when_the_cuda_kernels_are_built(
 
 
 @has_build_tools
+def test_the_runtime_of_the_cuda_packages_is_found(
+    build: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have it in lib, where their nvcc does not look."""
+    find: Callable[[str], dict[str, str]] = build["library_path"]
+    program = nvcc(tmp_path)
+    monkeypatch.delenv("LIBRARY_PATH", raising=False)
+    assert find(program) == {}
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libcudart_static.a").touch()
+    assert find(program) == {"LIBRARY_PATH": str(tmp_path / "lib")}
+    monkeypatch.setenv("LIBRARY_PATH", "/else")
+    assert find(program) == {"LIBRARY_PATH": f"{tmp_path / 'lib'}{os.pathsep}/else"}
+
+
+@has_build_tools
 def test_pure_python_is_without_cuda_too_unless_it_is_asked_for(
     build: dict[str, Any], without_cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

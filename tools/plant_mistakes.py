@@ -1,8 +1,8 @@
 """Plants mistakes in the shipped CUDA kernels, one at a time, and shows that the emulation or its results tell of each.
 
-A mistake is one edit of a kernel's file. The edit is made in a copy, of which the emulated library is built, and a small call
-runs in all orders and landings. The emulation must say what is wrong, or results must have other bits than those of the shipped
-kernel.
+tools/mistakes.py has the mistakes. One is planted in a copy of the kernels, of which the emulated library is built, and a small
+call runs in all orders and landings. The emulation must say what is wrong, or results must have other bits than those of the
+shipped kernels.
 
     python -m tools.plant_mistakes                 all of them; `make test-all` does the same as tests
     python -m tools.plant_mistakes --only barrier  those whose name has this word
@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ from pathlib import Path
 
 import click
 
+from tools.mistakes import CALLS, MISTAKES, Mistake
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "native"
 NAME = "hifuse_fast._cuda_emulated"
@@ -36,215 +39,8 @@ Right = Callable[[str, bool], dict[str, list[str]]]
 
 # What one call needs: the copies are compiled for this width alone, which makes them quick to compile.
 NARROW = ("window_attention_launch.h", "if (head_dim <= 16) return", "return")
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of window attention in bfloat16, so that a block of threads has four windows or more."""
-
-    window: int
-    shift: int
-    head_dim: int
-    num_heads: int
-    shape: tuple[int, int, int]
-
-
-CALLS = {"whole": Call(7, 3, 32, 1, (3, 12, 19)), "blocks": Call(9, 4, 8, 1, (2, 11, 20))}
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """An edit: of `old`, at its first place behind `behind`, into `new`. `call` and `backward` say which call meets it."""
-
-    name: str
-    file: str
-    behind: str
-    old: str
-    new: str
-    call: str = "whole"
-    backward: bool = False
-
-    def edited(self, text: str) -> str:
-        """The text of the file with the mistake in it."""
-        start = text.find(self.behind)
-        at = text.find(self.old, start + len(self.behind)) if start >= 0 else -1
-        if at < 0:
-            raise ValueError(f"mistake {self.name!r}: {self.file} has no {self.old!r} behind {self.behind!r}")
-        return text[:at] + self.new + text[at + len(self.old) :]
-
-
-_WHOLE, _BLOCKS = "struct WindowAttentionForwardWhole", "struct WindowAttentionForwardBlocks"
-_FORWARD, _BACKWARD = "window_attention_forward.cuh", "window_attention_backward.cuh"
-_BACKWARD_BLOCKS, _WINDOWS = "window_attention_backward_blocks.cuh", "window_attention_windows.cuh"
-_SUMS = "window_attention_sums.cuh"
-_STAGE = "__syncthreads();  // this stage is there"
-
-MISTAKES = (
-    Mistake("no wait for copies", _FORWARD, _WHOLE, "cp_async_wait<0>();", "cp_async_wait<1>();"),
-    Mistake("no barrier around a stage", _FORWARD, _WHOLE, _STAGE, "// "),
-    Mistake("a stage is filled while it is read", _FORWARD, _WHOLE, "shared.q[stage ^ 1]", "shared.q[stage]"),
-    Mistake("no __syncwarp between put and store", _FORWARD, "rows.put(shared.q[stage], out, factor);", "__syncwarp();", ""),
-    Mistake("one window too many", _FORWARD, _WHOLE, "index + int(gridDim.y) < s.windows", "index < s.windows"),
-    Mistake("rows beyond the window not zeroed", _FORWARD, _WHOLE, "clear_rows<kTokens, kThreads>(shared.q, 3 * kStages);", ""),
-    Mistake(
-        "a copy nobody waits for",
-        _FORWARD,
-        _WHOLE,
-        "const float factor[2]",
-        "cp_async_16(&shared.v[stage ^ 1].chunk[0], p.qkv.data, true); const float factor[2]",
-    ),
-    Mistake("two blocks write one window", _FORWARD, _WHOLE, "Window::at(s.grid, blockIdx.y)", "Window::at(s.grid, 0)"),
-    Mistake("some threads pass no barrier", _FORWARD, _WHOLE, _STAGE, "if (threadIdx.x < 96) " + _STAGE),
-    Mistake("some lanes pass no __syncwarp", _FORWARD, _WHOLE, "__syncwarp();", "if (threadIdx.x % 2) __syncwarp();"),
-    Mistake("rows beyond the window are stored", _WINDOWS, "Targets targets(", "token < this->tokens", "true"),
-    Mistake("padded tokens are stored", _WINDOWS, "Targets targets(", "t.stored[j] && at.on_map(s.grid)", "t.stored[j]"),
-    Mistake("a row too many on the map", _WINDOWS, "struct Place", "y < grid.rows.length", "y <= grid.rows.length"),
-    Mistake(
-        "a key too many in a window",
-        "window_attention_scores.cuh",
-        "struct WindowBias",
-        "key < kTokens ? table",
-        "key <= kTokens ? table",
-    ),
-    Mistake("no barrier around a block of keys", _FORWARD, _BLOCKS, _STAGE, "// ", call="blocks"),
-    Mistake(
-        "a block of keys is filled while it is read",
-        _FORWARD,
-        _BLOCKS,
-        "int(last), stage ^ 1",
-        "int(last), stage",
-        "blocks",
-    ),
-    Mistake("no __syncwarp before rows are stored", _FORWARD, "rows.put(shared.q[window_stage]", "__syncwarp();", "", "blocks"),
-    Mistake(
-        "channels beyond the head are read",
-        _WINDOWS,
-        "load_tokens(",
-        "token < tokens && c < chunks",
-        "token < tokens",
-        "blocks",
-    ),
-    Mistake(
-        "a key too many in a block",
-        "window_attention_scores.cuh",
-        "struct TableBias",
-        "at < tokens ?",
-        "at <= tokens ?",
-        "blocks",
-    ),
-    Mistake("no wait in the backward", _BACKWARD, "", "cp_async_wait<0>();", "cp_async_wait<1>();", backward=True),
-    Mistake("no barrier around a stage in the backward", _BACKWARD, "", _STAGE, "// ", backward=True),
-    Mistake("no barrier before p is read", _BACKWARD, "", "__syncthreads();  // p and ds are there", "// ", backward=True),
-    Mistake(
-        "no __syncwarp before dv is stored",
-        _BACKWARD,
-        "rows.put(shared.v[stage], dv, one);",
-        "__syncwarp();",
-        "",
-        backward=True,
-    ),
-    Mistake("no __syncwarp before dk is written", _BACKWARD, "of_head + 2 * stride);", "__syncwarp();", "", backward=True),
-    Mistake("columns beyond the window not zeroed", _BACKWARD, "", "clear_columns(shared.ds);", "", backward=True),
-    Mistake("sums of padded tokens not zeroed", _BACKWARD, "", "shared.padded.clear();", "", backward=True),
-    Mistake("no barrier before the last sums", _BACKWARD, "// By way of", "__syncthreads();", "", backward=True),
-    Mistake("no barrier before sums are read", _BACKWARD, "if (!p.table_parts) return;", "__syncthreads();", "", backward=True),
-    Mistake(
-        "two blocks write one part",
-        _BACKWARD,
-        "const int entries",
-        "int64_t(blockIdx.y) * entries",
-        "0 * entries",
-        backward=True,
-    ),
-    Mistake(
-        "a query too many in the table's sums", _SUMS, "sum_of_entries(", "query < count", "query <= count", "blocks", True
-    ),
-    Mistake("no barrier before parts are added", _SUMS, "struct SumOfParts", "__syncthreads();", "", backward=True),
-    Mistake("a result too many of the parts", _SUMS, "struct SumOfParts", "i >= job.count", "i > job.count", backward=True),
-    Mistake("no barrier around keys in the backward", _BACKWARD_BLOCKS, "", _STAGE, "// ", "blocks", True),
-    Mistake(
-        "no barrier around queries in the backward",
-        _BACKWARD_BLOCKS,
-        "struct WindowAttentionBackwardKeys",
-        _STAGE,
-        "// ",
-        "blocks",
-        True,
-    ),
-    Mistake(
-        "no wait for queries in the backward",
-        _BACKWARD_BLOCKS,
-        "struct WindowAttentionBackwardKeys",
-        "cp_async_wait<0>();",
-        "cp_async_wait<1>();",
-        "blocks",
-        True,
-    ),
-    Mistake(
-        "no __syncwarp before rows of k are stored",
-        _BACKWARD_BLOCKS,
-        "// the warp has read its rows of k and v",
-        "__syncwarp();",
-        "",
-        "blocks",
-        True,
-    ),
-    # The right instructions in a wrong order, of wrong lanes, or at wrong places.
-    Mistake(
-        "the wait comes behind the barrier",
-        _FORWARD,
-        _WHOLE,
-        "cp_async_wait<0>();\n      __syncthreads();",
-        "__syncthreads(); cp_async_wait<0>();",
-    ),
-    Mistake("half of the lanes shuffle", _FORWARD, _WHOLE, "raise(top, x);", "if (threadIdx.x % 32 < 16) raise(top, x);"),
-    Mistake(
-        "rows of another warp are written", _WINDOWS, "void put(", "pair + Tile::kEightRows", "pair + 2 * Tile::kEightRows"
-    ),
-    Mistake(
-        "a row of a matrix between two chunks",
-        "tiles.cuh",
-        "left_of_rows(",
-        "&tile.at(row, chunk)",
-        "(char*)&tile.at(row, chunk) + 8",
-    ),
-    Mistake("the seam a row too far", "window_attention_scores.cuh", "region_of(", "row >= edge", "row > edge"),
-    Mistake(
-        "a padded token is read",
-        _WINDOWS,
-        "load_tokens(",
-        "cp_async_16(&tile.at(token - first, c), row ?",
-        "cp_async_16(&tile.at(token - first, c), true ?",
-        "blocks",
-    ),
-    Mistake("a window too many in a share", _FORWARD, _WHOLE, "index < s.windows; index +=", "index <= s.windows; index +="),
-    Mistake(
-        "statistics of the other stage",
-        _BACKWARD_BLOCKS,
-        "struct WindowAttentionBackwardKeys",
-        "(shared.statistics[stage]);",
-        "(shared.statistics[stage ^ 1]);",
-        "blocks",
-        True,
-    ),
-    Mistake(
-        "a warp adds to the sums of another",
-        _SUMS,
-        "struct PaddedSums",
-        "&sums[threadIdx.x / 32]",
-        "&sums[threadIdx.x / 64]",
-        backward=True,
-    ),
-    Mistake(
-        "keys and queries exchanged in the bias",
-        "window_attention_scores.cuh",
-        "struct TableBias",
-        "of_column - code[i]",
-        "code[i] - of_column",
-        "blocks",
-        True,
-    ),
-)
+SOURCES = ("window_attention.cu", "window_attention_forward_bf16.cu", "window_attention_backward_bf16.cu")
+_INCLUDE = re.compile(r'^#include ["<]([^">]+)', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -275,10 +71,25 @@ class Commands:
         return Commands(compiled, objects, archive, compiler)
 
 
-def plant(mistake: Mistake | None, folder: Path, commands: Commands) -> Path:
-    """Build the emulated library with a mistake, or with none, in a folder; return its path."""
-    kernels = folder / "cuda"
-    shutil.copytree(ROOT / "csrc/cuda", kernels)
+def included(source: Path) -> set[str]:
+    """The names of a source and of the files beside it that it includes, directly or not."""
+    found, left = set(), [source.name]
+    while left:
+        name = left.pop()
+        path = source.parent / name
+        if name not in found and path.exists():
+            found.add(name)
+            left += _INCLUDE.findall(path.read_text())
+    return found
+
+
+def plant(mistake: Mistake | None, folder: Path, commands: Commands, shipped: Path | None = None) -> Path:
+    """Build the emulated library with a mistake, or with none, in a folder; return its path.
+
+    `shipped` is the folder of the library without a mistake. Its objects serve where the mistake, or the call, is not in them.
+    """
+    original, kernels = ROOT / "csrc/cuda", folder / "cuda"
+    shutil.copytree(original, kernels)
     name, old, new = NARROW
     launch = (kernels / name).read_text()
     if old not in launch:
@@ -287,25 +98,19 @@ def plant(mistake: Mistake | None, folder: Path, commands: Commands) -> Path:
     if mistake is not None:
         path = kernels / mistake.file
         path.write_text(mistake.edited(path.read_text()))
-    planted = []
-    original = ROOT / "csrc/cuda"
-    backward = mistake is None or mistake.backward
-    for source in (
-        original / "window_attention_forward_bf16.cu",
-        original / "window_attention_backward_bf16.cu",
-        original / "window_attention.cu",
-    ):
-        if not backward and "forward" not in source.name:
+    objects = {path: path for path in commands.objects}
+    for name in SOURCES:
+        command, object_file = commands.compiled[original / name]
+        met = mistake is None or ((mistake.backward or "backward" not in name) and mistake.file in included(kernels / name))
+        if shipped is not None and not met:
+            objects[object_file] = shipped / f"{name}.o"
             continue
-        command, object_file = commands.compiled[source]
+        objects[object_file] = output = folder / f"{name}.o"
         command = [f"-I{kernels}" if word == f"-I{original}" else word for word in command]
-        output = folder / f"{source.name}.o"
-        subprocess.run([*command, "-w", "-o", str(output), "-c", str(kernels / source.name)], check=True)
-        planted.append((object_file, output))
-    replaced = {object_file for object_file, _ in planted}
-    objects = [str(output) for _, output in planted] + [str(path) for path in commands.objects if path not in replaced]
+        subprocess.run([*command, "-w", "-o", str(output), "-c", str(kernels / name)], check=True)
     library = folder / "library.so"
-    subprocess.run([commands.compiler, "-shared", "-o", str(library), *objects, str(commands.archive), "-ldl"], check=True)
+    linked = [*map(str, objects.values()), str(commands.archive), "-ldl"]
+    subprocess.run([commands.compiler, "-shared", "-o", str(library), *linked], check=True)
     return library
 
 
@@ -338,10 +143,12 @@ def _observe(library: Path, name: str, backward: bool) -> dict[str, list[str]]:
 
     import torch
 
+    from hifuse_fast.backends.cuda import launch
     from hifuse_fast.ops import window_attention
     from tests.support.emulation import runs
 
     call = CALLS[name]
+    launch.EMULATED_MULTIPROCESSORS = call.multiprocessors
     generator = torch.Generator().manual_seed(0)
     width, entries = call.num_heads * call.head_dim, (2 * call.window - 1) ** 2
 
@@ -412,7 +219,7 @@ def main(build: Path, only: str, observed: tuple[str, str, str] | None) -> None:
         shipped = plant(None, Path(folder) / "shipped", commands)
         right = {(call, backward): observe_right(shipped, call, backward) for call in CALLS for backward in (False, True)}
         for number, mistake in enumerate(each for each in MISTAKES if only in each.name):
-            library = plant(mistake, Path(folder) / str(number), commands)
+            library = plant(mistake, Path(folder) / str(number), commands, shipped.parent)
             verdict = judge(observe(library, mistake.call, mistake.backward), right[mistake.call, mistake.backward])
             missed += not verdict.caught
             told = f"told in {verdict.told} runs, wrong bits in {verdict.wrong} others"

@@ -119,9 +119,10 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const v
 // ---- Products on tensor cores ----------------------------------------------------------------------------------------------
 
 // d += a b with float32 sums. a is [16, 16], b [16, 8], d [16, 8]; registers hold
-//   a[0]: row g, columns 2t..    a[1]: row g + 8, columns 2t..    a[2]: row g, columns 2t + 8..    a[3]: row g + 8, columns 2t
-//   + 8.. b0: rows 2t.., column g      b1: rows 2t + 8.., column g d[0], d[1]: row g, columns 2t..    d[2], d[3]: row g + 8,
-//   columns 2t..
+//   a[0]: row g, columns 2t..          a[1]: row g + 8, columns 2t..
+//   a[2]: row g, columns 2t + 8..      a[3]: row g + 8, columns 2t + 8..
+//   b0: rows 2t.., column g            b1: rows 2t + 8.., column g
+//   d[0], d[1]: row g, columns 2t..    d[2], d[3]: row g + 8, columns 2t..
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   static_assert(std::is_same_v<T, bf16> || std::is_same_v<T, f16>);

@@ -49,10 +49,10 @@ __device__ __forceinline__ void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// ---- Tensor copies: one thread asks, an engine copies, an mbarrier counts the bytes
-// ------------------------------------------------- A box lands in rows of 128 bytes, 64 numbers, from an address that is a
-// multiple of 1024: chunk c of 16 bytes of row r lies at chunk c ^ r % 8. What lies outside of the tensor is zero; it counts as
-// bytes all the same.
+// ---- Tensor copies: one thread asks, an engine copies, an mbarrier counts the bytes -----------------------------------------
+
+// A box lands in rows of 128 bytes, 64 numbers, from an address that is a multiple of 1024: chunk c of 16 bytes of row r lies
+// at chunk c ^ r % 8. What lies outside of the tensor is zero; it counts as bytes all the same.
 
 // The box of a matrix whose first number is in column x of row y.
 __device__ __forceinline__ void copy_tile(void* shared, const TensorMap* map, int x, int y, uint64_t* bar) {

@@ -29,11 +29,14 @@ __device__ __forceinline__ void sum_of_entries(const Sizes& s, float* part, int 
   for (int entry = threadIdx.x; entry < width * width; entry += kThreads) {
     const int dy = entry / width - (side - 1), dx = entry % width - (side - 1);
     float total = 0.0f;
-    for (int y = max(dy, 0); y < min(side + dy, side); ++y)
+    for (int y = max(dy, 0); y < min(side + dy, side); ++y) {
+      float of_row = 0.0f;  // rows first: one sum of all would round as often as it has summands
       for (int x = max(dx, 0); x < min(side + dx, side); ++x) {
         const int query = y * side + x - first;
-        if (query >= 0 && query < count) total += element(query, (y - dy) * side + x - dx);
+        if (query >= 0 && query < count) of_row += element(query, (y - dy) * side + x - dx);
       }
+      total += of_row;
+    }
     part[entry * s.heads + head] = total;
   }
 }

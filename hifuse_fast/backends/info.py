@@ -30,9 +30,10 @@ class Info:
         for title, rows in (("machine", self.machine), ("build", self.build)):
             lines += [f"\n{title}"] + [f"  {key:<24}{value}" for key, value in rows.items()]
         lines.append("\nbackends")
+        width = max(map(len, self.ops)) + 2
         for op, served in self.ops.items():
             for backend, reason in served.items():
-                lines.append(f"  {op:<24}{backend:<16}{'yes' if reason is None else 'no: ' + reason}")
+                lines.append(f"  {op:<{width}}{backend:<16}{'yes' if reason is None else 'no: ' + reason}")
         return "\n".join(lines)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools import plant_mistakes
-from tools.plant_mistakes import BUILD, MISTAKES, ROOT, Commands, Mistake
+from tools.mistakes import MISTAKES, Mistake
+from tools.plant_mistakes import BUILD, ROOT, Commands
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
@@ -22,6 +23,15 @@ def test_a_kernel_that_has_changed_is_told() -> None:
         Mistake("m", "f", "c", "b", "").edited("b c")
     assert Mistake("m", "f", "c", "b", "x").edited("b c b b") == "b c x b"
     assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
+
+
+def test_a_file_is_met_by_the_sources_that_include_it() -> None:
+    met = {name: plant_mistakes.included(ROOT / "csrc/cuda" / name) for name in plant_mistakes.SOURCES}
+    forward, backward = "window_attention_forward_bf16.cu", "window_attention_backward_bf16.cu"
+    assert {name for name in met if "window_attention_sums.cuh" in met[name]} == {"window_attention.cu", backward}
+    assert {name for name in met if "window_attention_forward.cuh" in met[name]} == {forward}
+    assert {name for name in met if "tiles.cuh" in met[name]} == set(plant_mistakes.SOURCES)
+    assert {mistake.file for mistake in MISTAKES} <= set.union(*met.values())
 
 
 def test_verdicts() -> None:
@@ -47,16 +57,23 @@ def commands() -> Commands:
 
 
 @pytest.fixture(scope="module")
-def right(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> plant_mistakes.Right:
+def shipped(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library without a mistake."""
+    return plant_mistakes.plant(None, tmp_path_factory.mktemp("shipped") / "build", commands)
+
+
+@pytest.fixture(scope="module")
+def right(shipped: Path) -> plant_mistakes.Right:
     """What the shipped kernels do, which is right in all runs."""
-    library = plant_mistakes.plant(None, tmp_path_factory.mktemp("shipped") / "build", commands)
-    return functools.cache(functools.partial(plant_mistakes.observe_right, library))
+    return functools.cache(functools.partial(plant_mistakes.observe_right, shipped))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
-def test_each_mistake_is_caught(mistake: Mistake, commands: Commands, right: plant_mistakes.Right, tmp_path: Path) -> None:
-    library = plant_mistakes.plant(mistake, tmp_path / "build", commands)
+def test_each_mistake_is_caught(
+    mistake: Mistake, commands: Commands, shipped: Path, right: plant_mistakes.Right, tmp_path: Path
+) -> None:
+    library = plant_mistakes.plant(mistake, tmp_path / "build", commands, shipped.parent)
     found = plant_mistakes.observe(library, mistake.call, mistake.backward)
     verdict = plant_mistakes.judge(found, right(mistake.call, mistake.backward))
     assert verdict.caught

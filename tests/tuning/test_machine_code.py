@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 from hifuse_fast.tuning import machine_code
 from hifuse_fast.tuning.machine_code import Code
 
+LARGEST = 15_000_000  # bytes of the library
 SYMBOL = "_ZN6hifuse4cuda5entryINS0_7ForwardI13__nv_bfloat16Li7EEEEEvNT_6ParamsE"
 USAGE = f"""
 Fatbin elf code:
@@ -112,3 +114,7 @@ def test_no_kernel_of_the_library_spills_or_is_too_large() -> None:
             there = [code for code in found if code.architecture == f"sm_{number}"]
             assert len(there) == len(listed)
     assert not [(code.architecture, code.kernel, code.faults) for code in found if code.faults]
+    tuned = [code for code in found if "Whole<" in code.kernel]
+    assert tuned
+    assert not [(code.architecture, code.kernel, code.blocks) for code in tuned if code.blocks < 3]
+    assert Path(library.__file__).stat().st_size < LARGEST

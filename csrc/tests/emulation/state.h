@@ -40,11 +40,11 @@ void wake(unsigned thread);
 // From a thread: ends the launch, because what comes next would do harm.
 [[noreturn]] void abandon();
 
-// ---- Clocks
-// -------------------------------------------------------------------------------------------------------------------- Of each
-// thread, how far it knows every other one to have come: what another one did at time n is ordered before what this one does
-// now, if and only if this one's entry for it is at least n. Engines that are no threads have entries too: mbarriers, whose
-// time is the phase, and warpgroups, whose time is the number of products that have been waited for.
+// ---- Clocks ----------------------------------------------------------------------------------------------------------------
+
+// Of each thread, how far it knows every other one to have come: what another one did at time n is ordered before what this one
+// does now, if and only if this one's entry for it is at least n. Engines that are no threads have entries too: mbarriers,
+// whose time is the phase, and warpgroups, whose time is the number of products that have been waited for.
 using Time = int32_t;
 constexpr unsigned kMostMbarriers = 64, kMostWarpgroups = 8;
 

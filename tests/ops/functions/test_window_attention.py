@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends import tables
+from hifuse_fast.backends.cuda import launch as cuda_launch
+from hifuse_fast.backends.cuda import library
 from hifuse_fast.ops import window_attention
 from hifuse_fast.testing import assert_within_rule, relative_error
 from tests.support.attention import (
@@ -150,6 +152,35 @@ def test_six_runs(case: Case, dtype: torch.dtype, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", CUDA)
+def test_many_parts_are_added(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More shares of the windows than the last kernel has warps, as on a GPU, and no multiple of them."""
+    monkeypatch.setattr(cuda_launch, "EMULATED_MULTIPROCESSORS", 16)
+    check_parity(Case("", (1, 6, 22), 1, 8, window_size=2), torch.float32, kernel)
+
+
+@pytest.mark.parametrize("kernel", CUDA)
+@pytest.mark.parametrize(
+    ("dtype", "head_dim"), [*((torch.bfloat16, width) for width in (16, 32, 64, 96)), (torch.float32, 96)], ids=str
+)
+def test_matrices_are_read_without_bank_conflicts(dtype: torch.dtype, head_dim: int, kernel: str) -> None:
+    """Rows of 2, 4, 8, 12 and 24 chunks of 16 bytes."""
+    if not library.EMULATED:
+        pytest.skip("the emulation counts them")
+    case = Case("", (1, 5, 7), 1, head_dim, window_size=7 if head_dim == 32 else 5)
+    tensors, grad = case.tensors(dtype, kernel)
+    emulation = library.lib.emulation
+    emulation.counters()
+    emulation.options(profile=True)
+    try:
+        run(case, tensors, grad, kernel, dtype)
+    finally:
+        emulation.options()
+    counted = emulation.counters()
+    assert counted["ldmatrix_requests"] > 0
+    assert counted["ldmatrix_conflicts"] == 0
+
+
+@pytest.mark.parametrize("kernel", CUDA)
 def test_maps_that_begin_anywhere(kernel: str) -> None:
     """The kernels move 16 bytes at a time: other maps, and other places for a padded token, are copied."""
     case = Case("", (1, 4, 5), 1, 8, window_size=3, shift_size=1)
@@ -164,11 +195,11 @@ def test_maps_that_begin_anywhere(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", CUDA)
 def test_a_window_that_spans_more_than_32_bits(kernel: str) -> None:
-    """Rows so far apart that the kernel of whole windows leaves the map to the other one."""
-    case = Case("", (1, 2, 2), 1, 32, shift_size=0)
+    """Rows so far apart that the kernel of whole windows leaves the map to the other one; most of the memory is not touched."""
+    case = Case("", (1, 7, 7), 1, 32, shift_size=0)
     (qkv, table, bias), _ = case.tensors(torch.float16, kernel)
-    distance = 2**28
-    far = torch.empty(distance + qkv[:, 0].numel(), dtype=torch.float16, device=qkv.device)
+    distance = 3 * 2**27  # elements; the last row lies more than 2^32 bytes from the first
+    far = torch.empty(6 * distance + qkv[:, 0].numel(), dtype=torch.float16, device=qkv.device)
     view = far.as_strided(qkv.shape, (0, distance, *qkv.stride()[2:]))
     view.copy_(qkv)
     expected = window_attention(qkv, table, num_heads=1, qkv_bias=bias, backend=kernel)
@@ -297,6 +328,22 @@ def test_extreme_values(kernel: str) -> None:
             assert spread[:, :, :7].isnan().all()
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("head_dim", [8, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_mask_is_a_summand(dtype: torch.dtype, head_dim: int, kernel: str) -> None:
+    """Keys of another region whose scores are larger by 100 weigh as much as a query's own: the mask is -100, not -inf."""
+    case = Case("", (1, 7, 7), 1, head_dim, shift_size=3, scale=1.0, bias=False)
+    (qkv, table, _), grad = case.tensors(dtype, kernel)
+    qkv[..., :head_dim], qkv[..., 0] = 0, 10
+    qkv[..., head_dim] = torch.where(torch.arange(7, device=qkv.device)[:, None] < 3, 10, 0)
+    eager, exact = (run(case, [qkv, table, None], grad, "reference", each) for each in (dtype, torch.float64))
+    for name, *results in zip(
+        ("out", "dqkv", "dtable"), run(case, [qkv, table, None], grad, kernel, dtype), eager, exact, strict=True
+    ):
+        assert_within_rule(*results, what=name)
+
+
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_parameters_may_stay_float32(backend: str) -> None:
     """Under autocast the map is bfloat16 and the parameters are float32: each gets a gradient of its own dtype."""
@@ -309,8 +356,9 @@ def test_parameters_may_stay_float32(backend: str) -> None:
     assert [leaf.grad.dtype for leaf in leaves] == [torch.bfloat16, torch.float32, torch.float32]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "kernel", [*(pytest.param(*each.values, marks=[*each.marks, pytest.mark.slow]) for each in NATIVE + TRITON), *CUDA]
+)
 def test_offsets_past_2_31(kernel: str) -> None:
     """Two images more than 2^31 elements apart, in memory that is reserved but hardly touched."""
     case = Case("", (2, 7, 7), 1, 32)

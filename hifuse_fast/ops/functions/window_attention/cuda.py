@@ -13,20 +13,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hifuse_fast.backends.cuda.launch import DTYPES, launch, multiprocessors, scratch
+from hifuse_fast.backends.cuda.launch import ALIGNMENT, DTYPES, launch, multiprocessors, scratch
 from hifuse_fast.backends.cuda.launch import why_not as why_not_cuda
+from hifuse_fast.ops.functions.window_attention import limits
 
 HEAD_DIMS = range(8, 129, 8)
-ALIGNMENT = 16  # bytes
 
 
 def why_not(*, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dropout_p: float = 0.0, **_: Any) -> str | None:
     """The reason the CUDA kernels cannot serve this call, or None."""
-    if head_dim < HEAD_DIMS.start or head_dim >= HEAD_DIMS.stop or head_dim % HEAD_DIMS.step:  # torch.compile asks no range
-        return f"head_dim {head_dim} has no kernel: multiples of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} have"
-    if dropout_p:
-        return f"attention dropout is not fused: dropout_p = {dropout_p}"
-    return why_not_cuda(device, dtype)
+    return limits.why_not(HEAD_DIMS, head_dim, dropout_p) or why_not_cuda(device, dtype)
 
 
 def forward(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hifuse_fast.ops.functions.window_attention import limits
+
 HEAD_DIMS = range(8, 129)
 
 
@@ -15,11 +17,7 @@ def why_not(*, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dro
     """The reason the compiled kernel cannot serve this call, or None."""
     if device.type not in ("cpu", "meta"):
         return f"there is no native kernel for {device.type} tensors yet"
-    if head_dim < HEAD_DIMS.start or head_dim >= HEAD_DIMS.stop:
-        return f"head_dim must be from {HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}, got {head_dim}"
-    if dropout_p:
-        return f"attention dropout is not fused: dropout_p = {dropout_p}"
-    return None
+    return limits.why_not(HEAD_DIMS, head_dim, dropout_p)
 
 
 def forward(

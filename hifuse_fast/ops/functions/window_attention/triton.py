@@ -12,6 +12,7 @@ from torch import Tensor
 from hifuse_fast.backends import tables
 from hifuse_fast.backends.triton.launch import blocks, launch, precision, strided
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
+from hifuse_fast.ops.functions.window_attention import limits
 from hifuse_fast.ops.functions.window_attention.triton_kernels import (
     backward_kernel,
     forward_kernel,
@@ -26,11 +27,7 @@ SUMMANDS = 4096  # of the table's gradient, at a time
 
 def why_not(*, device: torch.device, dtype: torch.dtype, head_dim: int = 32, dropout_p: float = 0.0, **_: Any) -> str | None:
     """The reason the Triton kernels cannot serve this call, or None."""
-    if head_dim < HEAD_DIMS.start or head_dim >= HEAD_DIMS.stop:
-        return f"head_dim must be from {HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}, got {head_dim}"
-    if dropout_p:
-        return f"attention dropout is not fused: dropout_p = {dropout_p}"
-    return why_not_triton(device, dtype)
+    return limits.why_not(HEAD_DIMS, head_dim, dropout_p) or why_not_triton(device, dtype)
 
 
 def forward(
