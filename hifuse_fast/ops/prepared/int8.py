@@ -55,7 +55,7 @@ def quantise_weight(weight: Tensor, input_scale: float) -> tuple[Tensor, Tensor]
 
 
 def quantise(x: Tensor, scale: float) -> Tensor:
-    """The integers of `x`, in float32; NaN in every place of a row, the last dimension, that has a value which is not finite."""
+    """The integers of `x` [..., K], in float32; a row with a value that is not finite is all NaN."""
     x = x.float()
     lost = (x * 0).sum(-1, keepdim=True)
     return (x * (1 / scale)).clamp(-MOST, MOST).round() + lost

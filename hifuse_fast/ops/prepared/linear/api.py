@@ -58,9 +58,10 @@ def prepare_linear(
         algorithm: "auto" or "direct". In float32 on the CPU, "auto" takes Strassen's product where K is at least 384 and a
             multiple of 32, and N is a multiple of 64. That has 7/8 of the multiply-adds, weights 7/4 as large, and errors
             within a bound of its own, in `bounds.py`.
-        input_scale: where it is given, the product is of 8-bit integers, with exact sums. norm(rows) is divided by it, rounded, and
-            kept within -127 to 127; each row of the weight has a scale of its own. It is the largest magnitude that norm(rows)
-            should keep, over 127. A row with a value that is not finite gives NaN. On the CPU, for float32 and bfloat16.
+        input_scale: where it is given, the product is of 8-bit integers, with exact sums. norm(rows) is divided by it, rounded,
+            and kept within -127 to 127; each row of the weight has a scale of its own. It is the largest magnitude that
+            norm(rows) should keep, over 127. A row with a value that is not finite gives NaN. GELU is within 2e-5 then. On the
+            CPU, for float32 and bfloat16.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 

@@ -50,13 +50,18 @@ class Mlp(PreparedOp):
             x = residual + x
         return write(x.to(u.dtype), out)
 
+    def rows(self, u: Tensor) -> Tensor:
+        """What the first weight multiplies."""
+        return u
+
     def hidden(self, u: Tensor) -> Tensor:
         """[B, H, W, H]: what the second weight multiplies."""
         return F.gelu(self._product("expand", "input_scale", u))
 
     def _product(self, name: str, scale: str, x: Tensor) -> Tensor:
         weight, bias = self._buffers[name], self._buffers[f"{name}_bias"]
-        assert weight is not None and bias is not None
+        assert weight is not None
+        assert bias is not None
         if self.options[scale] is None:
             return F.linear(x, weight, bias)
         return int8.product(int8.quantise(x, self.options[scale]), weight, self._buffers[f"{name}_scale"]) + bias
