@@ -113,7 +113,7 @@ class ImageChoice:
 
 
 def _read_calibration(network: Network, *, folder: Path, reading: ImageReading) -> torch.Tensor:
-    """At most `MOST_CALIBRATION` images of a folder, evenly from all of it; ValueError where there is none, or one is damaged."""
+    """At most `MOST_CALIBRATION` images, evenly from all of a folder; ValueError where there is none, or one is damaged."""
     found = images.find_images([folder]).images
     if not found:
         raise ValueError(f"no images in {folder}, which --calibration names")

@@ -25,7 +25,7 @@ from hifuse_fast.ops.prepared.base import PreparedOp
 
 LEAST_IMAGES = 32
 LEAST_WORK = 0.5  #: of the multiply-adds outside the mixers; with less in int8, a network is not called so
-ALLOWED = 0.1  #: error of the logits, in units of their spread, that all parts may make together
+ALLOWED = 0.05  #: error of the logits, in units of their spread, that all parts may make together
 KEPT = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  #: shares of the largest magnitude that a scale may keep
 _ROWS = 1024  # of the inputs of a part that are kept, to choose its scales by
 _ALONE = 64  # images on which each part is tried alone
@@ -92,6 +92,8 @@ def calibrate(
     """
     network = build(torch.float32, {})
     seen, expected = _observe(network, references, images)
+    if not expected.isfinite().all():
+        raise ValueError("model has logits that are not finite on the calibration images")
     classes = expected.argmax(1)
     if len(classes.unique()) < 2:
         raise ValueError(f"calibration must be of two classes or more, and all {len(images)} images are of class {classes[0]}")
@@ -151,15 +153,16 @@ def _observe(network: OptimizedHiFuse, references: Mapping[str, PreparedOp], ima
             each = seen[name]
             rows = each.reference.rows(*maps).flatten(1, 2)
             each.flops = 2 * rows.shape[1] * sum(w.numel() for key, w in each.reference.packed().items() if w.dim() == 2)
-            each.largest = max(each.largest, float(rows.abs().max()))
-            if not math.isfinite(each.largest):
+            largest = float(rows.abs().max())
+            if not math.isfinite(largest):
                 raise ValueError(f"model has activations that are not finite on the calibration images, in {name}")
+            each.largest = max(each.largest, largest)
             few = torch.linspace(0, rows.shape[1] - 1, min(step, rows.shape[1])).long()
             each.rows.append(rows[:, few].flatten(0, 1))
 
         return look
 
-    made = network.made
+    made = network._made
     handles = [made[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in references]
     try:
         return seen, _logits(network, images)

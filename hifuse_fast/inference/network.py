@@ -64,9 +64,9 @@ class OptimizedHiFuse(nn.Module):
     torch.export and torch.compile(fullgraph=True) take it on a CPU; torch.jit does not. A call that is traced goes through the
     modules, on fresh maps, and gives the same bits.
 
-    Its `record` is that of the model, see `HiFuse`. Its `certificate` says of a network in int8 what it has proven, and of others
-    None; maps are float32 or bfloat16 there too. The state_dict is empty: `save` writes the network. Neither its dtype nor
-    its device can be changed. Nothing that is done to the model that it was made of changes it.
+    Its `record` is that of the model, see `HiFuse`. Its `certificate` says what int8 has proven; it is None where nothing is in
+    int8. The state_dict is empty: `save` writes the network. Neither its dtype nor its device can be changed. Nothing that is
+    done to the model that it was made of changes it.
     """
 
     def __init__(self, configuration: Configuration, make: Maker, record: Mapping[str, Any] | None = None) -> None:
@@ -98,11 +98,6 @@ class OptimizedHiFuse(nn.Module):
     def options(self) -> HiFuseOptions:
         """The options of the model that it was made of, as `HiFuse.options`."""
         return self.configuration
-
-    @property
-    def made(self) -> dict[str, PreparedOp]:
-        """Its ops by the names that a file has for them."""
-        return dict(self._made)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Logits, features or maps of images; see the class.
