@@ -15,7 +15,7 @@ from hifuse_fast.ops.functions.linear import triton as linear
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
 
-def why_not(*, input_scale: float | None, **call: Any) -> str | None:
+def why_not(*, input_scale: float | None = None, **call: Any) -> str | None:
     return linear.why_not(**call) if input_scale is None else "there is no Triton kernel in int8"
 
 

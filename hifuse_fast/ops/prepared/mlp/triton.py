@@ -11,7 +11,7 @@ from hifuse_fast.ops.functions.mlp import triton as mlp
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 
-def why_not(*, input_scale: float | None, **call: Any) -> str | None:
+def why_not(*, input_scale: float | None = None, **call: Any) -> str | None:
     return mlp.why_not(**call) if input_scale is None else "there is no Triton kernel in int8"
 
 
