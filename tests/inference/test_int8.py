@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,20 @@ def test_the_file_has_the_network_and_its_certificate(network: OptimizedHiFuse, 
     assert loaded.certificate == network.certificate
     assert in_int8(loaded) == in_int8(network)
     assert torch.equal(loaded(images[:3]), network(images[:3]))  # type: ignore[arg-type]
+
+
+def test_a_copy_computes_the_same(network: OptimizedHiFuse, images: Tensor) -> None:
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(other(images[:2]), network(images[:2]))
+        assert other.certificate == network.certificate
+
+
+@pytest.mark.slow
+def test_it_can_be_exported_and_compiled(network: OptimizedHiFuse, images: Tensor) -> None:
+    x = images[:2]
+    assert torch.equal(torch.export.export(network, (x,)).module()(x), network(x))  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(network, fullgraph=True, backend="eager")(x), network(x))
 
 
 def break_certificate(metadata: dict[str, str]) -> None:

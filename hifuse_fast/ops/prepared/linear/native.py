@@ -51,17 +51,17 @@ class Linear(PreparedOp):
         super().__init__(tensors, **options)
         o = options
         numbers = _ROWS[o["rows"]], _NORMS[o["norm"]], o["eps"], _ACTIVATIONS[o["activation"]], o["pool"]
-        if o["input_scale"] is None:
-            self._op, self._weights = torch.ops.hifuse_fast.linear_out.default, ("weight", "bias")
-            self._numbers: tuple[Any, ...] = (*numbers, ALGORITHMS[o["algorithm"]])
-        else:
-            self._op, self._weights = torch.ops.hifuse_fast.linear_int8_out.default, ("weight", "scale", "bias")
-            self._numbers = (*numbers, 1 / o["input_scale"])
+        self._int8 = o["input_scale"] is not None
+        self._numbers = (*numbers, 1 / o["input_scale"] if self._int8 else ALGORITHMS[o["algorithm"]])
 
     def forward(self, *maps: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         if out is None:
             batch, height, width, _ = maps[0].shape
             half = 2 if self.options["rows"] == "patches" or self.options["pool"] else 1
             out = maps[0].new_empty(batch, height // half, width // half, len(self.bias))
-        call(self._op, maps, *(self._buffers[name] for name in self._weights), residual, out, *self._numbers)
+        if self._int8:
+            op = torch.ops.hifuse_fast.linear_int8_out.default
+            call(op, maps, self.weight, self.scale, self.bias, residual, out, *self._numbers)
+        else:
+            call(torch.ops.hifuse_fast.linear_out.default, maps, self.weight, self.bias, residual, out, *self._numbers)
         return out

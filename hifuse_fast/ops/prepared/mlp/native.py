@@ -48,16 +48,22 @@ class Mlp(PreparedOp):
     def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
         super().__init__(tensors, **options)
         o = options
-        if o["input_scale"] is None:
-            self._op, self._weights = torch.ops.hifuse_fast.mlp_out.default, _FLOAT
-            self._numbers: tuple[Any, ...] = (ALGORITHMS[o["algorithm"]],)
-        else:
-            self._op, self._weights = torch.ops.hifuse_fast.mlp_int8_out.default, _INT8
-            self._numbers = (1 / o["input_scale"], 1 / o["hidden_scale"])
+        self._int8 = o["input_scale"] is not None
+        self._numbers = (1 / o["input_scale"], 1 / o["hidden_scale"]) if self._int8 else (ALGORITHMS[o["algorithm"]],)
 
     def forward(self, u: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         out = u.new_empty((*u.shape[:3], len(self.project_bias))) if out is None else out
-        call(self._op, u, *(self._buffers[name] for name in self._weights), residual, out, *self._numbers)
+        if self._int8:
+            call(
+                torch.ops.hifuse_fast.mlp_int8_out.default,
+                u, self.expand, self.expand_scale, self.expand_bias, self.project, self.project_scale, self.project_bias,
+                residual, out, *self._numbers,
+            )  # fmt: skip
+        else:
+            call(
+                torch.ops.hifuse_fast.mlp_out.default,
+                u, self.expand, self.expand_bias, self.project, self.project_bias, residual, out, *self._numbers,
+            )  # fmt: skip
         return out
 
 
