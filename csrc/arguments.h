@@ -57,7 +57,8 @@ enum class Norm { none, row, pixel };
 enum class Activation { none, gelu, relu };
 
 // How a product or a convolution is computed, which says how its weight is packed. It was chosen when the weight was packed.
-enum class Algorithm { direct, strassen, winograd2, winograd4, winograd4_at_call, depthwise };
+// int8: the maps are of floating point, and quantised on their way into a product.
+enum class Algorithm { direct, strassen, winograd2, winograd4, winograd4_at_call, depthwise, int8 };
 
 struct Linear {
   DType dtype;
@@ -71,9 +72,11 @@ struct Linear {
   const float* filter_bias;
   Norm norm;
   float eps;
-  Algorithm algorithm;  // direct; strassen in float32, the depth a multiple of 32, columns of 64
+  Algorithm algorithm;  // direct; int8; strassen in float32, the depth a multiple of 32, columns of 64
   const void* weight;
   const float* bias;
+  const float* scale;  // of int8: what a sum of each column is multiplied by
+  float inverse;       // of int8: what a row is multiplied by before it is rounded
   int64_t columns;
   Activation activation;
   bool pool;
@@ -154,11 +157,15 @@ struct Mlp {
   int64_t hidden;
   int64_t columns;
   const void* u;
-  Algorithm algorithm;  // of the first product: direct; strassen in float32, the depth a multiple of 32
+  Algorithm algorithm;  // int8; or of the first product: direct; strassen in float32, the depth a multiple of 32
   const void* expand;
   const float* expand_bias;
   const void* project;
   const float* project_bias;
+  const float* expand_scale;  // of int8, as those of Linear; the hidden units have a scale too
+  const float* project_scale;
+  float inverse;
+  float hidden_inverse;
   const void* residual;
   void* out;
 };

@@ -63,11 +63,12 @@ LAW = {
     "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.limits", "ops.functions.*.triton*"],
     "ops/functions/*/cuda.py": ["backends.cuda", "backends.tables", "ops.functions.*.limits"],
     "ops/prepared/base.py": ["checks", "backends.transforms"],
-    "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.functions.*.api"],
+    "ops/prepared/int8.py": [],  # how values are rounded: part of the contract, and of two definitions
+    "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.prepared.int8", "ops.functions.*.api"],
     "ops/prepared/*/bounds.py": ["testing"],  # for tests alone
-    "ops/prepared/*/reference.py": ["ops.functions.*.reference", "ops.prepared.base"],
+    "ops/prepared/*/reference.py": ["ops.functions.*.reference", "ops.prepared.base", "ops.prepared.int8"],
     "ops/prepared/*/launched.py": ["ops.prepared.base"],  # what triton.py and cuda.py of an op share
-    "ops/prepared/*/native.py": ["backends.native", "ops.functions.*.native", "ops.prepared.base"],
+    "ops/prepared/*/native.py": ["backends.native", "ops.functions.*.native", "ops.prepared.base", "ops.prepared.int8"],
     "ops/prepared/*/triton.py": [
         "backends.triton",
         "backends.tables",

@@ -1,5 +1,7 @@
 #include "bindings/checks.h"
 
+#include <cmath>
+
 namespace hifuse {
 
 Algorithm algorithm_of(const char* op, int64_t number, std::initializer_list<Algorithm> known) {
@@ -33,6 +35,30 @@ void check_weight(const char* name, const Tensor& weight, std::initializer_list<
                     " must be ", size < 0 ? 1 : size, size < 0 ? " or more" : "", ", got ", weight.size(i));
     ++i;
   }
+}
+
+void check_int8(const char* name, const Tensor& weight, std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Char && weight.dim() == 2, name,
+                  " must be a matrix of int8 on the CPU");
+  int64_t i = 0;
+  for (const int64_t size : shape) {
+    STD_TORCH_CHECK(size < 0 ? weight.size(i) > 0 : weight.size(i) == size, name, " has a wrong size: dimension ", i, " is ",
+                    weight.size(i));
+    ++i;
+  }
+}
+
+float inverse_scale(const char* name, double value) {
+  const auto narrow = static_cast<float>(value);
+  STD_TORCH_CHECK(std::isfinite(narrow) && narrow > 0, name, " must be a finite positive float32, got ", value);
+  return narrow;
+}
+
+const void* packed_int8(const char* name, const Tensor& weight, int64_t count) {
+  STD_TORCH_CHECK(
+      weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == ScalarType::Char && weight.numel() == count, name,
+      " must be packed for int8: ", count, " contiguous bytes on the CPU");
+  return weight.const_data_ptr();
 }
 
 const float* floats(const char* name, const Tensor& tensor, int64_t count) {

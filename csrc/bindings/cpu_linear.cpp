@@ -22,8 +22,9 @@ std::tuple<Tensor, Tensor> pack_linear(const Tensor& weight, const Tensor& bias,
   return {pack_matrix(weight, dtype, how), pack_floats(bias)};
 }
 
-void linear(const std::vector<Tensor>& maps, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& residual,
-            Tensor out, int64_t rows, int64_t norm, double eps, int64_t activation, bool pool, int64_t algorithm) {
+// All but weight and bias.
+Linear linear_over(const std::vector<Tensor>& maps, const std::optional<Tensor>& residual, Tensor& out, int64_t rows,
+                   int64_t norm, double eps, int64_t activation, bool pool) {
   STD_TORCH_CHECK(!maps.empty() && maps.size() <= 3 && out.dim() == 4, "linear takes 1 to 3 maps, and out [B, H, W, N]");
   STD_TORCH_CHECK(rows >= 0 && rows <= 1 && norm >= 0 && norm <= 2 && activation >= 0 && activation <= 2,
                   "linear: unknown option");
@@ -31,24 +32,51 @@ void linear(const std::vector<Tensor>& maps, const Tensor& weight, const Tensor&
   const int64_t scale = rows == 1 || pool ? 2 : 1;
   STD_TORCH_CHECK(rows == 0 || (!pool && maps.size() == 1), "linear: patches are of one map, and not pooled");
   Linear args{};
-  int64_t depth = 0;
   for (size_t i = 0; i < maps.size(); ++i) {
     args.maps[i] = maps[i].const_data_ptr();
     args.channels[i] = maps[i].size(maps[i].dim() - 1);
     check_like("map", maps[i], out, {batch, height * scale, width * scale, args.channels[i]});
-    depth += args.channels[i] * (rows == 1 ? 4 : 1);
   }
   check_like("out", out, maps[0], {batch, height, width, columns});
   if (residual) check_like("residual", *residual, out, {batch, height, width, columns});
   args.dtype = dtype_of(out.scalar_type());
   args.batch = batch, args.height = pool ? 2 * height : height, args.width = pool ? 2 * width : width;
   args.rows = static_cast<Rows>(rows), args.norm = static_cast<Norm>(norm), args.eps = static_cast<float>(eps);
-  args.algorithm = linear_algorithm(algorithm, args.dtype, columns, depth);
-  args.weight = packed("weight", weight, out, packed_matrix_size(columns, depth, args.algorithm));
-  args.bias = floats("bias", bias, columns);
   args.columns = columns, args.activation = static_cast<Activation>(activation), args.pool = pool;
   args.residual = data_of(residual), args.out = out.mutable_data_ptr();
+  return args;
+}
+
+int64_t depth_of(const Linear& args) {
+  return (args.channels[0] + args.channels[1] + args.channels[2]) * (args.rows == Rows::patches ? 4 : 1);
+}
+
+void linear(const std::vector<Tensor>& maps, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& residual,
+            Tensor out, int64_t rows, int64_t norm, double eps, int64_t activation, bool pool, int64_t algorithm) {
+  Linear args = linear_over(maps, residual, out, rows, norm, eps, activation, pool);
+  const int64_t depth = depth_of(args);
+  args.algorithm = linear_algorithm(algorithm, args.dtype, args.columns, depth);
+  args.weight = packed("weight", weight, out, packed_matrix_size(args.columns, depth, args.algorithm));
+  args.bias = floats("bias", bias, args.columns);
   isa::kernels().linear(args, threads());
+}
+
+void linear_int8(const std::vector<Tensor>& maps, const Tensor& weight, const Tensor& scale, const Tensor& bias,
+                 const std::optional<Tensor>& residual, Tensor out, int64_t rows, int64_t norm, double eps, int64_t activation,
+                 bool pool, double inverse) {
+  Linear args = linear_over(maps, residual, out, rows, norm, eps, activation, pool);
+  args.algorithm = Algorithm::int8;
+  args.weight = packed_int8("weight", weight, packed_int8_size(args.columns, depth_of(args)));
+  args.scale = floats("scale", scale, args.columns);
+  args.bias = floats("bias", bias, args.columns);
+  args.inverse = inverse_scale("inverse", inverse);
+  isa::kernels().linear(args, threads());
+}
+
+Tensor pack_int8_matrix(const Tensor& weight, int64_t block) {
+  check_int8("weight", weight, {-1, -1});
+  STD_TORCH_CHECK(block >= 0 && block % 32 == 0, "block must be a multiple of 32, or 0 for one block, got ", block);
+  return pack_int8(weight, block);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pack_local_block(const Tensor& filters, const Tensor& filter_bias,
@@ -91,6 +119,8 @@ void local_block(const Tensor& x, const Tensor& filters, const Tensor& filter_bi
 STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
   m.impl("pack_linear", TORCH_BOX(&hifuse::pack_linear));
   m.impl("linear_out", TORCH_BOX(&hifuse::linear));
+  m.impl("pack_int8", TORCH_BOX(&hifuse::pack_int8_matrix));
+  m.impl("linear_int8_out", TORCH_BOX(&hifuse::linear_int8));
   m.impl("pack_local_block", TORCH_BOX(&hifuse::pack_local_block));
   m.impl("local_block_out", TORCH_BOX(&hifuse::local_block));
 }

@@ -36,6 +36,11 @@ PYBIND11_MODULE(_C, m) {
       },
       pybind11::arg("columns"), pybind11::arg("depth"), pybind11::arg("algorithm"), "Elements of a packed matrix.");
   m.def(
+      "packed_int8_size",
+      [](int64_t columns, int64_t depth, int64_t block) { return hifuse::packed_int8_size(columns, depth, block); },
+      pybind11::arg("columns"), pybind11::arg("depth"), pybind11::arg("block"), "Bytes of a packed int8 matrix.");
+  m.attr("mlp_block") = hifuse::kHidden;  // of the depth of the second weight of an MLP
+  m.def(
       "packed_filters_size",
       [](int64_t channels, bool bfloat16, int64_t algorithm) {
         const auto dtype = bfloat16 ? hifuse::DType::bfloat16 : hifuse::DType::float32;

@@ -21,7 +21,9 @@ Tensor new_weight(const Tensor& like, int64_t count, ScalarType type) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const auto begin = (reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + 4095) / 4096 * 4096;
   const auto end =
-      reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + static_cast<size_t>(count) * (type == ScalarType::Float ? 4 : 2);
+      reinterpret_cast<uintptr_t>(made.mutable_data_ptr()) + static_cast<size_t>(count) * (type == ScalarType::Float  ? 4
+                                                                                           : type == ScalarType::Char ? 1
+                                                                                                                      : 2);
   if (end > begin + (4 << 20)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   return made;
@@ -65,6 +67,12 @@ int64_t packed_matrix_size(int64_t columns, int64_t depth, Algorithm algorithm) 
   return padded(columns) * padded(depth);
 }
 
+int64_t packed_int8_size(int64_t columns, int64_t depth, int64_t block) {
+  constexpr int64_t kSums = 32 * 4;  // bytes behind each panel, see cpu/int8.h
+  const int64_t blocks = block ? (depth + block - 1) / block : 1;
+  return padded(columns) * padded(depth) + padded(columns) / 32 * blocks * kSums;
+}
+
 int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm) {
   switch (algorithm) {
     case Algorithm::winograd4_at_call: return padded(channels) * padded(9 * channels);
@@ -87,6 +95,16 @@ Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, 
   isa::kernels().pack_linear(
       {type, from.const_data_ptr(), columns, depth, depth, 1, block ? block : padded(depth), out.mutable_data_ptr()},
       threads());
+  return out;
+}
+
+Tensor pack_int8(const Tensor& weight, int64_t block) {
+  const Tensor from = torch::stable::contiguous(weight);
+  const int64_t columns = from.size(0), depth = from.size(1);
+  Tensor out = new_weight(from, packed_int8_size(columns, depth, block), ScalarType::Char);
+  isa::kernels().pack_int8({static_cast<const int8_t*>(from.const_data_ptr()), columns, depth, block ? block : padded(depth),
+                            static_cast<int8_t*>(out.mutable_data_ptr())},
+                           threads());
   return out;
 }
 
@@ -117,7 +135,7 @@ Tensor pack_floats(const Tensor& tensor) {
 // A copy of a packed weight, as new_weight makes it.
 Tensor copy_weight(const Tensor& weight) {
   STD_TORCH_CHECK(weight.is_cpu() && weight.is_contiguous() && weight.dim() == 1, "weight must be packed, on the CPU");
-  dtype_of(weight.scalar_type());
+  if (weight.scalar_type() != ScalarType::Char) dtype_of(weight.scalar_type());
   Tensor out = new_weight(weight, weight.numel(), weight.scalar_type());
   torch::stable::copy_(out, weight);
   return out;

@@ -9,11 +9,17 @@ namespace hifuse {
 // Elements of a packed matrix [columns, depth]; the algorithm is direct or strassen.
 int64_t packed_matrix_size(int64_t columns, int64_t depth, Algorithm algorithm);
 
+// Bytes of a packed int8 matrix, its depth in blocks of `block`, or in one where that is 0.
+int64_t packed_int8_size(int64_t columns, int64_t depth, int64_t block = 0);
+
 // Elements of the packed filters of a dense 3x3 convolution of so many channels.
 int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm);
 
 // [columns, depth] of any floating dtype and strides, for products; the depth in blocks of `block`, or in one where that is 0.
 Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, int64_t block = 0);
+
+// [columns, depth] of int8, for products in int8; `block` as above.
+Tensor pack_int8(const Tensor& weight, int64_t block = 0);
 
 // [C, C, 3, 3] of any floating dtype and strides, for a dense convolution, or where `transposed` for the gradient of its input.
 // That is of Winograd's algorithm.

@@ -19,6 +19,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
   // Packing: plain tensors in, those of the op below out, in its order. `dtype` is that of the maps.
   m.def("copy_weight(Tensor weight) -> Tensor");
   m.def("pack_linear(Tensor weight, Tensor bias, ScalarType dtype, int algorithm) -> (Tensor, Tensor)");
+  m.def("pack_int8(Tensor weight, int block) -> Tensor");
   m.def(
       "pack_local_block(Tensor filters, Tensor filter_bias, Tensor weight, Tensor bias, ScalarType dtype) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
@@ -41,6 +42,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
       "linear_out(Tensor[] maps, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!) out, int rows, int norm, float eps, "
       "int activation, bool pool, int algorithm) -> ()");
   m.def(
+      "linear_int8_out(Tensor[] maps, Tensor weight, Tensor scale, Tensor bias, Tensor? residual, Tensor(a!) out, int rows, "
+      "int norm, float eps, int activation, bool pool, float inverse) -> ()");
+  m.def(
       "local_block_out(Tensor x, Tensor filters, Tensor filter_bias, Tensor weight, Tensor bias, Tensor(a!) out, float eps) "
       "-> ()");
   m.def(
@@ -53,5 +57,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
   m.def(
       "mlp_out(Tensor u, Tensor expand, Tensor expand_bias, Tensor project, Tensor project_bias, Tensor? residual, "
       "Tensor(a!) out, int algorithm) -> ()");
+  m.def(
+      "mlp_int8_out(Tensor u, Tensor expand, Tensor expand_scale, Tensor expand_bias, Tensor project, Tensor project_scale, "
+      "Tensor project_bias, Tensor? residual, Tensor(a!) out, float inverse, float hidden_inverse) -> ()");
   m.def("mean_out(Tensor x, Tensor(a!) out) -> ()");
 }

@@ -34,6 +34,14 @@ struct PackLinear {
   void* packed;
 };
 
+struct PackInt8 {
+  const int8_t* weight;  // [columns, depth]
+  int64_t columns;
+  int64_t depth;
+  int64_t block;  // as of PackLinear
+  int8_t* packed;
+};
+
 struct PackStrassen {
   const float* weight;  // [columns, depth]
   int64_t columns;
@@ -69,6 +77,7 @@ struct KernelTable {
   void (*mixer_filters_gradient)(const MixerFiltersGradient&, const Parallel&);
   void (*mlp)(const Mlp&, const Parallel&);
   void (*mean)(const Mean&, const Parallel&);
+  void (*pack_int8)(const PackInt8&, const Parallel&);
 };
 
 }  // namespace hifuse

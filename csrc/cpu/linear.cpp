@@ -6,6 +6,7 @@
 
 #include "cpu/activation.h"
 #include "cpu/depthwise.h"
+#include "cpu/int8.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
 #include "cpu/strassen.h"
@@ -17,9 +18,11 @@ namespace {
 constexpr int64_t kMostRows = 8 * 14;
 constexpr int64_t kOperandBytes = 256 * 1024;  // a quarter of a usual L2
 
-template <class S, bool kStrassen = false>
+template <class S, Algorithm kAlgorithm = Algorithm::direct>
 class LinearKernel {
-  static constexpr int64_t kTogether = kStrassen ? 2 : 1;  // rows, and panels
+  static constexpr bool kStrassen = kAlgorithm == Algorithm::strassen, kInt8 = kAlgorithm == Algorithm::int8;
+  using Element = std::conditional_t<kInt8, Quantised, S>;  // of the operand
+  static constexpr int64_t kTogether = kStrassen ? 2 : 1;   // rows, and panels
 
  public:
   explicit LinearKernel(const Linear& args)
@@ -32,7 +35,7 @@ class LinearKernel {
 
   void run(const Parallel& parallel) const {
     if (slots_.count() == 0) return;
-    const int64_t fitting = kOperandBytes / static_cast<int64_t>(sizeof(S)) / padded_;
+    const int64_t fitting = kOperandBytes / static_cast<int64_t>(sizeof(Element)) / padded_;
     const int64_t most = fitting < 28 ? 28 : fitting > kMostRows ? kMostRows : fitting;
     // A convolution is too dear to be made again for another range of panels.
     const int64_t least = args_.rows == Rows::depthwise ? 12 : 24;
@@ -52,6 +55,7 @@ class LinearKernel {
     const int64_t rows = last - first;
     if (rows == 0) return;
     if constexpr (kStrassen) return run_by_strassen(first, rows, panel, end);
+    if constexpr (kInt8) return run_by_int8(first, rows, panel, end);
     Scratch scratch;
     const Operand<S> operand{scratch.take_dirty<S>(rows * padded_), rows * kChunk};
     float* const row = scratch.take<float>(padded_);
@@ -62,7 +66,7 @@ class LinearKernel {
       const S* const at = weight + panel * padded_ * kPanel;
       product<S>(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, {sums, kPanel, false, run_},
                  {panel + 1 < end ? at + padded_ * kPanel : at, operand.at});
-      finish(first, rows, panel * kPanel, {sums, rows});
+      finish(first, rows, panel * kPanel, Finished{sums, rows});
     }
   }
 
@@ -83,7 +87,29 @@ class LinearKernel {
     for (; pair < end; ++pair) {
       const float* const at = static_cast<const float*>(args_.weight) + pair * size;
       strassen_product(operand, at, sums, pair + 1 < end ? at + size : at);
-      for (int64_t p = 0; p < 2; ++p) finish(first, rows, (2 * pair + p) * kPanel, {sums + p * 2 * half * kPanel, half});
+      for (int64_t p = 0; p < 2; ++p)
+        finish(first, rows, (2 * pair + p) * kPanel, Finished{sums + p * 2 * half * kPanel, half});
+    }
+  }
+
+  // The same with rows that are quantised, and exact sums.
+  void run_by_int8(int64_t first, int64_t rows, int64_t panel, int64_t end) const {
+    Scratch scratch;
+    const Operand<Quantised> operand{scratch.take_dirty<Quantised>(rows * padded_), rows * kChunk};
+    float *const row = scratch.take<float>(padded_), *const lost = scratch.take_dirty<float>(rows);
+    int32_t* const sums = scratch.take_dirty<int32_t>(rows * kPanel);
+    for (int64_t i = 0; i < rows; ++i) {
+      read_normed(first + i, row);
+      lost[i] = quantise_row(row, depth_, args_.inverse, operand.rows_from(i));
+    }
+    const int64_t size = int8_panel_size(depth_);
+    for (; panel < end; ++panel) {
+      const int8_t* const at = static_cast<const int8_t*>(args_.weight) + panel * size;
+      int8_product(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, sums, false, panel + 1 < end ? at + size : at);
+      const int64_t column = panel * kPanel, count = args_.columns - column < kPanel ? args_.columns - column : kPanel;
+      float scale[kPanel] = {};
+      for (int64_t i = 0; i < count; ++i) scale[i] = args_.scale[column + i];
+      finish(first, rows, column, Rescaled{sums, scale, lost});
     }
   }
 
@@ -143,27 +169,35 @@ class LinearKernel {
     DepthwiseMap<S>{map, args_.height, args_.width, args_.channels[0], args_.filters, args_.filter_bias}.convolve(row, to);
   }
 
-  // 32 columns of a block.
+  // 32 columns of a block: those from `j` on of slot `i`.
   struct Finished {
     const float* sums;
     int64_t half;  // of the rows
 
-    // Those of slot `i` of the block.
-    const float* row(int64_t i) const { return sums + (kStrassen ? i % 2 * half + i / 2 : i) * kPanel; }
+    Vec<float> at(int64_t i, int64_t j) const { return load(sums + (kStrassen ? i % 2 * half + i / 2 : i) * kPanel + j); }
+  };
+  struct Rescaled {
+    const int32_t* sums;
+    const float* scale;
+    const float* lost;  // of each row: see quantise_row
+
+    Vec<float> at(int64_t i, int64_t j) const { return dequantise(sums + i * kPanel + j, scale + j) + lost[i]; }
   };
 
   // Bias, activation, pooling, residual and the way to memory for 32 columns from `column` on.
-  void finish(int64_t first, int64_t rows, int64_t column, Finished sums) const {
+  template <class Sums>
+  void finish(int64_t first, int64_t rows, int64_t column, const Sums& sums) const {
+    using Exactness = std::conditional_t<kInt8, BFloat16, S>;
     switch (args_.activation) {
       case Activation::none: return finish_with(first, rows, column, sums, [](Vec<float> x) { return x; });
-      case Activation::gelu: return finish_with(first, rows, column, sums, [](Vec<float> x) { return gelu<S>(x); });
+      case Activation::gelu: return finish_with(first, rows, column, sums, [](Vec<float> x) { return gelu<Exactness>(x); });
       case Activation::relu:
         return finish_with(first, rows, column, sums, [](Vec<float> x) { return larger<float>(Vec<float>{}, x); });
     }
   }
 
-  template <class Function>
-  void finish_with(int64_t first, int64_t rows, int64_t column, Finished sums, Function act) const {
+  template <class Sums, class Function>
+  void finish_with(int64_t first, int64_t rows, int64_t column, const Sums& sums, Function act) const {
     const int64_t count = args_.columns - column < kPanel ? args_.columns - column : kPanel;
     float bias[kPanel] = {};
     for (int64_t i = 0; i < count; ++i) bias[i] = args_.bias[column + i];
@@ -174,7 +208,7 @@ class LinearKernel {
       const int64_t at = (args_.pool ? place / 4 : place) * args_.columns + column;
       float row[kPanel];
       for (int64_t j = 0; j < kPanel; j += kLanes<float>) {
-        const auto value = [&](int64_t r) { return act(load(sums.row(i + r) + j) + load(bias + j)); };
+        const auto value = [&](int64_t r) { return act(sums.at(i + r, j) + load(bias + j)); };
         store(row + j, args_.pool ? (value(0) + value(1) + (value(2) + value(3))) * 0.25f : value(0));
       }
       if (residual) add_columns(residual + at, row, count);
@@ -194,9 +228,12 @@ class LinearKernel {
 
 template <class S>
 using DirectLinear = LinearKernel<S>;
+template <class S>
+using Int8Linear = LinearKernel<S, Algorithm::int8>;
 
 void linear(const Linear& args, const Parallel& parallel) {
-  if (args.algorithm == Algorithm::strassen) return LinearKernel<float, true>(args).run(parallel);
+  if (args.algorithm == Algorithm::strassen) return LinearKernel<float, Algorithm::strassen>(args).run(parallel);
+  if (args.algorithm == Algorithm::int8) return run_prepared<Int8Linear>(args.dtype, args, parallel);
   run_prepared<DirectLinear>(args.dtype, args, parallel);
 }
 

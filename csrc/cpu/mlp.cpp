@@ -247,6 +247,7 @@ using DirectMlp = MlpKernel<S, Expansion<S>>;
 }  // namespace
 
 void mlp(const Mlp& args, const Parallel& parallel) {
+  if (args.algorithm == Algorithm::int8) return mlp_int8(args, parallel);
   if (args.algorithm == Algorithm::strassen) return MlpKernel<float, StrassenExpansion>(args).run(parallel);
   run_prepared<DirectMlp>(args.dtype, args, parallel);
 }

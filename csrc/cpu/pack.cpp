@@ -1,4 +1,5 @@
 // Weights into the layout of panel.h, once.
+#include "cpu/int8.h"
 #include "cpu/prepared.h"
 #include "cpu/strassen.h"
 #include "cpu/winograd_filters.h"
@@ -41,6 +42,39 @@ class Linearly {
   }
 
   const PackLinear& args_;
+};
+
+// Into the layout of int8.h.
+class InInt8 {
+ public:
+  explicit InInt8(const PackInt8& args) : args_(args) {}
+
+  void run(const Parallel& parallel) const {
+    parallel.each(divide_up(args_.columns, kPanel), [this](int64_t panel) {
+      int8_t* block = args_.packed;
+      for (int64_t start = 0; start < args_.depth; start += args_.block) {
+        const int64_t depth = args_.depth - start < args_.block ? args_.depth - start : args_.block;
+        pack(panel, start, depth, block + panel * int8_panel_size(depth));
+        block += divide_up(args_.columns, kPanel) * int8_panel_size(depth);
+      }
+    });
+  }
+
+ private:
+  void pack(int64_t panel, int64_t start, int64_t depth, int8_t* to) const {
+    const int64_t padded = divide_up(depth, kChunk) * kChunk;
+    int32_t begin[kPanel] = {};
+    for (int64_t k = 0; k < padded; ++k)
+      for (int64_t column = 0; column < kPanel; ++column) {
+        const int64_t n = panel * kPanel + column;
+        const int8_t value = n < args_.columns && k < depth ? args_.weight[n * args_.depth + start + k] : int8_t{0};
+        to[(k / kQuad * kPanel + column) * kQuad + k % kQuad] = value;
+        begin[column] -= QuadsOfUint8::kAdded * value;
+      }
+    __builtin_memcpy(to + padded * kPanel, begin, sizeof begin);
+  }
+
+  const PackInt8& args_;
 };
 
 // The factors of Strassen's product of a pair of panels, of quarters [b11 b12; b21 b22] of 32 columns and half the depth.
@@ -128,6 +162,8 @@ using Filters4 = WinogradFilters<S, Scheme4<S>>;
 }  // namespace
 
 void pack_linear(const PackLinear& args, const Parallel& parallel) { run_prepared<Linearly>(args.dtype, args, parallel); }
+
+void pack_int8(const PackInt8& args, const Parallel& parallel) { InInt8(args).run(parallel); }
 
 void pack_strassen(const PackStrassen& args, const Parallel& parallel) { StrassenFactors(args).run(parallel); }
 

@@ -8,6 +8,7 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 
 void pack_linear(const PackLinear&, const Parallel&);
+void pack_int8(const PackInt8&, const Parallel&);
 void pack_strassen(const PackStrassen&, const Parallel&);
 void pack_winograd(const PackWinograd&, const Parallel&);
 void linear(const Linear&, const Parallel&);
@@ -18,6 +19,7 @@ void mix_directly(const Mixer&, const Parallel&);
 void mix_depthwise(const Mixer&, const Parallel&);
 void mixer_filters_gradient(const MixerFiltersGradient&, const Parallel&);
 void mlp(const Mlp&, const Parallel&);
+void mlp_int8(const Mlp&, const Parallel&);
 void mean(const Mean&, const Parallel&);
 
 }  // namespace HIFUSE_ISA

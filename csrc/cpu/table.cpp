@@ -20,6 +20,7 @@ const KernelTable table = {
     .mixer_filters_gradient = &mixer_filters_gradient,
     .mlp = &mlp,
     .mean = &mean,
+    .pack_int8 = &pack_int8,
 };
 
 }  // namespace HIFUSE_ISA

@@ -15,5 +15,6 @@ extern int failures;
 
 void test_cores();
 void test_geometry();
+void test_int8();
 void test_products();
 void test_vec();

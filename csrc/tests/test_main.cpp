@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
     return 77;
   }
   test_geometry();
+  test_int8();
   test_products();
   test_vec();
   std::printf("%s: %d failed\n", argv[1], failures);

@@ -12,7 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hifuse_fast import HiFuseOptions, OptimizedHiFuse, create_model_from_checkpoint, load_optimized
+from hifuse_fast import (
+    HiFuseOptions,
+    OptimizedHiFuse,
+    create_model_from_checkpoint,
+    load_optimized,
+    optimize_for_inference,
+)
 from hifuse_fast.app.predict import DTYPES
 from hifuse_fast.checkpoints.kinds import is_frozen
 from hifuse_fast.checkpoints.recognise import size_of
@@ -50,6 +56,7 @@ def load_network(
     channel_gate: str | None = None,
     ema: bool = False,
     greyscale: bool = False,
+    calibration: Callable[[Network], Tensor] | None = None,
     note: Callable[[str], object],
 ) -> Network:
     """The network of a file, frozen for inference where kernels serve it.
@@ -57,11 +64,12 @@ def load_network(
     Args:
         path: a checkpoint, or a file of `OptimizedHiFuse.save`.
         device: where it goes.
-        dtype: a key of `DTYPES`; None for float32, or of a frozen network what it was made in.
+        dtype: a key of `DTYPES`, or "int8"; None for float32, or of a frozen network what it was made in.
         backend: as in `use_backend`; a frozen network has its own, and takes "auto" alone.
         size: a name of `list_models` that it must be, or None.
         channel_gate, ema: see `create_model_from_checkpoint`.
         greyscale: whether images are converted for a network of one channel.
+        calibration: with "int8" and a checkpoint, gives the images to calibrate on, for a network in float32.
         note: told what a user should know.
 
     Raises:
@@ -71,8 +79,17 @@ def load_network(
         frozen = load_optimized(path, device)
         _check_frozen(path, frozen, dtype, backend, channel_gate, ema)
         _check_fits(path, frozen.options, size, greyscale)
-        return Network(frozen, frozen.options, frozen.configuration.dtype, torch.float32)  # it casts images itself
+        if calibration is not None:
+            raise ValueError(f"calibration is for checkpoints; {path} is a frozen network already")
+        return Network(frozen, frozen.options, _dtype_of(frozen), torch.float32)  # it casts images itself
     dtype = dtype or "float32"
+    if (calibration is not None) != (dtype == "int8"):
+        raise ValueError(f"calibration must be given with dtype int8 and with no other, got dtype {dtype}")
+    if calibration is not None:
+        full = load_network(
+            path, device, "float32", "reference", size=size, channel_gate=channel_gate, ema=ema, greyscale=greyscale, note=note
+        )
+        return _in_int8(full, backend, calibration(full), note)
     freezing = can_freeze(device, DTYPES[dtype], backend)
     loaded = torch.float32 if freezing else DTYPES[dtype]  # what is folded is folded before it is rounded
     with warnings.catch_warnings(record=True) as caught:
@@ -84,12 +101,23 @@ def load_network(
     return Network(freeze(model, DTYPES[dtype], note) if freezing else model, model.options, dtype, DTYPES[dtype])
 
 
+def _in_int8(full: Network, backend: str, images: Tensor, note: Callable[[str], object]) -> Network:
+    note(f"Calibrating on {len(images)} images, which may take minutes.")
+    frozen = optimize_for_inference(full.model, torch.int8, backend=backend, calibration=images)
+    note(str(frozen.certificate))
+    return Network(frozen, full.options, "int8", torch.float32)
+
+
+def _dtype_of(network: OptimizedHiFuse) -> str:
+    return network.configuration.dtype if network.certificate is None else "int8"
+
+
 def _check_frozen(
     path: Path, network: OptimizedHiFuse, dtype: str | None, backend: str, channel_gate: str | None, ema: bool
 ) -> None:
     """ValueError where a user asks of a frozen network what was decided when it was frozen."""
     own = network.configuration
-    for name, asked, has in (("dtype", dtype, own.dtype), ("channel_gate", channel_gate, own.channel_gate)):
+    for name, asked, has in (("dtype", dtype, _dtype_of(network)), ("channel_gate", channel_gate, own.channel_gate)):
         if asked not in (None, has):
             raise ValueError(f"{name} must be {has}, in which {path} was frozen, or not given; got {asked}")
     if backend != "auto":

@@ -89,7 +89,7 @@ def evaluate_command(
     quiet_decoders()
     with hifuse_fast.use_backend(choice.backend):
         model = with_gradients(checkpoint, choice.channel_gate, choice.ema, choice.on) if most else None
-        network = choice.load(checkpoint, remembered)
+        network = choice.load(checkpoint, remembered, reading)
         classes = _classes(choice.classes, remembered, network, examples)
         check_labels([*examples, *fitting], classes)
         output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from hifuse_fast.app.predict import DTYPES
 from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.backends.select import BACKENDS
 from hifuse_fast.data import images
-from hifuse_fast.data.samples import Window, check_window
+from hifuse_fast.data.samples import ImageError, Window, check_window
 
 PATH = click.Path(path_type=Path)
 _RGB = (float, float, float)
+MOST_CALIBRATION = 512  #: images that are read to calibrate
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class NetworkChoice:
     batch_size: int
     device: str
     dtype: str | None
+    calibration: Path | None
     backend: str
 
     @cached_property
@@ -50,11 +52,14 @@ class NetworkChoice:
         """The device; ValueError where there is none of that name."""
         return find_device(self.device)
 
-    def load(self, checkpoint: Path, remembered: Remembered) -> Network:
+    def load(self, checkpoint: Path, remembered: Remembered, reading: ImageReading) -> Network:
         """See `load_network`."""
+        calibration = None
+        if self.calibration is not None:
+            calibration = partial(_read_calibration, folder=self.calibration, reading=reading)
         return load_network(
             checkpoint, self.on, self.dtype, self.backend, size=self.model, channel_gate=self.channel_gate, ema=self.ema,
-            greyscale=self.greyscale or remembered.greyscale, note=note,
+            greyscale=self.greyscale or remembered.greyscale, calibration=calibration, note=note,
         )  # fmt: skip
 
 
@@ -107,6 +112,22 @@ class ImageChoice:
         )
 
 
+def _read_calibration(network: Network, *, folder: Path, reading: ImageReading) -> torch.Tensor:
+    """At most `MOST_CALIBRATION` images, evenly from all of a folder; ValueError where there is none, or one is damaged."""
+    found = images.find_images([folder]).images
+    if not found:
+        raise ValueError(f"no images in {folder}, which --calibration names")
+    places = torch.linspace(0, len(found) - 1, min(len(found), MOST_CALIBRATION)).round().long().tolist()
+    prepare = network.prepare(reading.preprocess)
+    tensors = []
+    for place in places:
+        try:
+            tensors.append(prepare(reading.read(found[place])))
+        except ImageError as error:
+            raise ValueError(f"calibration image {found[place]}: {error.reason}") from None
+    return torch.stack(tensors)
+
+
 def _gathered(name: str, into: type[Any], *options: Callable[..., Any]) -> Callable[..., Any]:
     """A decorator that gives a command these options, and hands them over as one argument `name`, an `into`."""
 
@@ -136,7 +157,10 @@ network_options = _gathered(
                  help="For a network of one channel: convert images, and take the first of --mean and --std."),
     click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
-    click.option("--dtype", type=click.Choice(list(DTYPES)), help="[default: float32; of a frozen network's file, its own]"),
+    click.option("--dtype", type=click.Choice([*DTYPES, "int8"]),
+                 help="[default: float32; of a frozen network's file, its own]"),
+    click.option("--calibration", type=PATH,
+                 help="With --dtype int8: a folder of 32 images or more, of the kind that the network will see."),
     click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
 )  # fmt: skip
 image_options = _gathered(

@@ -100,7 +100,7 @@ def predict_command(
         hifuse_fast.use_backend(choice.backend),
         progress(len(own), shown=journal is not None or not sys.stdout.isatty()) as on_progress,
     ):
-        network = placed.load(checkpoint, remembered)
+        network = placed.load(checkpoint, remembered, reading)
         num_classes = network.options.num_classes
         names = load_classes(choice.classes, num_classes) if choice.classes else remembered.names(num_classes)
         pictures = _pictures(gradcam, gradcam_layer, resume, checkpoint, placed, network, reading, names, total)
@@ -117,6 +117,7 @@ def predict_command(
         write = partial(write, classes=names, beside=() if gradcam is None else ("gradcam",))
         facts = {
             **header, "classes": names, "images": found.images.digest(), "max_pixels": reading.max_pixels,
+            "calibration": choice.calibration and str(choice.calibration),
             "gradcam": gradcam and [str(gradcam), gradcam_layer], "csv": not as_json and [csv_safe, csv_bom],
         }  # fmt: skip
         failed = write_results(output, rows_after, write, notes.watch, journal, facts, total, size)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hifuse_fast import ops
-from hifuse_fast.backends.native.library import own
+from hifuse_fast.backends.native.library import lib, own
 from hifuse_fast.backends.select import BACKENDS, BackendError, current_backend, prepared_class
 from hifuse_fast.checkpoints import CheckpointError
 from hifuse_fast.checkpoints.kinds import SAFETENSORS, kind_of
@@ -23,14 +23,28 @@ from hifuse_fast.checkpoints.read import parse_record
 from hifuse_fast.checkpoints.tensors import is_finite
 from hifuse_fast.checks import check_choice, check_dtype
 from hifuse_fast.inference import fold
-from hifuse_fast.inference.configuration import ALGORITHMS, DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration
+from hifuse_fast.inference.calibrate import calibrate, check_calibration
+from hifuse_fast.inference.certificate import Certificate
+from hifuse_fast.inference.configuration import (
+    ALGORITHMS,
+    CERTIFICATE,
+    DTYPES,
+    FORMAT,
+    MEMORY_FORMATS,
+    VERSION,
+    Configuration,
+)
 from hifuse_fast.inference.network import OptimizedHiFuse
 from hifuse_fast.inference.shapes import plain_shapes
-from hifuse_fast.inference.source import read_source
+from hifuse_fast.inference.source import Source, read_source
 from hifuse_fast.model import STRIDE
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
+from hifuse_fast.ops.prepared.int8 import is_scale
+from hifuse_fast.ops.prepared.linear.reference import Linear
+from hifuse_fast.ops.prepared.mlp.reference import Mlp
 
 _SHOWN = 4  # names in a message
+_SCALES = ("input_scale", "hidden_scale")  # options of ops in int8
 
 Folding = Callable[[fold.Weights, str], fold.Folded]
 
@@ -44,6 +58,8 @@ def optimize_for_inference(
     channel_gate: str | None = None,
     memory_format: torch.memory_format = torch.channels_last,
     cuda_graphs: bool = True,
+    calibration: Tensor | None = None,
+    most_changed: int | None = None,
 ) -> OptimizedHiFuse:
     """The network of `model` frozen for inference: weights folded in float64, packed once for the kernels, forward only.
 
@@ -63,6 +79,8 @@ def optimize_for_inference(
         dtype: float32, bfloat16 or float16, of maps and weights (sums are float32). float64 with backend="reference" alone.
             float16 is for GPUs: "native" does not serve it, and on a CPU "auto" takes PyTorch's own ops for nearly all.
             In float16 a value above 65504 in a map becomes infinite, and so the result: such a network wants bfloat16.
+            int8, on a CPU, is of products: those of MLPs and linears that the calibration images find exact enough. The rest
+            and the maps are bfloat16 where the CPU multiplies it, else float32. `OptimizedHiFuse.certificate` says more.
         backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" (on the CPU) or "triton"
             (on a GPU).
         algorithm: of convolutions and products. "auto" is the fastest: on a CPU Winograd's for the 3x3 convolutions, and in
@@ -74,9 +92,14 @@ def optimize_for_inference(
             read as they lie, whatever their strides.
         cuda_graphs: on a GPU, whether calls of a shape are replayed as a CUDA graph from the second one on, see
             `OptimizedHiFuse`. Without, the first launches wait for the CPU, which small batches notice; nothing else changes.
+        calibration: with int8, 32 images or more of the kind that the network will see, as it takes them, float32
+            [N, in_chans, H, W]; it must see two classes or more in them. That takes minutes.
+        most_changed: with int8, how many of them may change their class; as many as bfloat16 changes where that is None.
 
     Raises:
         TypeError: `model` is no module or was optimised already; a dtype or memory format that is not served.
+        ValueError: int8 would change too many classes, or can serve too little; calibration images that are missing, too few,
+            not finite or of one class; activations that are not finite.
         ValueError: an unknown option; a model in training mode, on the meta device or on several, with weights that are not
             finite; or that is not HiFuse, or does what a frozen network would not. The message names what it is.
         BackendError: the backend asked for by name cannot serve.
@@ -84,7 +107,11 @@ def optimize_for_inference(
     if isinstance(model, OptimizedHiFuse):
         raise TypeError("model must be a network with its official weights, got an OptimizedHiFuse: it is optimised already")
     source = read_source(model)
-    check_dtype("dtype", dtype, tuple(DTYPES.values()))
+    check_dtype("dtype", dtype, (*DTYPES.values(), torch.int8))
+    if dtype == torch.int8:
+        _check_int8(source, calibration, most_changed)
+    elif calibration is not None or most_changed is not None:
+        raise ValueError(f"calibration and most_changed are for dtype=torch.int8, got {dtype}")
     resolved = current_backend() if check_choice("backend", backend, BACKENDS) == "auto" else backend
     if dtype == torch.float64 and resolved != "reference":
         raise TypeError(
@@ -100,13 +127,45 @@ def optimize_for_inference(
     configuration = Configuration(
         **options.to_dict(),
         algorithm=check_choice("algorithm", algorithm, ALGORITHMS),
-        dtype=_key(DTYPES, dtype),
+        dtype=_key(DTYPES, torch.float32 if dtype == torch.int8 else dtype),
         memory_format=_key(MEMORY_FORMATS, memory_format),
         out_indices=source.out_indices,
         settings=settings,
         cuda_graphs=cuda_graphs,
     )
+    if calibration is not None:
+        return _in_int8(configuration, source, backend, calibration, most_changed)
     return OptimizedHiFuse(configuration, Packer(source.weights, dtype, backend), source.record)
+
+
+def _check_int8(source: Source, calibration: Any, most_changed: Any) -> None:
+    if calibration is None:
+        raise ValueError("calibration must be given with dtype=torch.int8: images of the kind that the network will see")
+    if source.out_indices is not None or source.options.num_classes < 2:
+        raise ValueError("model must have a classifier of two classes or more for dtype=torch.int8, which is judged by classes")
+    device = next(iter(source.weights.values())).device
+    if device.type != "cpu":
+        raise ValueError(f"model must be on the CPU for dtype=torch.int8, got {device}")
+    check_calibration(calibration, source.options.in_chans, most_changed)
+
+
+def _in_int8(
+    configuration: Configuration, source: Source, backend: str, images: Tensor, most_changed: int | None
+) -> OptimizedHiFuse:
+    packed: dict[Any, PreparedOp] = {}
+
+    def build(dtype: torch.dtype, scales: Mapping[str, Mapping[str, float]]) -> OptimizedHiFuse:
+        maker = Packer(source.weights, dtype, backend, scales, packed)
+        return OptimizedHiFuse(replace(configuration, dtype=_key(DTYPES, dtype)), maker, source.record)
+
+    definitions = Packer(source.weights, torch.float32, "reference")
+    OptimizedHiFuse(configuration, definitions)
+    references = {name: op for name, op in definitions.made.items() if isinstance(op, (Linear, Mlp))}
+    multiplies_bfloat16 = lib is not None and lib.isa().endswith("bf16")
+    dtype = torch.bfloat16 if multiplies_bfloat16 else torch.float32
+    network, certificate = calibrate(build, dtype, references, images, most_changed)
+    network.certificate = certificate
+    return network
 
 
 def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> OptimizedHiFuse:
@@ -134,6 +193,10 @@ def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "c
         network = OptimizedHiFuse(configuration, maker, parse_record(metadata))
         if len(maker.made) != len(maker.ops):
             raise CheckpointError(f"it has ops that its configuration has not: {_few(set(maker.ops) - set(maker.made))}")
+        if CERTIFICATE in metadata:
+            network.certificate = Certificate.from_dict(json.loads(metadata[CERTIFICATE]))
+        elif any(op.options.get("input_scale") is not None for op in maker.made.values()):
+            raise CheckpointError("it has ops in int8 and no certificate of them")
         if any(op.backend == "native" for op in maker.made.values()):
             _try(network, maker.made)
     except BackendError as error:
@@ -150,12 +213,28 @@ def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "c
 class Packer:
     """Makes ops of official weights."""
 
-    def __init__(self, weights: fold.Weights, dtype: torch.dtype, backend: str) -> None:
+    def __init__(
+        self,
+        weights: fold.Weights,
+        dtype: torch.dtype,
+        backend: str,
+        scales: Mapping[str, Mapping[str, float]] | None = None,
+        packed: dict[Any, PreparedOp] | None = None,
+    ) -> None:
+        """`scales`: those of the ops in int8, by name; `packed`: where ops are kept for networks with other ones in int8."""
         self.made: dict[str, PreparedOp] = {}
         self._weights, self._dtype, self._backend = weights, dtype, backend
+        self._scales, self._packed = scales or {}, {} if packed is None else packed
 
     def __call__(self, op: str, folding: Folding, module: str = "", **options: Any) -> PreparedOp:
         name = _name(folding, module)
+        key = (name, self._dtype, name in self._scales)
+        if key not in self._packed:
+            self._packed[key] = self._pack(name, op, folding, module, {**options, **self._scales.get(name, {})})
+        self.made[name] = self._packed[key]
+        return self.made[name]
+
+    def _pack(self, name: str, op: str, folding: Folding, module: str, options: Mapping[str, Any]) -> PreparedOp:
         prepare = getattr(ops, f"prepare_{op}")
         prepared: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype, backend=self._backend)
         # As from a file: without the checks of a user's calls.
@@ -165,7 +244,6 @@ class Packer:
             for key, tensor in made.packed().items():
                 if not is_finite(tensor):
                     raise ValueError(f"model has weights that are not finite once folded and in {self._dtype}: {key} of {name}")
-        self.made[name] = made
         return made
 
 
@@ -258,7 +336,7 @@ def _check_tensors(name: str, tensors: Mapping[str, Tensor], layout: Layout | No
 def _complete(name: str, op: str, said: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The options of an op as the network asks for them; CheckpointError where a file says others.
 
-    The algorithm is the file's: a network asks for "auto", and the op was packed for one.
+    The algorithm is the file's: a network asks for "auto", and the op was packed for one. So are the scales of int8.
     """
     parameters = inspect.signature(getattr(ops, f"prepare_{op}")).parameters.values()
     defaults = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
@@ -268,6 +346,9 @@ def _complete(name: str, op: str, said: Any, asked: Mapping[str, Any]) -> dict[s
     found = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
     if "algorithm" in expected:
         expected["algorithm"] = found.get("algorithm")
+    for key in _SCALES:
+        if key in expected and is_scale(found.get(key)):
+            expected[key] = found.get(key)
     for key in [*expected, *found]:
         if key not in expected or key not in found or expected[key] != found[key]:
             wanted = f"{expected[key]!r}" if key in expected else "absent"

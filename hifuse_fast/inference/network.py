@@ -26,7 +26,8 @@ from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_images
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import FreshMaps, MapPool, Maps, Passage, is_traced
-from hifuse_fast.inference.configuration import DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration, Settings
+from hifuse_fast.inference.certificate import Certificate
+from hifuse_fast.inference.configuration import CERTIFICATE, DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration, Settings
 from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.inference.watch import Watch
 from hifuse_fast.model import STRIDE
@@ -63,14 +64,16 @@ class OptimizedHiFuse(nn.Module):
     torch.export and torch.compile(fullgraph=True) take it on a CPU; torch.jit does not. A call that is traced goes through the
     modules, on fresh maps, and gives the same bits.
 
-    Its `record` is that of the model, see `HiFuse`. The state_dict is empty: `save` writes the network. Neither its dtype nor
-    its device can be changed. Nothing that is done to the model that it was made of changes it.
+    Its `record` is that of the model, see `HiFuse`. Its `certificate` says what int8 has proven; it is None where nothing is in
+    int8. The state_dict is empty: `save` writes the network. Neither its dtype nor its device can be changed. Nothing that is
+    done to the model that it was made of changes it.
     """
 
     def __init__(self, configuration: Configuration, make: Maker, record: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         c = self.configuration = configuration
         self.record = dict(record or {})
+        self.certificate: Certificate | None = None
         self.num_classes = c.num_classes
         setting = Settings(c)
         eps = setting("downsample_layers.0.1.eps", fold.EPS), setting("patch_embed.norm.eps", fold.GLOBAL_EPS)
@@ -213,6 +216,8 @@ class OptimizedHiFuse(nn.Module):
         metadata = {"configuration": json.dumps(self.configuration.to_dict()), "ops": json.dumps(entries)}
         if self.record:
             metadata[RECORD] = json.dumps(self.record)
+        if self.certificate is not None:
+            metadata[CERTIFICATE] = json.dumps(self.certificate.to_dict())
         write_safetensors(tensors, path, {"format": FORMAT, "version": VERSION, **metadata})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedHiFuse:

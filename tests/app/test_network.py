@@ -9,7 +9,7 @@ import hifuse_fast
 from hifuse_fast.checkpoints import create_model_from_checkpoint, load_checkpoint, save_checkpoint
 from hifuse_fast.data.images import Preprocess, load_image
 from hifuse_fast.edits import new_network
-from tests.support.cli import RECORD, SMALL, by_hand, probabilities
+from tests.support.cli import RECORD, SMALL, by_hand, probabilities, save_noise
 
 
 def test_one_network_is_built_on_the_way(run, picture, checkpoint, monkeypatch, tmp_path):
@@ -121,3 +121,40 @@ def test_a_network_that_cannot_be_frozen_predicts_as_it_is(run, picture, checkpo
     assert result.stderr == "the network is not frozen for inference, which would be faster: it was taken away\n"
     written = torch.tensor(json.loads(out.read_text())["images"][0]["probabilities"])
     torch.testing.assert_close(written, by_hand(checkpoint, picture), rtol=0, atol=1e-6)
+
+
+def test_int8_is_calibrated_on_a_folder(run, picture, checkpoint, tmp_path, monkeypatch):
+    """Of a random network every image is of one class, so its head is turned to tell bright images from dark ones."""
+    monkeypatch.setattr("hifuse_fast.inference.calibrate._ALONE", 4)
+    folder, trained, out = tmp_path / "images", tmp_path / "trained.safetensors", tmp_path / "out.json"
+    for i in range(32):
+        save_noise(folder / f"{i}.png", 40, 40, i)
+    model = create_model_from_checkpoint(checkpoint)
+    reading = Preprocess(32, 36)
+    images = torch.stack([reading(load_image(path)) for path in sorted(folder.iterdir())])
+    with torch.inference_mode():
+        logits = model(images)
+    model.conv_head.bias.data -= logits.median(0).values
+    save_checkpoint(model, trained)
+    small = ["--image-size", "32", "--resize", "36", "--dtype", "int8"]
+    result = run("predict", picture, "--checkpoint", trained, "--calibration", folder, "-o", out, *small)
+    written = json.loads(out.read_text()) if result.exit_code == 0 else {}
+    if result.exit_code:  # the gate may close on a random network; then it says why
+        assert "model cannot run in int8" in result.stderr
+    else:
+        assert "of 32 calibration images" in result.stderr
+        assert written["dtype"] == "int8"
+
+    (folder / "31.png").unlink()
+    (folder / "0.png").write_bytes(b"no image")
+    for options, message in (
+        (["--dtype", "int8"], "calibration must be given with dtype int8"),
+        (["--calibration", folder], "calibration must be given with dtype int8 and with no other, got dtype float32"),
+        (["--dtype", "int8", "--calibration", tmp_path / "nowhere"], "nowhere"),
+        (["--dtype", "int8", "--calibration", folder], "calibration image"),
+    ):
+        result = run("predict", picture, "--checkpoint", trained, *options, *SMALL)
+        assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    (folder / "0.png").unlink()
+    result = run("predict", picture, "--checkpoint", trained, "--calibration", folder, *small)
+    assert (result.exit_code, "calibration must have 32 images or more, got 30" in result.stderr) == (2, True)

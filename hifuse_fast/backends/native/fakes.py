@@ -16,7 +16,7 @@ from torch import Tensor
 from hifuse_fast.backends.native.algorithms import ALGORITHMS
 
 #: Ops that write to the maps they are given, and return nothing.
-OUT = ("window_attention", "linear", "local_block", "stem", "gated_concat", "mixer", "mlp", "mean")
+OUT = ("window_attention", "linear", "local_block", "stem", "gated_concat", "mixer", "mlp", "mean", "linear_int8", "mlp_int8")
 
 
 def register(lib: ModuleType) -> None:
@@ -30,6 +30,7 @@ def register(lib: ModuleType) -> None:
         "mixer_filters_gradient": lambda grad, z: z.new_empty((z.shape[3], z.shape[3], 3, 3)),
         "copy_weight": torch.empty_like,
         "pack_linear": packing.linear,
+        "pack_int8": packing.int8,
         "pack_local_block": packing.local_block,
         "pack_stem": packing.stem,
         "pack_gated_concat": packing.gated_concat,
@@ -97,6 +98,10 @@ class _Packing:
         first = self._matrix(expand, dtype, algorithm)
         second = self._matrix(project, dtype, ALGORITHMS["direct"])
         return first, _floats(expand_bias), second, _floats(project_bias)
+
+    def int8(self, weight: Tensor, block: int) -> Tensor:
+        columns, depth = weight.shape
+        return weight.new_empty(self._lib.packed_int8_size(int(columns), int(depth), block))
 
     def _matrix(self, weight: Tensor, dtype: torch.dtype, algorithm: int) -> Tensor:
         columns, depth = weight.shape

@@ -42,6 +42,13 @@ def _linear(
     return 2 * len(bias) * (_pixels(out) * width * 4 if rows or pool else _pixels(maps[0]) * width)
 
 
+def _linear_int8(
+    maps: Sequence[Tensor], weight: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor,
+    rows: int, norm: int, eps: float, activation: int, pool: bool, inverse: float, **_: Any,
+) -> int:  # fmt: skip
+    return _linear(maps, weight, bias, residual, out, rows, norm, eps, activation, pool, ALGORITHMS["int8"])
+
+
 def _local_block(x: Tensor, *_: Any, **__: Any) -> int:
     return 2 * x.numel() * (9 + x.shape[3])
 
@@ -65,6 +72,11 @@ def _mlp(u: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor, projec
     return 2 * _pixels(u) * len(expand_bias) * (u.shape[3] + len(project_bias))
 
 
+def _mlp_int8(u: Tensor, expand: Tensor, expand_scale: Tensor, expand_bias: Tensor, *rest: Any, **_: Any) -> int:
+    project_bias: Tensor = rest[2]
+    return 2 * _pixels(u) * len(expand_bias) * (u.shape[3] + len(project_bias))
+
+
 FORMULAS: dict[str, Callable[..., int]] = {
     "window_attention": _window_attention,
     "linear": _linear,
@@ -73,4 +85,6 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "gated_concat": _gated_concat,
     "mixer": _mixer,
     "mlp": _mlp,
+    "linear_int8": _linear_int8,
+    "mlp_int8": _mlp_int8,
 }

@@ -53,6 +53,6 @@ def why_not_native(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str
 
 def own(tensor: Tensor) -> Tensor:
     """A copy of a tensor of a file: in the file's mapping it lies unaligned, and changes with the file."""
-    packed = lib is not None and tensor.dim() == 1 and tensor.dtype in (torch.float32, torch.bfloat16)
+    packed = lib is not None and tensor.dim() == 1 and tensor.dtype in (torch.float32, torch.bfloat16, torch.int8)
     copy: Tensor = torch.ops.hifuse_fast.copy_weight(tensor) if packed else tensor.clone()  # the op's memory has larger pages
     return copy

@@ -51,7 +51,8 @@ class PreparedOp(nn.Module):
     @staticmethod
     def resolve(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Any]:
         """`options`, with the algorithm that the op will run in place of the one that was asked for."""
-        return {**options, "algorithm": "direct"} if "algorithm" in options else options
+        algorithm = "direct" if options.get("input_scale") is None else "int8"
+        return {**options, "algorithm": algorithm} if "algorithm" in options else options
 
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:

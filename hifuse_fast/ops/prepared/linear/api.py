@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hifuse_fast.backends.select import prepared_class
 from hifuse_fast.checks import check_choice, check_dtype, check_eps, check_flag, check_weights
+from hifuse_fast.ops.prepared import int8
 from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
 
 ROWS = ("pixels", "patches")
@@ -30,6 +31,7 @@ def prepare_linear(
     activation: str = "none",
     pool: bool = False,
     algorithm: str = "auto",
+    input_scale: float | None = None,
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> PreparedOp:
@@ -56,6 +58,10 @@ def prepare_linear(
         algorithm: "auto" or "direct". In float32 on the CPU, "auto" takes Strassen's product where K is at least 384 and a
             multiple of 32, and N is a multiple of 64. That has 7/8 of the multiply-adds, weights 7/4 as large, and errors
             within a bound of its own, in `bounds.py`.
+        input_scale: where it is given, the product is of 8-bit integers, with exact sums. norm(rows) is divided by it, rounded,
+            and kept within -127 to 127; each row of the weight has a scale of its own. It is the largest magnitude that
+            norm(rows) should keep, over 127. A row with a value that is not finite gives NaN. GELU is within 2e-5 then. On the
+            CPU, for float32 and bfloat16.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
@@ -85,6 +91,7 @@ def prepare_linear(
         raise ValueError(f"weight must be [N, 4 C] with rows='patches', got {list(weight.shape)}")
     options = {"rows": rows, "norm": norm, "eps": check_eps("eps", eps), "activation": activation, "pool": pool}
     options["algorithm"] = check_choice("algorithm", algorithm, ALGORITHMS)
+    options |= int8.check_scales(dtype, (weight.shape[1],), input_scale=input_scale)
     normed_width = 1 if norm is None else weight.shape[1]
     after = ("" if activation == "none" else activation, "pool" if pool else "")
     key = (weight.shape[1], len(weight), rows, NORM_WORDS[norm], *after)

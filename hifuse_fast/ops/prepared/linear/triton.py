@@ -14,7 +14,9 @@ from hifuse_fast.ops.functions.layer_norm import triton as layer_norm
 from hifuse_fast.ops.functions.linear import triton as linear
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
-why_not = linear.why_not
+
+def why_not(*, input_scale: float | None = None, **call: Any) -> str | None:
+    return linear.why_not(**call) if input_scale is None else "there is no Triton kernel in int8"
 
 
 class Linear(PreparedOp):

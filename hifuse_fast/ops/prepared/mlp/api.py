@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.backends.select import prepared_class
 from hifuse_fast.checks import check_choice, check_dtype, check_weights
+from hifuse_fast.ops.prepared import int8
 from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
 
 ALGORITHMS = ("auto", "direct")
@@ -22,6 +23,8 @@ def prepare_mlp(
     project_bias: Tensor,
     *,
     algorithm: str = "auto",
+    input_scale: float | None = None,
+    hidden_scale: float | None = None,
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> PreparedOp:
@@ -40,6 +43,10 @@ def prepare_mlp(
         project: W_3, [N, H], with the batch norm after it folded in.
         project_bias: b_3, [N].
         algorithm: of the first product: "auto" (the fastest), or "direct", which is exact to rounding and needs least memory.
+        input_scale, hidden_scale: where they are given, both products are of 8-bit integers, with exact sums. u is divided by
+            the one and GELU(...) by the other, rounded, and kept within -127 to 127; each row of a weight has a scale of its
+            own. GELU is within 2e-5 then. A row of u with a value that is not finite gives NaN. On the CPU, for float32 and
+            bfloat16.
         dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
@@ -60,7 +67,9 @@ def prepare_mlp(
     )
     check_dtype("dtype", dtype, DTYPES)
     tensors = {"expand": expand, "expand_bias": expand_bias, "project": project, "project_bias": project_bias}
-    options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
+    options: dict[str, Any] = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
+    depths = (expand.shape[1], project.shape[1])
+    options |= int8.check_scales(dtype, depths, input_scale=input_scale, hidden_scale=hidden_scale)
     key = (expand.shape[1], len(expand), len(project))
     cls = prepared_class("prepare_mlp", backend, key=key, device=expand.device, dtype=dtype, **options)
     op: PreparedOp = cls.prepare(tensors, dtype, **options)

@@ -1,0 +1,100 @@
+// Products in int8: every arithmetic against plain sums, also those whose instruction this set has not.
+#include <cmath>
+#include <vector>
+
+#include "check.h"
+#include "cpu/int8.h"
+
+using namespace hifuse;
+
+namespace {
+
+// From -127 to 127, the ends among them.
+int32_t value(int64_t i) { return i % 5 == 0 ? (i % 2 ? 127 : -127) : static_cast<int32_t>((i * 37 + 11) % 255 - 127); }
+
+// `extreme`: all products are of the largest magnitude, where instructions that saturate would.
+template <class Arithmetic>
+void test_product(int64_t rows, int64_t chunks, bool extreme) {
+  using Element = typename Arithmetic::Element;
+  const int64_t depth = chunks * kChunk, size = int8_panel_size(depth);
+  const auto a = [&](int64_t r, int64_t k) { return extreme ? 127 : value(r * 5 + k); };
+  const auto b = [&](int64_t k, int64_t n) { return extreme ? (n % 2 ? -127 : 127) : value(n * 3 + k * 7); };
+  std::vector<Element> left(static_cast<size_t>(rows * depth));
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < depth; ++k)
+      left[static_cast<size_t>((k / kChunk * rows + r) * kChunk + k % kChunk)] =
+          static_cast<Element>(a(r, k) + Arithmetic::kAdded);
+  std::vector<int8_t> panel(static_cast<size_t>(size));
+  int32_t begin[kPanel] = {};
+  for (int64_t k = 0; k < depth; ++k)
+    for (int64_t n = 0; n < kPanel; ++n) {
+      panel[static_cast<size_t>((k / kQuad * kPanel + n) * kQuad + k % kQuad)] = static_cast<int8_t>(b(k, n));
+      begin[n] -= 128 * b(k, n);
+    }
+  __builtin_memcpy(panel.data() + depth * kPanel, begin, sizeof begin);
+  std::vector<int32_t> c(static_cast<size_t>(rows * kPanel), 12345);
+  for (const bool accumulate : {false, true})  // the second adds to the first
+    int8_product<Arithmetic>(rows, chunks, {left.data(), rows * kChunk}, panel.data(), c.data(), accumulate, panel.data());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t n = 0; n < kPanel; ++n) {
+      int64_t expected = 0;
+      for (int64_t k = 0; k < depth; ++k) expected += a(r, k) * b(k, n);
+      CHECK(c[static_cast<size_t>(r * kPanel + n)] == 2 * expected);
+    }
+}
+
+// The instruction and the plain arithmetic that stands for it elsewhere.
+template <class Arithmetic>
+void test_instruction() {
+  using Element = typename Arithmetic::Element;
+  for (int64_t i = 0; i < 1000; ++i) {
+    Element quad[4];
+    int8_t weights[kVectorBytes];
+    for (int64_t k = 0; k < 4; ++k) quad[k] = static_cast<Element>(value(i * 13 + k) + Arithmetic::kAdded);
+    for (int64_t k = 0; k < kVectorBytes; ++k) weights[k] = static_cast<int8_t>(value(i + k * 3));
+    Vec<int32_t> sum = splat(static_cast<int32_t>(i));
+    Arithmetic::add(sum, Arithmetic::quad(quad), Arithmetic::weights(weights));
+    const Vec<int32_t> plain =
+        splat(static_cast<int32_t>(i)) + Arithmetic::plain(Arithmetic::quad(quad), Arithmetic::weights(weights));
+    for (int lane = 0; lane < kLanes<int32_t>; ++lane) CHECK(sum[lane] == plain[lane]);
+  }
+}
+
+void test_rounding() {
+  const struct {
+    float from;
+    int32_t to;
+  } cases[] = {{0.5f, 0},    {1.5f, 2},      {-0.5f, 0},      {-1.5f, -2},       {2.4999f, 2}, {126.5f, 126}, {127.5f, 127},
+               {1e30f, 127}, {-1e30f, -127}, {INFINITY, 127}, {-INFINITY, -127}, {NAN, -127},  {-0.0f, 0}};
+  for (const auto& each : cases) CHECK(quantise(splat(each.from), 1)[0] == each.to);
+}
+
+void test_rows() {
+  for (const float spoilt : {0.0f, 1e38f, INFINITY, -INFINITY, NAN}) {
+    float row[2 * kChunk] = {};
+    row[0] = 3, row[40] = -200, row[41] = spoilt;
+    Quantised to[2 * 3 * kChunk];  // of the second of three rows
+    const float lost = quantise_row(row, 42, 1, Operand<Quantised>{to, 3 * kChunk}.rows_from(1));
+    CHECK(std::isfinite(spoilt) ? lost == 0 : std::isnan(lost));
+    CHECK(to[kChunk] - Int8::kAdded == 3);
+    CHECK(to[3 * kChunk + kChunk + 8] - Int8::kAdded == -127);
+    CHECK(to[3 * kChunk + kChunk + 31] - Int8::kAdded == 0);
+  }
+}
+
+template <class Arithmetic>
+void test_arithmetic() {
+  test_instruction<Arithmetic>();
+  for (const int64_t rows : {1, 2, 5, 6, 7, 13, 14, 15, 29})
+    for (const int64_t chunks : {1, 2, 16, 17, 40})
+      for (const bool extreme : {false, true}) test_product<Arithmetic>(rows, chunks, extreme);
+}
+
+}  // namespace
+
+void test_int8() {
+  test_arithmetic<PairsOfInt16>();
+  test_arithmetic<QuadsOfUint8>();
+  test_rounding();
+  test_rows();
+}

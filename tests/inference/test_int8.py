@@ -1,0 +1,224 @@
+"""A network in int8: what calibration decides, the gate, the certificate, the file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from hifuse_fast import CheckpointError, OptimizedHiFuse, load_optimized, optimize_for_inference
+from hifuse_fast.inference import calibrate
+from hifuse_fast.inference.certificate import Certificate
+from hifuse_fast.testing import golden_uniform
+from tests.support.frozen import make
+
+OPTIONS = {"depths": (1, 1, 1, 1), "conv_depths": (1, 1, 1, 1)}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return make(torch.float32, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    brightness = golden_uniform("brightness", (32, 2, 1, 1)) * 4 - 2
+    return ((golden_uniform("calibration", (32, 2, 32, 32)) * 2 - 1) * 2 + brightness).float()
+
+
+@pytest.fixture(scope="module")
+def network(model: Any, images: Tensor) -> OptimizedHiFuse:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "_ALONE", 8)
+        return optimize_for_inference(model, torch.int8, calibration=images, most_changed=3)
+
+
+def in_int8(network: OptimizedHiFuse) -> set[str]:
+    return {name for name, op in network._made.items() if op.options.get("input_scale") is not None}
+
+
+def test_the_certificate_says_what_is_found_again(model: Any, images: Tensor, network: OptimizedHiFuse) -> None:
+    certificate = network.certificate
+    assert certificate is not None
+    expected = optimize_for_inference(model)(images)
+    actual = network(images)
+    assert isinstance(expected, Tensor)
+    assert isinstance(actual, Tensor)
+    assert len(expected.argmax(1).unique()) > 1
+    assert certificate.images == 32
+    assert certificate.changed == int((actual.argmax(1) != expected.argmax(1)).sum()) <= certificate.most_changed == 3
+    assert certificate.largest_logits_error == pytest.approx(float((actual - expected).abs().max()))
+    assert certificate.probability_error == pytest.approx(float((actual.softmax(1) - expected.softmax(1)).abs().max()))
+    assert 0 < certificate.logits_error < 2 * calibrate.ALLOWED
+
+
+def test_parts_over_their_share_stay_and_the_others_do_not(network: OptimizedHiFuse) -> None:
+    certificate = network.certificate
+    assert certificate is not None
+    assert in_int8(network) == {part.name for part in certificate.parts if part.int8}
+    assert all(part.error <= part.allowed for part in certificate.parts if part.int8)
+    assert certificate.work == pytest.approx(sum(part.work for part in certificate.parts if part.int8))
+    assert 0.5 <= certificate.work <= sum(part.work for part in certificate.parts) < 1
+    assert sum(part.allowed**2 for part in certificate.parts) == pytest.approx(calibrate.ALLOWED**2)
+    for part in certificate.parts:
+        options = network._made[part.name].options
+        assert not part.int8 or all(options[name] == scale for name, scale in part.scales.items())
+        assert (len(part.scales) == 2) == part.name.endswith(".mlp")
+    assert all(f"\n{part.name} " in str(certificate) for part in certificate.parts)
+    assert f"class of {certificate.changed} of 32 calibration images" in certificate.summary()
+
+
+def test_an_image_has_the_same_bits_in_any_batch(network: OptimizedHiFuse, images: Tensor) -> None:
+    whole = network(images[:5])
+    for i in range(5):
+        assert torch.equal(network(images[i : i + 1])[0], whole[i])  # type: ignore[index]
+
+
+def test_too_many_changes_are_refused_and_the_worst_part_is_named(
+    model: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every network in int8 is taken for one that changes 7 classes: parts are given back until less than half is left."""
+    monkeypatch.setattr(calibrate, "_ALONE", 8)
+    monkeypatch.setattr(calibrate, "LEAST_WORK", 0.8)
+    found = calibrate._differences
+    monkeypatch.setattr(calibrate, "_differences", lambda a, b: (7, *found(a, b)[1:]))
+    with pytest.raises(
+        ValueError, match=r"no more than 2 calibration images may change .* worst part is [\w.]+, which alone moves"
+    ):
+        optimize_for_inference(model, torch.int8, calibration=images, most_changed=2)
+
+
+def test_a_network_that_int8_hardly_serves_is_not_called_so(
+    model: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "_ALONE", 8)
+    monkeypatch.setattr(calibrate, "ALLOWED", 1e-9)
+    with pytest.raises(ValueError, match=r"multiply-adds outside the mixers \d+% could, of which 50% must"):
+        optimize_for_inference(model, torch.int8, calibration=images)
+
+
+def bad(images: Tensor) -> list[tuple[Any, type[Exception], str]]:
+    spoilt = images.clone()
+    spoilt[7, 1, 3, 3] = float("inf")
+    return [
+        (None, ValueError, "calibration must be given with dtype=torch.int8"),
+        ([images], TypeError, r"calibration must be images \[N, 2, H, W\], a torch.Tensor, got list"),
+        (images[:31], ValueError, "calibration must have 32 images or more, got 31"),
+        (images[:, :1], ValueError, "calibration: images must be"),
+        (images[0], ValueError, "calibration: images must be"),
+        (images.double(), TypeError, "calibration must be torch.float32 on the CPU, got torch.float64"),
+        (spoilt, ValueError, "calibration must be finite, got image 7 with values that are not"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_bad_calibration_images_are_named_before_any_work(
+    number: int, model: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hifuse_fast.inference.make.Packer", lambda *_: pytest.fail("weights were packed"))
+    calibration, error, message = bad(images)[number]
+    with pytest.raises(error, match=message) as caught:
+        optimize_for_inference(model, torch.int8, calibration=calibration)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_one_class_are_refused(model: Any, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"calibration must be of two classes or more, and all 32 images are of class \d"):
+        optimize_for_inference(model, torch.int8, calibration=images[:1].expand(32, -1, -1, -1))
+
+
+def test_activations_that_overflow_are_refused(images: Tensor) -> None:
+    model = make(torch.float32, **OPTIONS)
+    with torch.no_grad():
+        model.downsample_layers[0][1].weight.fill_(1e38)
+    with pytest.raises(ValueError, match=r"model has activations that are not finite on the calibration images, in \w+"):
+        optimize_for_inference(model, torch.int8, calibration=images)
+
+
+def test_what_is_not_of_int8_is_refused(model: Any, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"calibration and most_changed are for dtype=torch.int8, got torch.float32"):
+        optimize_for_inference(model, calibration=images)
+    with pytest.raises(ValueError, match="most_changed must be"):
+        optimize_for_inference(model, torch.int8, calibration=images, most_changed=-1)
+    for options in ({"num_classes": 0}, {"features_only": True}):
+        with pytest.raises(ValueError, match=r"model must have a classifier of two classes or more for dtype=torch.int8"):
+            optimize_for_inference(make(torch.float32, **OPTIONS, **options), torch.int8, calibration=images)
+
+
+def test_the_file_has_the_network_and_its_certificate(network: OptimizedHiFuse, images: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    network.save(path)
+    loaded = load_optimized(path)
+    assert loaded.certificate == network.certificate
+    assert in_int8(loaded) == in_int8(network)
+    assert torch.equal(loaded(images[:3]), network(images[:3]))  # type: ignore[arg-type]
+
+
+def test_a_copy_computes_the_same(network: OptimizedHiFuse, images: Tensor) -> None:
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(other(images[:2]), network(images[:2]))
+        assert other.certificate == network.certificate
+
+
+@pytest.mark.slow
+def test_it_can_be_exported_and_compiled(network: OptimizedHiFuse, images: Tensor) -> None:
+    x = images[:2]
+    assert torch.equal(torch.export.export(network, (x,)).module()(x), network(x))  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(network, fullgraph=True, backend="eager")(x), network(x))
+
+
+def break_certificate(metadata: dict[str, str]) -> None:
+    certificate = json.loads(metadata["certificate"])
+    del certificate["parts"][0]["error"]
+    metadata["certificate"] = json.dumps(certificate)
+
+
+def break_scale(metadata: dict[str, str], scale: Any) -> None:
+    ops = json.loads(metadata["ops"])
+    ops["fu1.mlp"]["options"]["hidden_scale"] = scale
+    metadata["ops"] = json.dumps(ops)
+
+
+@pytest.mark.parametrize(
+    ("break_file", "message"),
+    [
+        (lambda metadata: metadata.pop("certificate"), "it has ops in int8 and no certificate of them"),
+        (break_certificate, "a part must have allowed, error"),
+        (lambda metadata: metadata.update(certificate="[]"), "its configuration does not fit"),
+        (lambda metadata: break_scale(metadata, -1.0), "the option hidden_scale of fu1.mlp must be None, got -1.0"),
+        (lambda metadata: break_scale(metadata, "1"), "the option hidden_scale of fu1.mlp must be None, got '1'"),
+        (lambda metadata: break_scale(metadata, None), "its configuration does not fit"),
+        (lambda metadata: metadata.update(version="7"), "version must be 6, got 7"),
+    ],
+    ids=["no certificate", "half a certificate", "a list", "negative", "text", "none", "newer"],
+)
+def test_files_that_do_not_fit_are_refused_in_one_line(
+    break_file: Any, message: str, network: OptimizedHiFuse, tmp_path: Path
+) -> None:
+    path = tmp_path / "network.safetensors"
+    network.save(path)
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    break_file(metadata)
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_optimized(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_certificate_of_other_numbers_is_refused(network: OptimizedHiFuse) -> None:
+    assert network.certificate is not None
+    good = network.certificate.to_dict()
+    assert Certificate.from_dict(json.loads(json.dumps(good))) == network.certificate
+    for name, value in (("changed", "0"), ("work", float("nan")), ("images", None)):
+        with pytest.raises((TypeError, ValueError), match=f"{name} of a certificate must be finite numbers"):
+            Certificate.from_dict({**good, name: value})
