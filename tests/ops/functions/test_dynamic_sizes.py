@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from hifuse_fast import ops, use_backend
 from hifuse_fast.backends import tables
+from hifuse_fast.backends.native import library as native
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging, WindowAttention
 from hifuse_fast.layers import LayerNorm
 from hifuse_fast.ops.functions.padding import pad_to_multiple
@@ -158,3 +160,33 @@ def test_a_map_that_needs_no_padding_is_not_copied() -> None:
 
     torch.compile(lambda x: pad_to_multiple(x, 4) + 1, dynamic=False, fullgraph=True, backend=keep)(x)
     assert [node for node in graphs[0].graph.nodes if "pad" in str(node.target)] == []
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_exported_attention_serves_maps_with_and_without_padding(bias: bool) -> None:
+    """The official network pads, attends and crops; whether a crop takes the whole map, no program may ask."""
+
+    class Attend(nn.Module):
+        def forward(self, qkv: Tensor, table: Tensor, qkv_bias: Tensor | None) -> Tensor:
+            return ops.window_attention(
+                qkv, table, num_heads=2, window_size=7, shift_size=3, qkv_bias=qkv_bias, backend="reference"
+            )
+
+    dim, weights = torch.export.Dim.AUTO, (torch.randn(169, 2), torch.randn(24) if bias else None)
+    shapes = ({0: dim, 1: dim, 2: dim}, None, None)
+    program = torch.export.export(Attend(), (torch.randn(2, 5, 9, 24), *weights), dynamic_shapes=shapes).module()
+    for size in [(2, 5, 9), (3, 14, 21), (2, 7, 12), (4, 12, 7), (2, 33, 2)]:
+        qkv = torch.randn(*size, 24)
+        torch.testing.assert_close(program(qkv, *weights), Attend()(qkv, *weights))
+
+
+@pytest.mark.skipif(native.lib is None, reason=str(native.why_missing))
+@pytest.mark.parametrize("name", ["mixer", "mlp"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_shapes_of_a_native_op_are_those_of_its_results(name: str, keep: bool) -> None:
+    module = importlib.import_module(f"hifuse_fast.ops.functions.{name}.native")
+    weights = {"mixer": [torch.randn(6, 6, 3, 3)], "mlp": [torch.randn(9, 6), torch.randn(5, 9)]}[name]
+    for x in (torch.randn(2, 3, 5, 6), torch.randn(2, 5, 3, 6).transpose(1, 2)):
+        found, expected = (call(x, *weights, keep=keep) for call in (module.shapes, module.forward))
+        for a, e in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+            assert (a.shape, a.stride(), a.dtype) == (e.shape, e.stride(), e.dtype)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hifuse_fast.ops.functions.padding import is_zero, next_multiple, pad_to_multiple
+from hifuse_fast.ops.functions.padding import crop, is_zero, next_multiple, pad_to_multiple
 
 MASK_VALUE = -100.0  # additive, as the official code has it: not -inf
 
@@ -42,7 +42,7 @@ def window_attention(
 
     if shift_size:
         out = out.roll((shift_size, shift_size), (1, 2))
-    return out[:, :height, :width].contiguous()
+    return crop(out, height, width)
 
 
 def pad_map(qkv: Tensor, qkv_bias: Tensor | None, window_size: int) -> Tensor:
