@@ -63,6 +63,18 @@ def test_blocks() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow  # traces four times
+def test_sides_of_one_cost_three_graphs_more() -> None:
+    torch.manual_seed(0)
+    model, counter = EveryOp().double().eval(), CompileCounter()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for height, width in [(5, 9), (2, 9), (9, 1), (1, 2), (12, 6), (2, 30), (14, 2), (2, 1)]:
+            x = torch.randn(2, height, width, 16, dtype=torch.float64)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count <= 4
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_attention_that_drops_weights(rate: float) -> None:
     """In training its rate is a float of a module, which torch.compile takes for a symbol."""
@@ -164,7 +176,7 @@ def test_a_map_that_needs_no_padding_is_not_copied() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_an_exported_attention_serves_maps_with_and_without_padding(bias: bool) -> None:
-    """The official network pads, attends and crops; whether a crop takes the whole map, no program may ask."""
+    """Of several windows a side. Whether the crop takes the whole map, the program may not ask; of one window it would."""
 
     class Attend(nn.Module):
         def forward(self, qkv: Tensor, table: Tensor, qkv_bias: Tensor | None) -> Tensor:
@@ -174,8 +186,8 @@ def test_an_exported_attention_serves_maps_with_and_without_padding(bias: bool) 
 
     dim, weights = torch.export.Dim.AUTO, (torch.randn(169, 2), torch.randn(24) if bias else None)
     shapes = ({0: dim, 1: dim, 2: dim}, None, None)
-    program = torch.export.export(Attend(), (torch.randn(2, 5, 9, 24), *weights), dynamic_shapes=shapes).module()
-    for size in [(2, 5, 9), (3, 14, 21), (2, 7, 12), (4, 12, 7), (2, 33, 2)]:
+    program = torch.export.export(Attend(), (torch.randn(2, 12, 18, 24), *weights), dynamic_shapes=shapes).module()
+    for size in [(2, 12, 18), (3, 14, 21), (2, 14, 12), (4, 12, 14), (2, 33, 8)]:
         qkv = torch.randn(*size, 24)
         torch.testing.assert_close(program(qkv, *weights), Attend()(qkv, *weights))
 
