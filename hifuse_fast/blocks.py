@@ -30,8 +30,9 @@ from hifuse_fast.layers import (
     is_plain_conv,
     is_plain_norm,
     linear,
+    remember_forward,
 )
-from hifuse_fast.ops.functions.padding import pad_to_multiple
+from hifuse_fast.ops.functions.padding import crop, pad_to_multiple
 from hifuse_fast.ops.functions.window_attention.api import MAX_WINDOW_SIZE
 from hifuse_fast.ops.functions.window_attention.reference import relative_position_index
 
@@ -110,7 +111,7 @@ class WindowAttention(nn.Module):
             qkv_bias=self.qkv.bias if plain else None,
             dropout_p=self.attn_drop if self.training else 0.0,
         )
-        x = x if plain else x[:, : given.size(1), : given.size(2)]
+        x = x if plain else crop(x, given.size(1), given.size(2))
         out: Tensor = self.proj_drop(linear(self.proj, x))
         return out
 
@@ -364,6 +365,9 @@ class HFFBlock(nn.Module):
             expected = [batch, 2 * height, 2 * width, self.fused_dim]
             if list(fused_map.shape) != expected:
                 raise ValueError(f"fused_map must be {expected}, twice local_map's size, got {list(fused_map.shape)}")
+
+
+remember_forward(WindowAttention, GlobalBlock, LocalBlock, PatchMerging, InvertedMLP, HFFBlock)
 
 
 def check_window_size(window_size: int) -> int:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules import module as module_state
 
 from hifuse_fast.checkpoints.wrappers import find_networks, is_transparent, uncompiled, wrappers_of
-from hifuse_fast.layers import BatchNorm2d, DropPath, LayerNorm
+from hifuse_fast.layers import BatchNorm2d, DropPath, LayerNorm, is_patched
 from hifuse_fast.model import HiFuse, HiFuseFeatures
 from hifuse_fast.options import HiFuseOptions
 
@@ -136,6 +136,8 @@ def _why_another(expected: nn.Module, actual: nn.Module, foreign: bool) -> str |
     known = stands_for(expected, actual, foreign)
     if known is None and (not foreign or isinstance(expected, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))):
         return f"is a {_name_of(cls)}, where HiFuse has a {_name_of(base)}"
+    if is_patched(known or base):
+        return f"has a forward that was put on its class, {_name_of(known or base)}: put the original one back"
     own = [key for part in cls.__mro__ if part not in known.__mro__ for key in vars(part)] if known is not None else []
     names = _methods(known or nn.Module) | {*expected._parameters, *expected._buffers}
     for key in (*own, *vars(actual)):

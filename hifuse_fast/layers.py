@@ -28,7 +28,7 @@ def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
     quantised ones for instance. Neither it nor its class has another `forward` than when this package was imported. It is not
     compiled by itself, and no hook is on it or on all modules. It is asked at every call, for a hook may come later.
     """
-    if type(child) is not kind or not _as_imported():
+    if type(child) is not kind or is_patched(kind) or not _as_imported():
         return False
     for weight in child._parameters.values():
         if type(weight) not in _WEIGHTS and getattr(type(weight), "__torch_function__", None) is not _NO_FUNCTION:
@@ -47,15 +47,28 @@ def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
     )
 
 
+_FORWARDS: dict[type[nn.Module], Any] = {}
+
+
+def remember_forward(*kinds: type[nn.Module]) -> None:
+    """Take the `forward` that each class has now for the one that fused ops may stand for."""
+    for kind in kinds:
+        _FORWARDS[kind] = kind.forward
+
+
+def is_patched(kind: type[nn.Module]) -> bool:
+    """Whether the class has another `forward` than when this package was imported."""
+    return kind in _FORWARDS and kind.forward is not _FORWARDS[kind]
+
+
 _WEIGHTS = (nn.Parameter, Tensor, type(None))
 _NO_FUNCTION = torch._C._disabled_torch_function_impl  # of a subclass that changes no function of PyTorch, as a fake tensor
-_FORWARD = nn.Linear.forward, nn.LayerNorm.forward, nn.Conv2d.forward
-_CALL = nn.Module.__call__
+_CALL, _CONVOLVE = nn.Module.__call__, nn.Conv2d.forward
 
 
 def _as_imported() -> bool:
-    """Whether nobody has put another function in the place of those by which PyTorch calls these modules."""
-    return nn.Module.__call__ is _CALL and (nn.Linear.forward, nn.LayerNorm.forward, nn.Conv2d.forward) == _FORWARD
+    """Whether nobody has put other functions in the place of those by which PyTorch calls all modules and ours convolve."""
+    return nn.Module.__call__ is _CALL and nn.Conv2d.forward is _CONVOLVE  # which our own `Conv2d` calls
 
 
 def is_plain_norm(norm: nn.Module | None, width: int) -> bool:
@@ -77,13 +90,17 @@ def is_plain_conv(conv: nn.Module | None, size: int, *, groups: Sequence[int], b
     )
 
 
+_OVER_LAST_AXIS = nn.LayerNorm, nn.RMSNorm, nn.Linear
+
+
 def call(child: nn.Module, x: Tensor) -> Tensor:
     """`child` of a map [B, H, W, C], as a module.
 
-    A child of this package, a wrapper around one, an `nn.LayerNorm` or an `nn.Linear` gets the map as it is. Any other one, as
-    an `nn.Conv2d` or an `nn.SyncBatchNorm` that a user put there, gets [B, C, H, W] and gives that.
+    A child of this package, a wrapper around one, an `nn.LayerNorm`, `nn.RMSNorm` or `nn.Linear`, which work on the last axis,
+    gets the map as it is. Any other one, as an `nn.Conv2d` or an `nn.SyncBatchNorm` that a user put there, gets [B, C, H, W]
+    and gives that.
     """
-    own = (getattr(each, "channels_last", False) or isinstance(each, nn.LayerNorm | nn.Linear) for each in child.modules())
+    own = (getattr(each, "channels_last", False) or isinstance(each, _OVER_LAST_AXIS) for each in child.modules())
     if any(own):
         out: Tensor = child(x)
         return out
@@ -242,6 +259,10 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+remember_forward(nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout, nn.Identity)
+remember_forward(Sequential, Conv2d, BatchNorm2d, LayerNorm, ConvNorm, DropPath)
 
 
 def reshape_transform(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hifuse_fast.backends.tracing import take_floats_as_constants
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
 from hifuse_fast.checks import check_choice, check_count, check_flag, check_images
-from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, is_plain
+from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, is_plain, remember_forward
 from hifuse_fast.ops.functions.padding import pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
 from hifuse_fast.recompute import run
@@ -296,6 +296,9 @@ class HiFuseFeatures(HiFuse):
     def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]
         fused_maps = self.forward_stages(images).fused_maps
         return [fused_maps[info["index"]] for info in self.feature_info.info]
+
+
+remember_forward(GlobalStage, LocalStage, PatchEmbed, HiFuse, HiFuseFeatures)
 
 
 class FeatureInfo(NamedTuple):

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hifuse_fast import HiFuse
+from hifuse_fast import HiFuse, optimize_for_inference
+from hifuse_fast.blocks import InvertedMLP, WindowAttention
+from hifuse_fast.layers import BatchNorm2d, Conv2d, ConvNorm, DropPath
 from tests.support.modules import assert_same, narrow, official, some_images, two_steps
 
 
@@ -104,6 +106,7 @@ def other_norms(model: HiFuse) -> None:
                 setattr(module, name, nn.GroupNorm(1, child.num_features).double())
     model.layers2.blocks[0].norm1 = nn.RMSNorm(32).double()
     model.conv_norm = nn.RMSNorm(64).double()
+    model.downsample_layers[1][0] = nn.RMSNorm(16).double()
 
 
 def edited_norms(model: HiFuse) -> None:
@@ -153,3 +156,16 @@ def test_an_edited_network_trains_as_the_official_one(edit: Callable[[HiFuse], N
     with official():
         expected = two_steps(again, images)
     assert_same(two_steps(model, images), expected)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Conv2d, ConvNorm, BatchNorm2d, DropPath, InvertedMLP, WindowAttention])
+def test_a_forward_that_is_put_on_a_class_counts(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libraries put adapters and other precisions on PyTorch's classes, and users theirs on ours."""
+    images, before, forward = some_images(), narrow()(some_images()), kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, *args, **named: 1.5 * forward(self, *args, **named))
+    with official():
+        expected = narrow()(images)
+    assert not torch.allclose(expected, before)
+    torch.testing.assert_close(narrow()(images), expected)
+    with pytest.raises(ValueError, match=f"has a forward that was put on its class, .*{kind.__name__}: put the original"):
+        optimize_for_inference(narrow(), torch.float64, backend="reference")

@@ -135,7 +135,7 @@ class Drawn:
             grads = torch.autograd.grad(
                 result,
                 [given[name] for name in wanted],
-                self._moved("gradient", grad.to(self.dtype).double(), self.dtype, moved).to(result),
+                self._gradient(grad, moved).to(result),
                 allow_unused=True,
                 materialize_grads=True,
             )
@@ -151,13 +151,22 @@ class Drawn:
         x = x.to(torch.float32 if single and dtype != torch.float64 else dtype).to(device_of(backend))
         return restride(x, self.strides.get(name, "contiguous")).detach()
 
-    def _moved(self, name: str, x: Tensor, kept: torch.dtype, moved: int) -> Tensor:
-        """The float64 values of a tensor that is `kept` in some dtype, or those of a neighbour: a few roundings away."""
+    def _gradient(self, grad: Tensor, moved: int) -> Tensor:
+        """What the gradient of the result is for a neighbour: the same, but in float64 one rounding away.
+
+        In other dtypes PyTorch's own error is known. In float64 it is the measure, and stands for the exact result: what
+        a rounding of the gradient makes of the others is the least that it can err.
+        """
+        grad = grad.to(self.dtype).double()
+        return self._moved("gradient", grad, self.dtype, moved, most=1) if self.dtype == torch.float64 else grad
+
+    def _moved(self, name: str, x: Tensor, kept: torch.dtype, moved: int, most: int = 3) -> Tensor:
+        """The float64 values of a tensor that is `kept` in some dtype, or of a neighbour: 1 to `most` roundings away."""
         if not moved:
             return x
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {moved} {name}".encode()))
         signs = (torch.rand(x.shape, generator=generator, dtype=torch.float64) - 0.5).sign()
-        return (x * (1 + (1 + moved % 3) * torch.finfo(kept).eps * signs)).to(kept).double()
+        return (x * (1 + (1 + moved % most) * torch.finfo(kept).eps * signs)).to(kept).double()
 
     def bound(self) -> Bound:
         """Of the algorithm that the kernel took."""

@@ -1,9 +1,12 @@
 """How kernels become a function of PyTorch: autograd, torch.compile, export. One mechanism for all ops and backends.
 
-A backend's module of an op brings two functions and nothing else:
+A backend's module of an op brings two functions:
 
     forward(*tensors, keep, **options) -> (out, kept)
     backward(grad, *tensors, kept, needs, **options) -> [a gradient of each tensor, or None]
+
+A module may also bring `shapes`, of the arguments and the results of `forward`: tensors of the right sizes, for graphs that are
+traced without data. Where it has none, its forward runs on tensors without data.
 
 `keep` says whether a backward may follow, and `kept` is a list of what the forward leaves for it beside the inputs. `needs`
 says for each tensor whether its gradient is wanted; what stands in the other places does not matter. Autograd casts each
@@ -252,6 +255,12 @@ def _forward_operator(fused: Fused, tensors: str, options: str) -> Any:
         out, kept = call.kernels.forward(*tensors, keep=keep, **call.options)
         return out, list(kept)
 
+    def fake(*tensors: Tensor | None, keep: bool, **options: Any) -> tuple[Tensor, list[Tensor]]:
+        call = _call_of(fused, _device(tensors), options, keep)
+        shapes = getattr(call.kernels, "shapes", None) or call.kernels.forward
+        out, kept = shapes(*tensors, keep=keep, **call.options)
+        return out, list(kept)
+
     def save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
         options = dict(keyword_only_inputs)
         keep = options.pop("keep")
@@ -261,7 +270,7 @@ def _forward_operator(fused: Fused, tensors: str, options: str) -> Any:
         return tuple(fused.gradients(ctx, grad, ctx.needs_input_grad[: fused.count]))
 
     schema = f"({tensors}, *, {options}, bool keep) -> (Tensor, Tensor[])"
-    return _register(f"fused_{fused.name}", schema, run, save, differentiate)
+    return _register(f"fused_{fused.name}", schema, run, fake, save, differentiate)
 
 
 def _backward_operator(fused: Fused, tensors: str, options: str) -> Any:
@@ -285,16 +294,21 @@ def _backward_operator(fused: Fused, tensors: str, options: str) -> Any:
         return (*fused.of_gradients(ctx.call, wanted, grad, tensors, ctx.needs), [None] * ctx.kept, None)
 
     schema = f"(Tensor grad, {tensors}, Tensor[] kept, bool[] needs, *, {options}) -> Tensor[]"
-    return _register(f"fused_{fused.name}_backward", schema, run, save, differentiate)
+    return _register(f"fused_{fused.name}_backward", schema, run, run, save, differentiate)
 
 
 def _register(
-    name: str, schema: str, run: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    save: Callable[..., None],
+    differentiate: Callable[..., Any],
 ) -> Any:
-    """The operator `name`: of `run` on every device and for shapes alone, with the gradients that `differentiate` gives."""
+    """The operator `name`: of `run` on every device, of `fake` for shapes alone, with the gradients of `differentiate`."""
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"hifuse_fast::{name}", partial(_fake, run), lib=_LIBRARY)
+    torch.library.register_fake(f"hifuse_fast::{name}", partial(_fake, fake), lib=_LIBRARY)
     torch.library.register_autograd(f"hifuse_fast::{name}", differentiate, setup_context=save, lib=_LIBRARY)
     return getattr(torch.ops.hifuse_fast, name)
 

@@ -28,3 +28,15 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zero-pad [B, H, W, C] at the right and the bottom, so that H and W are multiples of `multiple`."""
     bottom, right = (next_multiple(n, multiple) - n for n in x.shape[1:3])
     return x if is_zero(bottom) and is_zero(right) else F.pad(x, (0, 0, 0, right, 0, bottom))
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns of a contiguous map [B, H, W, C], contiguous."""
+    if not torch.compiler.is_compiling():
+        return x[:, :height, :width].contiguous()
+    if is_zero(x.size(1) - height) and is_zero(x.size(2) - width):
+        return x
+    # Not a slice: whether that is contiguous depends on whether it is the whole map, and a graph would be bound to the answer.
+    for axis, length in ((1, height), (2, width)):
+        x = x.index_select(axis, torch.arange(length, device=x.device))
+    return x

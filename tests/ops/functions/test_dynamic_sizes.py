@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from hifuse_fast import ops, use_backend
 from hifuse_fast.backends import tables
+from hifuse_fast.backends.native import library as native
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging, WindowAttention
 from hifuse_fast.layers import LayerNorm
 from hifuse_fast.ops.functions.padding import pad_to_multiple
@@ -59,6 +61,18 @@ def test_blocks() -> None:
             x = torch.randn(*size, 16, dtype=torch.float64)
             torch.testing.assert_close(compiled(x), model(x))
     assert counter.frame_count == 1
+
+
+@pytest.mark.slow  # traces four times
+def test_sides_of_one_cost_three_graphs_more() -> None:
+    torch.manual_seed(0)
+    model, counter = EveryOp().double().eval(), CompileCounter()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for height, width in [(5, 9), (2, 9), (9, 1), (1, 2), (12, 6), (2, 30), (14, 2), (2, 1)]:
+            x = torch.randn(2, height, width, 16, dtype=torch.float64)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count <= 4
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -158,3 +172,33 @@ def test_a_map_that_needs_no_padding_is_not_copied() -> None:
 
     torch.compile(lambda x: pad_to_multiple(x, 4) + 1, dynamic=False, fullgraph=True, backend=keep)(x)
     assert [node for node in graphs[0].graph.nodes if "pad" in str(node.target)] == []
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_exported_attention_serves_maps_with_and_without_padding(bias: bool) -> None:
+    """Of several windows a side. Whether the crop takes the whole map, the program may not ask; of one window it would."""
+
+    class Attend(nn.Module):
+        def forward(self, qkv: Tensor, table: Tensor, qkv_bias: Tensor | None) -> Tensor:
+            return ops.window_attention(
+                qkv, table, num_heads=2, window_size=7, shift_size=3, qkv_bias=qkv_bias, backend="reference"
+            )
+
+    dim, weights = torch.export.Dim.AUTO, (torch.randn(169, 2), torch.randn(24) if bias else None)
+    shapes = ({0: dim, 1: dim, 2: dim}, None, None)
+    program = torch.export.export(Attend(), (torch.randn(2, 12, 18, 24), *weights), dynamic_shapes=shapes).module()
+    for size in [(2, 12, 18), (3, 14, 21), (2, 14, 12), (4, 12, 14), (2, 33, 8)]:
+        qkv = torch.randn(*size, 24)
+        torch.testing.assert_close(program(qkv, *weights), Attend()(qkv, *weights))
+
+
+@pytest.mark.skipif(native.lib is None, reason=str(native.why_missing))
+@pytest.mark.parametrize("name", ["mixer", "mlp"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_shapes_of_a_native_op_are_those_of_its_results(name: str, keep: bool) -> None:
+    module = importlib.import_module(f"hifuse_fast.ops.functions.{name}.native")
+    weights = {"mixer": [torch.randn(6, 6, 3, 3)], "mlp": [torch.randn(9, 6), torch.randn(5, 9)]}[name]
+    for x in (torch.randn(2, 3, 5, 6), torch.randn(2, 5, 3, 6).transpose(1, 2)):
+        found, expected = (call(x, *weights, keep=keep) for call in (module.shapes, module.forward))
+        for a, e in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+            assert (a.shape, a.stride(), a.dtype) == (e.shape, e.stride(), e.dtype)

@@ -44,6 +44,11 @@ def forward(z: Tensor, weight: Tensor, *, keep: bool) -> tuple[Tensor, list[Tens
     return F.gelu(convolved).add_(z), [convolved] if keep else []
 
 
+def shapes(z: Tensor, weight: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """What `forward` gives, but for the values."""
+    return z.new_empty(z.shape), [z.new_empty(z.shape)] if keep else []
+
+
 def backward(
     grad: Tensor, z: Tensor, weight: Tensor, *, kept: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:  # fmt: skip

@@ -38,6 +38,13 @@ def forward(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, keep: b
     return out, [hidden] if keep else []
 
 
+def shapes(u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """What `forward` gives, but for the values."""
+    batch, height, width, _ = u.shape
+    out = u.new_empty((batch, height, width, len(project_weight)))
+    return out, [u.new_empty((batch * height * width, len(expand_weight)))] if keep else []
+
+
 def backward(
     grad: Tensor, u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, kept: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:

@@ -11,5 +11,5 @@ def mlp(u: Tensor, expand_weight: Tensor, project_weight: Tensor) -> Tensor:
 
     Two 1x1 convolutions, as in the official code: on a CPU they are the faster ones too.
     """
-    hidden = F.gelu(F.conv2d(u.permute(0, 3, 1, 2), expand_weight[:, :, None, None]).permute(0, 2, 3, 1))
-    return F.conv2d(hidden.permute(0, 3, 1, 2), project_weight[:, :, None, None]).permute(0, 2, 3, 1)
+    hidden = F.gelu(F.conv2d(u.permute(0, 3, 1, 2), expand_weight[:, :, None, None]))
+    return F.conv2d(hidden, project_weight[:, :, None, None]).permute(0, 2, 3, 1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hifuse_fast.ops.functions.padding import is_zero, next_multiple, pad_to_multiple
+from hifuse_fast.ops.functions.padding import crop, pad_to_multiple
 
 MASK_VALUE = -100.0  # additive, as the official code has it: not -inf
 
@@ -42,21 +42,17 @@ def window_attention(
 
     if shift_size:
         out = out.roll((shift_size, shift_size), (1, 2))
-    return out[:, :height, :width].contiguous()
+    return crop(out, height, width)
 
 
 def pad_map(qkv: Tensor, qkv_bias: Tensor | None, window_size: int) -> Tensor:
     """Pad right and bottom to a multiple of the window. Padding comes before the qkv linear: a padded token is its bias."""
-    if qkv_bias is None:
-        return pad_to_multiple(qkv, window_size)
-    batch, height, width, channels = qkv.shape
-    padded_width = next_multiple(width, window_size)
-    right, bottom = padded_width - width, next_multiple(height, window_size) - height
-    if is_zero(right) and is_zero(bottom):
-        return qkv
-    token = qkv_bias.to(qkv.dtype)
-    qkv = torch.cat([qkv, token.expand(batch, height, right, channels)], 2)
-    return torch.cat([qkv, token.expand(batch, bottom, padded_width, channels)], 1)
+    padded = pad_to_multiple(qkv, window_size)
+    if qkv_bias is None or padded is qkv:
+        return padded
+    # Not a concatenation: its parts are empty at some sizes, and a graph of dynamic sizes would be bound to that.
+    rows, columns = (torch.arange(padded.size(i), device=qkv.device) < qkv.size(i) for i in (1, 2))
+    return torch.where((rows[:, None] & columns)[..., None], padded, qkv_bias.to(qkv.dtype))
 
 
 def partition(x: Tensor, window_size: int, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
