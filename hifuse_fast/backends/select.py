@@ -46,7 +46,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "mixer": ("triton", "native"),
     "mlp": ("triton", "native"),
     "prepare_window_attention": ("triton", "cuda", "native"),
-    "prepare_linear": ("triton", "native"),
+    "prepare_linear": ("triton", "cuda", "native"),
     "prepare_stem": ("triton", "native"),
     "prepare_local_block": ("triton", "native"),
     "prepare_gated_concat": ("triton", "native"),
