@@ -59,8 +59,20 @@ LAW = {
     "ops/functions/padding.py": [],
     "ops/functions/*/reference.py": ["ops.functions.padding", "ops.functions.*.reference"],
     "ops/functions/*/native.py": ["backends.native"],
-    "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.triton*"],
-    "ops/functions/*/cuda.py": ["backends.cuda", "backends.tables"],
+    "ops/functions/*/composed.py": [],  # what triton.py and cuda.py of an op share
+    "ops/functions/*/triton*.py": [
+        "backends.triton",
+        "backends.tables",
+        "ops.functions.*.triton*",
+        "ops.functions.*.composed",
+    ],
+    "ops/functions/*/cuda.py": [
+        "backends.cuda",
+        "backends.tables",
+        "ops.functions.padding",
+        "ops.functions.*.cuda",
+        "ops.functions.*.composed",
+    ],
     "ops/prepared/base.py": ["checks", "backends.transforms"],
     "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.functions.*.api"],
     "ops/prepared/*/bounds.py": ["testing"],  # for tests alone
@@ -163,7 +175,7 @@ def test_the_law_covers_every_file() -> None:
 
 @pytest.mark.parametrize("kind", ["functions", "prepared"])
 def test_every_op_has_its_files_and_no_others(kind: str) -> None:
-    files = {"__init__", "api", "reference", *BACKENDS[2:], "triton_kernels", "triton_maps", "bounds", "launched"}
+    files = {"__init__", "api", "reference", *BACKENDS[2:], "triton_kernels", "triton_maps", "bounds", "launched", "composed"}
     for folder in (PACKAGE / "ops" / kind).iterdir():
         if folder.is_dir() and folder.name != "__pycache__":
             assert {path.stem for path in folder.glob("*.py")} <= files

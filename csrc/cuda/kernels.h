@@ -39,4 +39,7 @@ const char* window_attention_backward(const WindowAttentionBackward& arguments, 
 // A linear, half of an MLP, or a convolution. Its maps may begin anywhere and have any strides, but channels side by side.
 const char* product(const Product& arguments, void* stream);
 
+const char* gelu_backward(const GeluGradient& arguments, void* stream);
+const char* mixer_depthwise(const DepthwiseConvolution& arguments, void* stream);
+
 }  // namespace hifuse::cuda

@@ -12,7 +12,7 @@ const char* product(const Product& a, void* stream) {
   int64_t depth = 0;
   for (const int64_t channels : a.channels) depth += channels * (a.source == Source::pixels ? 1 : 9);
   if (a.height >= 32768 || a.width >= 32768) return "the maps are more than 32767 pixels high or wide";
-  if (a.batch * (a.height + 1) * (a.width + 1) >= INT32_MAX) return "the maps have more than 2^31 pixels";
+  if (a.batch * (a.height + a.height % 2) * (a.width + a.width % 2) >= INT32_MAX) return "the maps have more than 2^31 pixels";
   if (depth >= INT32_MAX || a.columns >= INT32_MAX) return "the weight has more than 2^31 rows or columns";
   switch (a.dtype) {
     case DType::float32: return product_of<float>(a, stream);

@@ -30,8 +30,35 @@ struct Product {
   Activation activation;
   bool pool;             // mean of the 2x2 patches of the result; of Source::pixels, the height and width even
   const void* residual;  // like out, or null
+  int64_t steps_of_part;  // of the sum of a result: parts of so many steps have sums of their own, which are added in order
+  void* parts;            // where blocks of their own leave those, see product_launch.cuh; or null: one block adds all
   void* before;          // like the rows times the columns, or null: what goes into the activation; not with `pool`
   void* out;             // [batch, height, width, columns], or half the height and width, rounded up
+};
+
+// out = grad gelu'(z), all of `length` numbers.
+struct GeluGradient {
+  DType dtype;
+  int64_t length;
+  const void* grad;
+  const void* z;
+  void* out;
+  void* activated;  // gelu(z), or null
+};
+
+// out = added + gelu(conv(z)): 3x3, zero padded, each channel by itself. Maps are contiguous.
+struct DepthwiseConvolution {
+  DType dtype;
+  int64_t batch;
+  int64_t height;
+  int64_t width;
+  int64_t channels;
+  const void* z;
+  const void* weight;  // [9, channels]
+  const void* added;   // or null for zeros
+  bool gelu;     // else `added` + conv(z)
+  void* before;  // what goes into GELU, or null
+  void* out;
 };
 
 }  // namespace hifuse::cuda

@@ -9,7 +9,7 @@ namespace hifuse::cuda {
 
 template <class T>
 ProductParams product_params(const Product& a) {
-  constexpr int64_t kSize = sizeof(T), kDepth = ProductTile<T>::kDepth;
+  constexpr int64_t kSize = sizeof(T), kDepth = ProductShape<T>::kDepth;
   ProductParams p{};
   const auto segment = [&](const Map<const void*>& map, int64_t channels, int dy, int dx) {
     p.segments[p.count++] = {static_cast<const unsigned char*>(map.data),
@@ -57,15 +57,22 @@ ProductParams product_params(const Product& a) {
   p.residual = static_cast<const unsigned char*>(a.residual);
   p.before = static_cast<unsigned char*>(a.before);
   p.out = static_cast<unsigned char*>(a.out);
-  p.column_tiles = (p.columns + ProductTile<T>::kColumns - 1) / ProductTile<T>::kColumns;
+  p.column_tiles = (p.columns + ProductShape<T>::kColumns - 1) / ProductShape<T>::kColumns;
+  p.steps_of_part = static_cast<int>(std::clamp<int64_t>(a.steps_of_part, 1, p.steps));
+  p.parts = (p.steps + p.steps_of_part - 1) / p.steps_of_part;
+  p.sums = static_cast<float*>(a.parts);
   return p;
 }
 
 template <class T>
 const char* product_of(const Product& a, void* stream) {
   const ProductParams p = product_params<T>(a);
-  const int row_tiles = (p.rows + ProductTile<T>::kRows - 1) / ProductTile<T>::kRows;
-  return launch<ProductTile<T>>(dim3(static_cast<unsigned>(row_tiles) * p.column_tiles), p, stream);
+  const int row_tiles = (p.rows + ProductShape<T>::kRows - 1) / ProductShape<T>::kRows;
+  const dim3 tiles(static_cast<unsigned>(row_tiles) * p.column_tiles);
+  if (p.parts == 1) return launch<ProductTile<T, false>>(tiles, p, stream);
+  if (p.sums == nullptr) return launch<ProductTile<T, true>>(tiles, p, stream);
+  const char* error = launch<ProductTile<T, true>>(dim3(tiles.x, p.parts), p, stream);
+  return error != nullptr ? error : launch<ProductFinish<T>>(tiles, p, stream);
 }
 
 }  // namespace hifuse::cuda

@@ -120,21 +120,22 @@ struct Results {
               p.residual != nullptr);
   }
 
-  // Calls f(row, chunk, its first byte in a map of rows from `start` on, how many of its elements are there).
+  // Calls f(row, chunk, its first byte in a map of rows from `start` on, how many of its elements are there) for each chunk.
   template <class F>
   __device__ __forceinline__ void chunks(int rows, int start, int some, const F& f) const {
 #pragma unroll 1
     for (int i = threadIdx.x; i < some * Out::kChunks; i += kThreads) {
       const int r = i / Out::kChunks, c = i % Out::kChunks, at = first_column + c * kOfChunk<T>;
-      if (start + r < rows && at < p.columns)
-        f(r, c, (int64_t(start + r) * p.columns + at) * int(sizeof(T)), min(p.columns - at, kOfChunk<T>));
+      const int count = start + r < rows ? min(p.columns - at, kOfChunk<T>) : 0;
+      f(r, c, (int64_t(start + r) * p.columns + at) * int(sizeof(T)), count);
     }
   }
 
+  // Zeros are where no result is.
   __device__ __forceinline__ void load(Out& tile, const unsigned char* from, int rows, int start, int some) const {
     chunks(rows, start, some, [&](int r, int c, int64_t byte, int count) {
       if (p.out_aligned)
-        cp_async_16(&tile.at(r, c), from + byte, true);
+        cp_async_16(&tile.at(r, c), count > 0 ? from + byte : from, count > 0);
       else
         copy_elements<T>(tile.at(r, c), from + byte, count);
     });
@@ -143,7 +144,7 @@ struct Results {
   __device__ __forceinline__ void store(const Out& tile, unsigned char* to, int rows, int start, int some) const {
     chunks(rows, start, some, [&](int r, int c, int64_t byte, int count) {
       const uint4& chunk = tile.at(r, c);
-      if (p.out_aligned) {
+      if (p.out_aligned && count > 0) {
         *reinterpret_cast<uint4*>(to + byte) = chunk;
       } else {
 #pragma unroll 1

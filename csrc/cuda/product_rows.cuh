@@ -28,7 +28,8 @@ struct ProductParams {
   bool interleaved;  // steps take kDepth channels of all segments, then the next ones; else all channels of one segment
   bool aligned;      // 16 bytes of a side can be copied at a time
   int rows, depth, columns;
-  int steps;
+  int steps, steps_of_part, parts;
+  float* sums;  // of the parts, or null: a block computes all of them
   int grid_height, grid_width;  // of what an image has rows of
   int scale;                    // pixels of the map from one to the next
   bool pool;                    // four rows are the pixels of a patch
@@ -108,7 +109,7 @@ struct Moments {
   __device__ __forceinline__ void add(float other_mean, float other_squares, float share, float weight) {
     const float delta = other_mean - mean;
     mean += delta * share;
-    squares += other_squares + delta * delta * weight;
+    squares += other_squares + delta * (delta * weight);  // zero where one of the two is empty, whatever delta is
   }
 };
 
@@ -117,9 +118,9 @@ struct Moments {
 // The tile of kRows rows from `first` on. This thread copies chunk `chunk` of rows row(0), row(1)...
 template <class T, class Tile, int kRows, int kThreads>
 struct LeftRows {
-  static constexpr int kEach = kRows * Tile::kChunks / kThreads, kDepth = Tile::kWidth;
+  static constexpr int kEach = kRows * Tile::kChunks / kThreads, kDepth = Tile::kWidth, kRowsOfTile = kRows;
 
-  int segment = 0, channel = 0;  // of the next step
+  int segment, channel;  // of the next step
   int image[kEach], place[kEach];  // the row's pixel: 65536 y + x
   int64_t from[kEach];  // of the row's chunk in the segment, bytes
   unsigned on_map;      // a bit for each row
@@ -136,7 +137,19 @@ struct LeftRows {
       const int x = (i - line * p.grid_width) * p.scale + (p.pool ? r >> 1 & 1 : 0);
       place[j] = y << 16 | x;
     }
-    enter(p, 0);
+  }
+
+  // Goes to a step.
+  __device__ __forceinline__ void seek(const ProductParams& p, int step) {
+    segment = 0;
+    if (p.interleaved) {
+      segment = step % p.count;
+      channel = step / p.count * kDepth;
+    } else {
+      for (int steps; step >= (steps = (p.segments[segment].channels + kDepth - 1) / kDepth); ++segment) step -= steps;
+      channel = step * kDepth;
+    }
+    enter(p, segment);
   }
 
   // Finds the rows' places in a segment.
@@ -182,44 +195,78 @@ struct LeftRows {
 // The norm of the rows that a thread copies.
 template <class T, class Rows>
 struct RowNorm {
-  static constexpr int kEach = Rows::kEach, kNumbers = kOfChunk<T>;
-  int segment = 0, channel = 0;  // of the step that is to be normalised
-  Moments moments[kEach];        // then the mean, and what a distance from it is multiplied by
+  static constexpr int kEach = Rows::kEach, kNumbers = kOfChunk<T>, kMost = 4;  // norms of a row: of the pixels of a patch
+  // Of each row its mean, and what a distance from that is multiplied by.
+  using Statistics = float2[kMost][Rows::kRowsOfTile];
 
-  // Of the segments from `begin` to `end`, which are read here, ahead of the copies.
-  __device__ __forceinline__ void find(const ProductParams& p, Rows rows, int begin, int end) {
-    float count = 0.0f;
+  int segment, channel;  // of the step that is to be normalised
+
+  // Reads all rows, ahead of the copies. What a thread writes its own warp alone reads.
+  static __device__ __forceinline__ void find(Statistics& statistics, const ProductParams& p, Rows rows) {
+    if (p.norm == Norm::row) find(statistics[0], p, rows, 0, p.count);
+    if (p.norm == Norm::pixel)
+      for (int i = 0; i < p.count; ++i) find(statistics[i], p, rows, i, i + 1);
+    __syncwarp();
+  }
+
+  // Normalises what this thread has copied for a step, when it is there, and goes on to the next one.
+  template <class Tile>
+  __device__ __forceinline__ void apply(Tile& tile, const Statistics& statistics, const ProductParams& p) {
+    const Segment& s = p.segments[segment];
+    const int at = channel + Rows::chunk() * kNumbers, some = s.channels - at;
+    if (some > 0) {
+      float scale[kNumbers], shift[kNumbers];
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) moments[j] = {};
+      for (int e = 0; e < kNumbers; ++e) {
+        const bool given = p.norm_weight != nullptr && e < some;
+        scale[e] = given ? p.norm_weight[s.first + at + e] : 1.0f;
+        shift[e] = given ? p.norm_bias[s.first + at + e] : 0.0f;
+      }
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        uint4& chunk = tile.at(Rows::row(j), Rows::chunk());
+        const float2 moments = statistics[p.norm == Norm::pixel ? segment : 0][Rows::row(j)];
+        float x[kNumbers];
+        unpack_chunk<T>(x, chunk);
+#pragma unroll
+        for (int e = 0; e < kNumbers; ++e) x[e] = (x[e] - moments.x) * moments.y * scale[e] + shift[e];
+        chunk = pack_chunk<T>(x);
+        for (int e = some; e < kNumbers; ++e) reinterpret_cast<Bits<T>*>(&chunk)[e] = 0;
+      }
+    }
+    channel += Rows::kDepth;
+    if (channel >= s.channels) channel = 0, ++segment;
+  }
+
+ private:
+  // Of the segments from `begin` to `end`.
+  static __device__ __forceinline__ void find(float2* statistics, const ProductParams& p, Rows& rows, int begin, int end) {
+    Moments moments[kEach];
+    float count = 0.0f;
     for (int index = begin; index < end; ++index) {
       const Segment& s = p.segments[index];
       rows.enter(p, index);
 #pragma unroll 1
       for (int at = Rows::chunk() * kNumbers; at < s.channels; at += Rows::kDepth) {
-        const int64_t step = int64_t(at - Rows::chunk() * kNumbers) * int(sizeof(T));
-        const int some = s.channels - at;
-        if (some >= kNumbers) {
+        const unsigned char* const data = s.data + int64_t(at - Rows::chunk() * kNumbers) * int(sizeof(T));
+        const int some = min(s.channels - at, kNumbers);
+        if (p.aligned && some == kNumbers) {
           const float share = kNumbers / (count + kNumbers);
           uint4 chunk[kEach];
 #pragma unroll
-          for (int j = 0; j < kEach; ++j) {
-            chunk[j] = uint4{0, 0, 0, 0};
-            if (!rows.is_on_map(j)) continue;
-            if (p.aligned)
-              chunk[j] = *reinterpret_cast<const uint4*>(s.data + rows.from[j] + step);
-            else
-              copy_elements<T>(chunk[j], s.data + rows.from[j] + step, kNumbers);
-          }
+          for (int j = 0; j < kEach; ++j)
+            chunk[j] = rows.is_on_map(j) ? *reinterpret_cast<const uint4*>(data + rows.from[j]) : uint4{0, 0, 0, 0};
 #pragma unroll
           for (int j = 0; j < kEach; ++j) add(moments[j], chunk[j], share, share * count);
           count += kNumbers;
         } else {
+#pragma unroll 1
           for (int e = 0; e < some; ++e, count += 1.0f) {
             const float share = 1.0f / (count + 1.0f);
 #pragma unroll
             for (int j = 0; j < kEach; ++j) {
-              const auto* at = reinterpret_cast<const Bits<T>*>(s.data + rows.from[j] + step) + e;
-              moments[j].add(rows.is_on_map(j) ? number<T>(*at) : 0.0f, 0.0f, share, share * count);
+              const auto* from = reinterpret_cast<const Bits<T>*>(data + rows.from[j]) + e;
+              moments[j].add(rows.is_on_map(j) ? number<T>(*from) : 0.0f, 0.0f, share, share * count);
             }
           }
         }
@@ -240,39 +287,12 @@ struct RowNorm {
       }
       count += other;
     }
+    if (Rows::chunk() == 0)
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) moments[j].squares = 1.0f / sqrtf(moments[j].squares / count + p.eps);
+      for (int j = 0; j < kEach; ++j)
+        statistics[Rows::row(j)] = {moments[j].mean, 1.0f / sqrtf(moments[j].squares / count + p.eps)};
   }
 
-  // Normalises what this thread has copied for a step, when it is there, and goes on to the next one.
-  template <class Tile>
-  __device__ __forceinline__ void apply(Tile& tile, const ProductParams& p) {
-    const Segment& s = p.segments[segment];
-    const int at = channel + Rows::chunk() * kNumbers, some = s.channels - at;
-    if (some > 0) {
-      float scale[kNumbers], shift[kNumbers];
-#pragma unroll
-      for (int e = 0; e < kNumbers; ++e) {
-        const bool given = p.norm_weight != nullptr && e < some;
-        scale[e] = given ? p.norm_weight[s.first + at + e] : 1.0f;
-        shift[e] = given ? p.norm_bias[s.first + at + e] : 0.0f;
-      }
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        uint4& chunk = tile.at(Rows::row(j), Rows::chunk());
-        float x[kNumbers];
-        unpack_chunk<T>(x, chunk);
-#pragma unroll
-        for (int e = 0; e < kNumbers; ++e) x[e] = (x[e] - moments[j].mean) * moments[j].squares * scale[e] + shift[e];
-        chunk = pack_chunk<T>(x);
-        for (int e = some; e < kNumbers; ++e) reinterpret_cast<Bits<T>*>(&chunk)[e] = 0;
-      }
-    }
-    channel += Rows::kDepth;
-    if (channel >= s.channels) channel = 0, ++segment;
-  }
-
- private:
   static __device__ __forceinline__ void add(Moments& moments, const uint4& chunk, float share, float weight) {
     float x[kNumbers], sum[kNumbers], squares = 0.0f;
     unpack_chunk<T>(x, chunk);
