@@ -212,7 +212,7 @@ def test_outside_packages_at_the_top_of_a_file() -> None:
 
 def test_kernels_know_no_torch_and_no_python() -> None:
     sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
-    files = [p for p in sources if "bindings" not in (p.parent.name, p.stem)]
+    files = [p for p in sources if "bindings" not in (*p.parent.parts, p.stem)]
     assert files
     for path in files:
         includes = re.findall(r"#include [<\"]([^>\"]+)", path.read_text())

@@ -87,9 +87,9 @@ struct DepthwiseMixer {
 #pragma unroll
     for (int tap = 0; tap < 9; ++tap) {
       const int dy = tap / 3 - 1, dx = tap % 3 - 1;
-      if (unsigned(y + dy) >= unsigned(p.height) || unsigned(x + dx) >= unsigned(p.width)) continue;
-      float z[kOfChunk<T>], weight[kOfChunk<T>];
-      read_chunk<T>(z, p.z + byte(pixel + dy * p.width + dx), count, p.aligned);
+      float z[kOfChunk<T>] = {}, weight[kOfChunk<T>];  // zeros off the map, which times NaN are NaN
+      if (unsigned(y + dy) < unsigned(p.height) && unsigned(x + dx) < unsigned(p.width))
+        read_chunk<T>(z, p.z + byte(pixel + dy * p.width + dx), count, p.aligned);
       read_chunk<T>(weight, p.weight + byte(tap), count, p.aligned);
 #pragma unroll
       for (int e = 0; e < kOfChunk<T>; ++e) sum[e] += z[e] * weight[e];

@@ -22,7 +22,9 @@ struct ProductShape {
   static __device__ __forceinline__ int row() { return threadIdx.x / 64 * (kRows / 2); }  // of this warp
   static __device__ __forceinline__ int column() { return threadIdx.x / 32 % 2 * (kColumns / 2); }
   static __device__ __forceinline__ int first_row(const ProductParams& p) { return int(blockIdx.x) / p.column_tiles * kRows; }
-  static __device__ __forceinline__ int first_column(const ProductParams& p) { return int(blockIdx.x) % p.column_tiles * kColumns; }
+  static __device__ __forceinline__ int first_column(const ProductParams& p) {
+    return int(blockIdx.x) % p.column_tiles * kColumns;
+  }
   static __device__ __forceinline__ Out out(const ProductParams& p) {
     const int lane = threadIdx.x % 32;
     return {p, first_row(p), first_column(p), row() + lane / 4, column() + lane % 4 * 2};
@@ -136,7 +138,8 @@ struct ProductTile : ProductShape<T> {
     for (int i = 0; i < 4; ++i) a.set(i, r[i]);
     return a;
   }
-  static __device__ __forceinline__ void right_operands(cuda::Right<T> (&b)[2], const Right& tile, int row, int chunk, int rows) {
+  static __device__ __forceinline__ void right_operands(cuda::Right<T> (&b)[2], const Right& tile, int row, int chunk,
+                                                        int rows) {
     const int lane = threadIdx.x % 32;
     uint32_t r[4];
     ldmatrix_x4(r, rows_further(tile, row + lane % 8 + lane / 16 * 8, chunk + lane / 8 % 2, rows));

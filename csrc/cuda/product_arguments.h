@@ -6,9 +6,9 @@
 
 namespace hifuse::cuda {
 
-// What the rows of the left side are: the channels of a pixel in each of up to three maps; of the four pixels of a 2x2 patch, in
-// the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1); or of the nine pixels around one, row by row. Zeros stand for pixels
-// that are not on the map.
+// What the rows of the left side are: the channels of a pixel in each of up to three maps; of the four pixels of a 2x2 patch,
+// in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1); or of the nine pixels around one, row by row. Zeros stand for
+// pixels that are not on the map.
 enum class Source { pixels, patches, taps };
 
 // out = residual + pool(activation(norm(rows) weight^T + bias)).
@@ -28,12 +28,12 @@ struct Product {
   const void* bias;    // [columns] or null
   int64_t columns;
   Activation activation;
-  bool pool;             // mean of the 2x2 patches of the result; of Source::pixels, the height and width even
-  const void* residual;  // like out, or null
+  bool pool;              // mean of the 2x2 patches of the result; of Source::pixels, the height and width even
+  const void* residual;   // like out, or null
   int64_t steps_of_part;  // of the sum of a result: parts of so many steps have sums of their own, which are added in order
   void* parts;            // where blocks of their own leave those, see product_launch.cuh; or null: one block adds all
-  void* before;          // like the rows times the columns, or null: what goes into the activation; not with `pool`
-  void* out;             // [batch, height, width, columns], or half the height and width, rounded up
+  void* before;           // like the rows times the columns, or null: what goes into the activation; not with `pool`
+  void* out;              // [batch, height, width, columns], or half the height and width, rounded up
 };
 
 // out = grad gelu'(z), all of `length` numbers.
@@ -56,8 +56,8 @@ struct DepthwiseConvolution {
   const void* z;
   const void* weight;  // [9, channels]
   const void* added;   // or null for zeros
-  bool gelu;     // else `added` + conv(z)
-  void* before;  // what goes into GELU, or null
+  bool gelu;           // else `added` + conv(z)
+  void* before;        // what goes into GELU, or null
   void* out;
 };
 

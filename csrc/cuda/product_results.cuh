@@ -116,8 +116,7 @@ struct Results {
       for (int n = 0; n < kN; ++n)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          put(tile.pair((row + 16 * m + 8 * i) / 4, column + 8 * n), x[m][n][2 * i], x[m][n][2 * i + 1],
-              p.residual != nullptr);
+          put(tile.pair((row + 16 * m + 8 * i) / 4, column + 8 * n), x[m][n][2 * i], x[m][n][2 * i + 1], p.residual != nullptr);
   }
 
   // Calls f(row, chunk, its first byte in a map of rows from `start` on, how many of its elements are there) for each chunk.

@@ -1,8 +1,8 @@
 // The sides of a product on their way into tiles: rows of maps, normalised there, and rows of the weight.
 //
-// A row of the left side is made of segments: the channels of some pixel of a map. A step of the product takes kDepth columns of
-// one segment. A thread copies one chunk of 16 bytes of some rows, the same ones in all steps, so what it must know of a row for
-// the norm stays in its registers.
+// A row of the left side is made of segments: the channels of some pixel of a map. A step of the product takes kDepth columns
+// of one segment. A thread copies one chunk of 16 bytes of some rows, the same ones in all steps, so what it must know of a row
+// for the norm stays in its registers.
 #pragma once
 #include <cstdint>
 #include <ptx.cuh>
@@ -29,7 +29,7 @@ struct ProductParams {
   bool aligned;      // 16 bytes of a side can be copied at a time
   int rows, depth, columns;
   int steps, steps_of_part, parts;
-  float* sums;  // of the parts, or null: a block computes all of them
+  float* sums;                  // of the parts, or null: a block computes all of them
   int grid_height, grid_width;  // of what an image has rows of
   int scale;                    // pixels of the map from one to the next
   bool pool;                    // four rows are the pixels of a patch
@@ -100,8 +100,9 @@ __device__ __forceinline__ uint4 pack_chunk(const float (&x)[kOfChunk<T>]) {
 
 // ---- The mean and the spread of rows ----------------------------------------------------------------------------------------
 
-// Of some numbers: how many, their mean, and the sum of the squares of their distances from it. Parts are put together by Chan's
-// formulas. Equal numbers have their own value as their mean, to the last bit, and the sum zero: a norm leaves nothing of them.
+// Of some numbers: how many, their mean, and the sum of the squares of their distances from it. Parts are put together by
+// Chan's formulas. Equal numbers have their own value as their mean, to the last bit, and the sum zero: a norm leaves nothing
+// of them.
 struct Moments {
   float mean = 0.0f, squares = 0.0f;
 
@@ -120,10 +121,10 @@ template <class T, class Tile, int kRows, int kThreads>
 struct LeftRows {
   static constexpr int kEach = kRows * Tile::kChunks / kThreads, kDepth = Tile::kWidth, kRowsOfTile = kRows;
 
-  int segment, channel;  // of the next step
+  int segment, channel;            // of the next step
   int image[kEach], place[kEach];  // the row's pixel: 65536 y + x
-  int64_t from[kEach];  // of the row's chunk in the segment, bytes
-  unsigned on_map;      // a bit for each row
+  int64_t from[kEach];             // of the row's chunk in the segment, bytes
+  unsigned on_map;                 // a bit for each row
 
   static __device__ __forceinline__ int chunk() { return threadIdx.x % Tile::kChunks; }
   static __device__ __forceinline__ int row(int j) { return threadIdx.x / Tile::kChunks + j * (kThreads / Tile::kChunks); }
@@ -280,8 +281,8 @@ struct RowNorm {
       const float share = (upper ? count : other) / all, weight = share * (upper ? other : count);
 #pragma unroll
       for (int j = 0; j < kEach; ++j) {
-        const Moments mine = moments[j], theirs = {__shfl_xor_sync(0xffffffffu, mine.mean, bit),
-                                                   __shfl_xor_sync(0xffffffffu, mine.squares, bit)};
+        const Moments mine = moments[j],
+                      theirs = {__shfl_xor_sync(0xffffffffu, mine.mean, bit), __shfl_xor_sync(0xffffffffu, mine.squares, bit)};
         moments[j] = upper ? theirs : mine;
         moments[j].add((upper ? mine : theirs).mean, (upper ? mine : theirs).squares, share, weight);
       }

@@ -1,4 +1,4 @@
-"""The product in CUDA by itself: sums in parts, stages, alignment, and the gradient of GELU. Its ops have parity tests of their own."""
+"""The product in CUDA by itself: sums in parts, stages, alignment; and the gradient of GELU. Its ops have their own parity."""
 
 from __future__ import annotations
 

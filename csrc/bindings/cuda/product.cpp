@@ -43,9 +43,9 @@ void product(const Sizes& sizes, const Numbers& numbers, const Given& first, con
 // dtype, length
 void gelu_backward(const Sizes& sizes, const Numbers&, const Given& grad, const Given& z, const Given& out,
                    const Given& activated, Stream stream) {
-  check(cuda::gelu_backward({static_cast<DType>(sizes.at(0)), sizes.at(1), pointer(grad), pointer(z), pointer<void*>(out),
-                             pointer<void*>(activated)},
-                            stream_of(stream)));
+  check(cuda::gelu_backward(
+      {static_cast<DType>(sizes.at(0)), sizes.at(1), pointer(grad), pointer(z), pointer<void*>(out), pointer<void*>(activated)},
+      stream_of(stream)));
 }
 
 // dtype, batch, height, width, channels, gelu

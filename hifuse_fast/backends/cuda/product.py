@@ -44,7 +44,7 @@ def product(
         weight: [N, K].
         bias: [N] or None.
         out: [B, H', W', N], contiguous.
-        source: the rows: "pixels" of all maps side by side; 2x2 "patches" of one map, as in `hifuse_fast.ops.linear`; or "taps",
+        source: the rows: "pixels" of all maps side by side; 2x2 "patches" of a map, as in `hifuse_fast.ops.linear`; or "taps",
             the 9 pixels around one, row by row. Zeros stand for pixels that are not on the map.
         norm: None, "row" or "pixel", of each pixel of a patch.
         norm_weight, norm_bias: [K], scale and shift of the norm; None for ones and zeros.
@@ -67,15 +67,20 @@ def product(
         ACTIVATIONS.index(activation), int(pool), of_part,
     )  # fmt: skip
     affine = [None if vector is None else vector.to(torch.float32).contiguous() for vector in (norm_weight, norm_bias)]
-    reads = (*maps, *[None] * (3 - len(maps)), weight.contiguous(), None if bias is None else bias.contiguous(), *affine, residual)
+    reads = (
+        *maps,
+        *[None] * (3 - len(maps)),
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        *affine,
+        residual,
+    )
     into = out if begins_aligned(out) else torch.empty_like(out)
     launch("product", sizes, (eps,), reads, (into, before, room))
     return out if into is out else out.copy_(into)
 
 
-def _parts(
-    segments: Sequence[int], weight: Tensor, batch: int, rows: int, image_rows: int | None
-) -> tuple[int, Tensor | None]:
+def _parts(segments: Sequence[int], weight: Tensor, batch: int, rows: int, image_rows: int | None) -> tuple[int, Tensor | None]:
     """Of how many steps a part of a sum is, and the place for the parts' sums if a block shall add each.
 
     The first depends on the weight and the rows of an image alone, so that a batch does not change the order of a sum; the

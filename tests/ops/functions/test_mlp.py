@@ -60,7 +60,11 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 @contextlib.contextmanager
 def configured(way: str) -> Iterator[None]:
-    with tables.override("mlp_forward", WAYS[way]), tables.override("mlp_backward", BACKWARD), pytest.MonkeyPatch.context() as m:
+    with (
+        tables.override("mlp_forward", WAYS[way]),
+        tables.override("mlp_backward", BACKWARD),
+        pytest.MonkeyPatch.context() as m,
+    ):
         m.setattr(cuda, "SCRATCH", 4)
         m.setattr(cuda, "ROWS", 8)
         yield

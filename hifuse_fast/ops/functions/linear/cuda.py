@@ -56,9 +56,9 @@ def backward(
     def norm_backward(dr: Tensor) -> Sequence[Tensor | None]:
         assert norm_weight is not None
         dr, r = dr.float(), (_patches(x) if rows == "patches" else x).float()
-        variance, mean = torch.var_mean(r, 3, correction=0, keepdim=True)
-        spread = (variance + eps).rsqrt()
-        normal, scaled = (r - mean) * spread, dr * norm_weight.float()
+        centred = r - r.mean(3, keepdim=True)
+        spread = (centred.square().mean(3, keepdim=True) + eps).rsqrt()
+        normal, scaled = centred * spread, dr * norm_weight.float()
         dscale = (dr * normal).sum((0, 1, 2)) if needs[3] else None
         dshift = dr.sum((0, 1, 2)) if needs[4] else None
         if not needs[0]:
@@ -73,9 +73,7 @@ def backward(
     )  # fmt: skip
 
 
-def _rows(
-    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, rows: str, dtype: torch.dtype
-) -> Tensor:
+def _rows(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, rows: str, dtype: torch.dtype) -> Tensor:
     """[B, H', W', K] in the dtype of the product, normalised in float32."""
     x = _patches(x) if rows == "patches" else x
     if norm_weight is not None and norm_bias is not None:

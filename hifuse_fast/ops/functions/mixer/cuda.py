@@ -1,7 +1,7 @@
 """The mixer in CUDA C++: the product over the taps of a dense convolution, a kernel of its own for the depthwise one.
 
-The backward is composed: GELU's derivative, then the gradients of the convolution. Those of a dense one are the library's; of the
-depthwise one the map's is the same kernel with the taps turned round, and the filters' are sums of PyTorch.
+The backward is composed: GELU's derivative, then the gradients of the convolution. Those of a dense one are the library's. Of
+the depthwise one, that of the map is the same kernel with the taps turned round, and those of the filters are PyTorch's sums.
 """
 
 from __future__ import annotations

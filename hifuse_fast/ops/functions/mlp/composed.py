@@ -1,7 +1,7 @@
 """The backward of the MLP: products of the library over some pixels at a time, around a kernel that a backend's file brings.
 
-The hidden units of these pixels lie in memory of bounded size. They are computed once more, and the gradients of the weights are
-added up over the parts, one after another, in float32.
+The hidden units of these pixels lie in memory of bounded size. They are computed once more, and the gradients of the weights
+are added up over the parts, one after another, in float32.
 """
 
 from __future__ import annotations
