@@ -59,9 +59,23 @@ LAW = {
     "ops/functions/padding.py": [],
     "ops/functions/*/reference.py": ["ops.functions.padding", "ops.functions.*.reference"],
     "ops/functions/*/limits.py": [],  # what the kernels of an op serve, whatever their language
+    "ops/functions/*/composed.py": [],  # what triton.py and cuda.py of an op share
     "ops/functions/*/native.py": ["backends.native", "ops.functions.*.limits"],
-    "ops/functions/*/triton*.py": ["backends.triton", "backends.tables", "ops.functions.*.limits", "ops.functions.*.triton*"],
-    "ops/functions/*/cuda.py": ["backends.cuda", "backends.tables", "ops.functions.*.limits"],
+    "ops/functions/*/triton*.py": [
+        "backends.triton",
+        "backends.tables",
+        "ops.functions.*.limits",
+        "ops.functions.*.triton*",
+        "ops.functions.*.composed",
+    ],
+    "ops/functions/*/cuda.py": [
+        "backends.cuda",
+        "backends.tables",
+        "ops.functions.padding",
+        "ops.functions.*.limits",
+        "ops.functions.*.cuda",
+        "ops.functions.*.composed",
+    ],
     "ops/prepared/base.py": ["checks", "backends.transforms"],
     "ops/prepared/int8.py": [],  # how values are rounded: part of the contract, and of two definitions
     "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.prepared.int8", "ops.functions.*.api"],
@@ -165,7 +179,8 @@ def test_the_law_covers_every_file() -> None:
 
 @pytest.mark.parametrize("kind", ["functions", "prepared"])
 def test_every_op_has_its_files_and_no_others(kind: str) -> None:
-    files = {"__init__", "api", "reference", *BACKENDS[2:], "triton_kernels", "triton_maps", "bounds", "limits", "launched"}
+    files = {"__init__", "api", "reference", *BACKENDS[2:], "triton_kernels", "triton_maps"}
+    files |= {"bounds", "composed", "launched", "limits"}
     for folder in (PACKAGE / "ops" / kind).iterdir():
         if folder.is_dir() and folder.name != "__pycache__":
             assert {path.stem for path in folder.glob("*.py")} <= files
@@ -202,7 +217,7 @@ def test_outside_packages_at_the_top_of_a_file() -> None:
 
 def test_kernels_know_no_torch_and_no_python() -> None:
     sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
-    files = [p for p in sources if "bindings" not in (p.parent.name, p.stem)]
+    files = [p for p in sources if "bindings" not in (*p.parent.parts, p.stem)]
     assert files
     for path in files:
         includes = re.findall(r"#include [<\"]([^>\"]+)", path.read_text())

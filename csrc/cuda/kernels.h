@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "cuda/product_arguments.h"
 
 namespace hifuse::cuda {
 
@@ -34,5 +35,11 @@ const char* window_attention_forward(const WindowAttentionForward& arguments, in
 int64_t window_attention_backward_scratch(const WindowAttentionShape& shape, int multiprocessors);
 const char* window_attention_backward(const WindowAttentionBackward& arguments, void* scratch, int multiprocessors,
                                       void* stream);
+
+// A linear, half of an MLP, or a convolution. Its maps may begin anywhere and have any strides, but channels side by side.
+const char* product(const Product& arguments, void* stream);
+
+const char* gelu_backward(const GeluGradient& arguments, void* stream);
+const char* mixer_depthwise(const DepthwiseConvolution& arguments, void* stream);
 
 }  // namespace hifuse::cuda

@@ -42,16 +42,16 @@ OPS: dict[str, tuple[str, ...]] = {
     "batch_norm": ("triton",),
     "max_mean": ("triton",),
     "concat_norm": ("triton",),
-    "linear": ("triton",),
-    "mixer": ("triton", "native"),
-    "mlp": ("triton", "native"),
+    "linear": ("triton", "cuda"),
+    "mixer": ("triton", "cuda", "native"),
+    "mlp": ("triton", "cuda", "native"),
     "prepare_window_attention": ("triton", "cuda", "native"),
-    "prepare_linear": ("triton", "native"),
+    "prepare_linear": ("triton", "cuda", "native"),
     "prepare_stem": ("triton", "native"),
     "prepare_local_block": ("triton", "native"),
     "prepare_gated_concat": ("triton", "native"),
-    "prepare_mixer": ("triton", "native"),
-    "prepare_mlp": ("triton", "native"),
+    "prepare_mixer": ("triton", "cuda", "native"),
+    "prepare_mlp": ("triton", "cuda", "native"),
 }
 
 _chosen: ContextVar[str] = ContextVar("hifuse_fast_backend", default="auto")

@@ -53,7 +53,7 @@ def _function(op: str, maps: Tensors, weights: Tensors, bound: Any = None, image
 
     kernels = OPS[op]
     if op == "mixer" and weights["weight"].shape[1] == 1:
-        kernels = ("triton",)
+        kernels = ("triton", "cuda")
     return Call(op, run, maps, weights, kernels, bound or (lambda _: RULE), images_apart)
 
 
@@ -71,12 +71,11 @@ def _prepared(op: str, maps: Tensors, weights: Tensors, kernels: Any = None, bou
         chosen = {name: option for name, option in options.items() if backend != "reference" or name != "algorithm"}
         return getattr(ops, f"prepare_{op}")(**own, **chosen, dtype=dtype, backend=backend)(*given.values(), **residual)
 
-    usual = ("native", "triton", "cuda") if op == "window_attention" else ("native", "triton")
-    return Call(f"prepare_{op}", run, maps, weights, kernels or usual, bound or (lambda _: RULE))
+    return Call(f"prepare_{op}", run, maps, weights, kernels or OPS[f"prepare_{op}"], bound or (lambda _: RULE))
 
 
 def _mixer(algorithm: str) -> Call:
-    kernels = ("native", "triton") if algorithm == "direct" else ("native",)
+    kernels = OPS["prepare_mixer"] if algorithm == "direct" else ("native",)
     rule = "winograd2" if algorithm == "direct" else algorithm  # the vendor's, on Triton, errs more
     weights = {"weight": matrix("weight", C, C, 3, 3)}
     return _prepared("mixer", {"z": _map()}, weights, kernels, lambda dtype: bound(rule, dtype), algorithm=algorithm)

@@ -302,7 +302,7 @@ def _mixer(d: Drawn) -> None:
     (d.map if d.prepared else d.strided)("map", *d.size(), c)
     d.weight("weight", c, c if dense else d.random.choice((1, c)), 3, 3)
     if d.prepared:
-        d.option("algorithm", "auto", "direct", *(() if d.backend == "triton" else ("winograd2", "winograd4")))
+        d.option("algorithm", "auto", "direct", *(() if d.backend in SIMULATED else ("winograd2", "winograd4")))
 
 
 def _mlp(d: Drawn) -> None:
@@ -350,7 +350,7 @@ def _prepare_linear(d: Drawn) -> None:
     patches, pool = d.option("rows", "pixels", "patches") == "patches", d.coin()
     widths = [d.channels() for _ in range(1 if patches else d.random.choice((1, 1, 2, 3)))]
     pool = d.option("pool", False, not patches and pool)
-    if d.backend != "triton" and d.random.random() < 0.1:
+    if d.backend not in SIMULATED and d.random.random() < 0.1:
         widths[0] += 384 - sum(widths)
     n, (batch, height, width) = d.random.choice((d.channels(), 64)), d.size(patches or pool)
     for i, c in enumerate(widths):

@@ -110,6 +110,22 @@ def _aligned(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
+def aligned(x: Tensor) -> Tensor:
+    """`x` if the kernels can take it as it lies in memory, else a copy that they can."""
+    fits = x.stride(-1) == 1 and all(stride * x.itemsize % ALIGNMENT == 0 for stride in x.stride()[:-1])
+    return x if fits and begins_aligned(x) else x.clone(memory_format=torch.contiguous_format)
+
+
+def begins_aligned(x: Tensor) -> bool:
+    """Whether `x` begins at a multiple of 16 bytes, as far as that is known."""
+    if torch.compiler.is_compiling():
+        return True  # a tensor that is traced has no address; the launch looks at it
+    # Memory as a whole begins at more than that.
+    if isinstance(x, FakeTensor) or x.device.type == "meta":
+        return x.storage_offset() * x.itemsize % ALIGNMENT == 0
+    return x.data_ptr() % ALIGNMENT == 0
+
+
 def _runs(like: Tensor) -> bool:
     return like.device.type != "meta" and not isinstance(like, FakeTensor)
 

@@ -21,7 +21,7 @@ from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("linear", "triton")
+KERNELS = kernels("linear", "triton", "cuda")
 TILES = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_S": 32, "num_warps": 4, "num_stages": 2}
 FEW_PROGRAMS = {
     "programs": 2,

@@ -20,7 +20,7 @@ from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("mixer", "triton")
+KERNELS = kernels("mixer", "triton", "cuda")
 WAYS = {
     "fused": {"fused": 1, "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "vendor": {"fused": 0},

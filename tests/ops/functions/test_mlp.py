@@ -17,12 +17,13 @@ from torch.utils._pytree import tree_leaves
 
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import mlp
+from hifuse_fast.ops.functions.mlp import cuda
 from hifuse_fast.testing import relative_error
 from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("mlp", "triton")
+KERNELS = kernels("mlp", "triton", "cuda")
 WAYS = {
     "fused": {"fused": 1, "BLOCK_M": 32, "BLOCK_H": 32, "num_warps": 4, "num_stages": 1},
     "vendor": {"fused": 0, "scratch": 4},  # KiB: each takes several parts
@@ -59,7 +60,13 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 @contextlib.contextmanager
 def configured(way: str) -> Iterator[None]:
-    with tables.override("mlp_forward", WAYS[way]), tables.override("mlp_backward", BACKWARD):
+    with (
+        tables.override("mlp_forward", WAYS[way]),
+        tables.override("mlp_backward", BACKWARD),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setattr(cuda, "SCRATCH", 4)
+        m.setattr(cuda, "ROWS", 8)
         yield
 
 

@@ -19,7 +19,7 @@ from tests.support.kernels import kernels, uniform
 from tests.support.prepared import DTYPES, check_determinism, check_images_apart, check_parity, matrix, place
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("prepare_mixer", "native", "triton")
+KERNELS = kernels("prepare_mixer", "native", "triton", "cuda")
 SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 18, 14, 8), (1, 2, 2, 1), (1, 6, 10, 160)]
 # These share their filters in registers.
 FOUR_TILES = [(1, 7, 7, 96), (1, 6, 5, 40), (1, 8, 8, 16), (2, 3, 8, 33), (1, 4, 13, 8), (4, 1, 2, 72)]
@@ -51,7 +51,7 @@ def test_reference_is_the_definition(shape: tuple[int, ...], depthwise: bool) ->
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_parity(shape: tuple[int, ...], dtype: torch.dtype, algorithm: str, kernel: str) -> None:
     rule = partial(assert_within_rule, bound=bound(algorithm, dtype))
-    if kernel == "triton" and algorithm != "direct":
+    if kernel in ("triton", "cuda") and algorithm != "direct":
         pytest.skip("its convolution is the direct one")
     if kernel == "triton" and dtype == torch.float32:  # the vendor's: channels last, oneDNN is a third as exact
         rule = partial(assert_within_rule, bound=bound("winograd2", dtype))
@@ -115,7 +115,7 @@ def test_auto_keeps_the_largest_bound(dtype: torch.dtype, kernel: str) -> None:
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_batch_0(backend: str) -> None:
     for dtype, algorithm in ALGORITHMS:
-        if backend == "triton" and algorithm != "direct":
+        if backend in ("triton", "cuda") and algorithm != "direct":
             continue
         none = place(backend, torch.empty(0, 3, 5, 8), dtype)
         assert prepared(backend, 8, dtype, algorithm=algorithm)(none).shape == (0, 3, 5, 8)
@@ -138,7 +138,7 @@ def test_images_are_apart(dtype: torch.dtype, algorithm: str, kernel: str) -> No
 @pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_bits_whatever_the_threads(dtype: torch.dtype, algorithm: str, kernel: str) -> None:
-    if kernel == "triton" and algorithm != "direct":
+    if kernel in ("triton", "cuda") and algorithm != "direct":
         pytest.skip("its convolution is the direct one")
     op = prepared(kernel, 40, dtype, algorithm=algorithm)
     check_determinism(op, place(kernel, uniform("z", 2, 19, 23, 40), dtype))

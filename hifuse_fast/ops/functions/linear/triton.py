@@ -20,6 +20,7 @@ from hifuse_fast.backends.triton import device, pointwise
 from hifuse_fast.backends.triton.launch import blocks, launch, precision, strided
 from hifuse_fast.ops.functions.layer_norm import triton as layer_norm
 from hifuse_fast.ops.functions.layer_norm.triton import row_offsets
+from hifuse_fast.ops.functions.linear import composed
 
 why_not = layer_norm.why_not  # of the width that is normalised, 1 for none
 
@@ -200,28 +201,24 @@ def backward(
     activation: str,
 ) -> list[Tensor | None]:
     """Gradients of x and weight in their dtypes, and of bias, norm_weight and norm_bias in float32."""
-    need_x, need_weight, need_bias, need_scale, need_shift, _ = needs
-    dx, dweight, dbias, dscale, dshift = [None] * 5
-    size, grad = grad.shape[:3], grad.reshape(-1, weight.shape[0]).contiguous()
-    if kept:
-        (z,) = kept
+
+    def gelu_backward(grad: Tensor, z: Tensor, need_bias: bool) -> tuple[Tensor, Tensor]:
         dz = torch.empty_like(z)
-        dbias = pointwise.gelu_backward(grad, z, dz, need_bias=need_bias)
-    else:
-        dz = grad.to(weight.dtype)
-        dbias = grad.sum(0, dtype=torch.float32) if need_bias else None
-    if need_weight:
-        dweight = dz.t() @ normalised_rows(x, norm_weight, norm_bias, eps, rows, weight.dtype)
-    if need_x or need_scale or need_shift:
-        dr = (dz @ weight).view(*size, weight.shape[1])
-        if norm_weight is None or norm_bias is None:
-            dx = dr.to(x.dtype)
-        else:
-            asked = (need_x, need_scale, need_shift)
-            dx, dscale, dshift = layer_norm.backward(
-                dr, x, norm_weight, norm_bias, kept=(), needs=asked, eps=eps, rows=rows, dtype=dr.dtype
-            )
-    return [dx, dweight, dbias, dscale, dshift, None]
+        return dz, pointwise.gelu_backward(grad, z, dz, need_bias=need_bias)
+
+    def norm_backward(dr: Tensor) -> Sequence[Tensor | None]:
+        assert norm_weight is not None
+        assert norm_bias is not None
+        asked = (needs[0], *needs[3:5])
+        return layer_norm.backward(
+            dr, x, norm_weight, norm_bias, kept=(), needs=asked, eps=eps, rows=rows, dtype=dr.dtype
+        )  # fmt: skip
+
+    return composed.backward(
+        grad, x, weight, kept=kept, needs=needs, gelu_backward=gelu_backward,
+        normalised_rows=lambda: normalised_rows(x, norm_weight, norm_bias, eps, rows, weight.dtype),
+        norm_backward=None if norm_weight is None else norm_backward,
+    )  # fmt: skip
 
 
 def normalised_rows(

@@ -5,8 +5,7 @@ their channels and the sums of all results, and walks over the hidden units: it 
 part of the second weight. A power of two that holds 3 * 2^n channels would be far too large, so they are two of them each.
 
 The other way, and the backward always, goes through memory of bounded size (`scratch`, KiB): as many pixels at a time as have
-their hidden units there. The backward computes these once more, and adds up the gradients of the weights over the parts, one
-after another, in float32.
+their hidden units there; see composed.py.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from hifuse_fast.backends import tables
 from hifuse_fast.backends.triton import device, pointwise
 from hifuse_fast.backends.triton.launch import blocks, launch, precision, strided
 from hifuse_fast.backends.triton.launch import why_not as why_not_triton
+from hifuse_fast.ops.functions.mlp import composed
 
 FEW_ROWS = 32768  # of which the one kernel, 128 rows a program, has too few programs to fill a GPU
 
@@ -150,7 +150,7 @@ def write(
         return out
 
     added = None if residual is None else residual.view(-1, columns)
-    parts, size = _parts(len(rows), hidden * expand.element_size(), config["scratch"])
+    parts, size = composed.parts(len(rows), hidden * expand.element_size(), config["scratch"])
     scratch = expand.new_empty((size, hidden))
     for i in range(parts):
         part = slice(i * size, (i + 1) * size)
@@ -175,48 +175,19 @@ def backward(
     grad: Tensor, u: Tensor, expand_weight: Tensor, project_weight: Tensor, *, kept: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients of u, expand_weight and project_weight in their dtypes."""
-    need_u, need_expand, need_project = needs
-    (hidden, depth), columns, dtype = expand_weight.shape, len(project_weight), expand_weight.dtype
-    rows, grads = u.reshape(-1, depth), grad.reshape(-1, columns)
     config = dict(tables.lookup("mlp_backward", "*", tables.architecture(u.device)))
-    parts, size = _parts(len(rows), 2 * hidden * dtype.itemsize, config.pop("scratch"))
-    scratch = expand_weight.new_empty((2, size, hidden))
-    du = expand_weight.new_empty(rows.shape if need_u else 0)
-    dexpand, dproject = (expand_weight.new_empty(0) for _ in range(2))
-    for i in range(parts):
-        part = slice(i * size, (i + 1) * size)
-        x, dy = rows[part].to(dtype), grads[part].to(dtype)
-        h = torch.mm(x, expand_weight.t(), out=scratch[0, : len(x)])
-        dh = torch.mm(dy, project_weight, out=scratch[1, : len(x)])
+    scratch = config.pop("scratch")
+
+    def gelu_backward(h: Tensor, dh: Tensor) -> tuple[Tensor, Tensor]:
         launch(_backward_kernel, (blocks(h.numel(), config["BLOCK"]),), h, dh, h.numel(), **config)
-        if need_project:
-            dproject = _add(dproject, dy.t() @ h, i, parts)
-        if need_expand:
-            dexpand = _add(dexpand, dh.t() @ x, i, parts)
-        if need_u:
-            torch.mm(dh, expand_weight, out=du[part])
-    return [
-        du.view(u.shape).to(u.dtype) if need_u else None,
-        dexpand.to(dtype) if need_expand else None,
-        dproject.to(dtype) if need_project else None,
-    ]
+        return h, dh
 
-
-def _add(total: Tensor, part: Tensor, i: int, parts: int) -> Tensor:
-    """`total` with the i-th of its parts, in float32 where there are several."""
-    if parts == 1:
-        return part
-    return part.float() if i == 0 else total.add_(part)
+    return composed.backward(
+        grad, u, expand_weight, project_weight, needs=needs, scratch=scratch, gelu_backward=gelu_backward
+    )  # fmt: skip
 
 
 def _powers(width: int) -> tuple[int, int]:
     """Two powers of two that hold a width together, as closely as they can; the second may be 0."""
     block = max(16, 1 << (width.bit_length() - 1))
     return block, max(16, triton.next_power_of_2(width - block)) if width > block else 0
-
-
-def _parts(rows: int, row_bytes: int, scratch: int) -> tuple[int, int]:
-    """Into how many parts of equal size the rows go, so that one fits into `scratch` KiB, and how many rows a part has."""
-    most = max(1, scratch * 1024 // row_bytes)
-    size = blocks(rows, max(1, blocks(rows, most)))
-    return max(1, blocks(rows, max(1, size))), size

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from hifuse_fast.backends.cuda.launch import ALIGNMENT, DTYPES, launch, multiprocessors, scratch
+from hifuse_fast.backends.cuda.launch import DTYPES, aligned, launch, multiprocessors, scratch
 from hifuse_fast.backends.cuda.launch import why_not as why_not_cuda
 from hifuse_fast.ops.functions.window_attention import limits
 
@@ -59,21 +58,6 @@ def backward(
     writes = (dqkv, dtable, dbias, scratch("window_attention_backward_scratch", sizes, numbers, qkv))
     launch("window_attention_backward", sizes, numbers, reads, writes)
     return [dqkv if needs[0] else None, dtable, dbias]
-
-
-def aligned(x: Tensor) -> Tensor:
-    """`x` if the kernels can take it as it lies in memory, else a copy that they can."""
-    fits = x.stride(-1) == 1 and all(stride * x.itemsize % ALIGNMENT == 0 for stride in x.stride()[:-1])
-    return x if fits and _begins_aligned(x) else x.clone(memory_format=torch.contiguous_format)
-
-
-def _begins_aligned(x: Tensor) -> bool:
-    if torch.compiler.is_compiling():
-        return True  # a tensor that is traced has no address; the launch looks at it
-    # Memory as a whole begins at more than that.
-    if isinstance(x, FakeTensor) or x.device.type == "meta":
-        return x.storage_offset() * x.itemsize % ALIGNMENT == 0
-    return x.data_ptr() % ALIGNMENT == 0
 
 
 def _sizes(qkv: Tensor, num_heads: int, window_size: int, shift_size: int) -> tuple[int, ...]:

@@ -1,0 +1,34 @@
+"""The prepared mixer in CUDA C++."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.ops.functions.mixer import cuda as mixer
+from hifuse_fast.ops.prepared.base import Layout, PreparedOp
+
+why_not = mixer.why_not
+
+
+class Mixer(PreparedOp):
+    """See `prepare_mixer`."""
+
+    weight: Tensor  # in the order that its kernel reads: [C, 9, C], or depthwise [9, C]
+
+    @staticmethod
+    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        weight = tensors["weight"]
+        return PreparedOp.pack({"weight": mixer.taps_of(weight)}, dtype)
+
+    @staticmethod
+    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
+        channels, depth = shapes["weight"][:2]
+        return {"weight": ((9, channels) if depth < channels else (channels, 9, channels), dtype)}
+
+    @torch.no_grad()
+    def forward(self, z: Tensor, out: Tensor | None = None) -> Tensor:
+        return mixer.write(z, self.weight, torch.empty_like(z) if out is None else out)

@@ -1,0 +1,25 @@
+"""The prepared MLP in CUDA C++."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hifuse_fast.ops.functions.mlp import cuda as mlp
+from hifuse_fast.ops.prepared.base import PreparedOp
+
+why_not = mlp.why_not
+
+
+class Mlp(PreparedOp):
+    """See `prepare_mlp`."""
+
+    expand: Tensor
+    expand_bias: Tensor
+    project: Tensor
+    project_bias: Tensor
+
+    @torch.no_grad()
+    def forward(self, u: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        out = u.new_empty((*u.shape[:3], len(self.project))) if out is None else out
+        return mlp.write(u, self.expand, self.expand_bias, self.project, self.project_bias, residual, out)

@@ -1,0 +1,134 @@
+"""The product in CUDA by itself: sums in parts, stages, alignment; and the gradient of GELU. Its ops have their own parity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hifuse_fast.backends.cuda import launch, pointwise
+from hifuse_fast.backends.cuda import product as of_products
+from hifuse_fast.backends.cuda.product import product
+from hifuse_fast.ops import prepare_linear
+from hifuse_fast.testing import assert_within_rule
+from tests.support.emulation import check_runs, stages_used_once
+from tests.support.kernels import kernels, uniform
+from tests.support.prepared import check_images_apart, check_parity, matrix, place
+
+pytestmark = pytest.mark.gpu
+only = pytest.mark.parametrize("kernel", kernels("prepare_linear", "cuda"))
+
+
+def multiprocessors(count: int) -> Callable[[torch.device], int]:
+    return lambda _: count
+
+
+@pytest.fixture
+def parts_of_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_products, "SHORTEST", 2)
+
+
+@only
+@pytest.mark.usefixtures("parts_of_two_steps")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_sum_in_parts_has_the_same_bits_whoever_adds_them(
+    dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An odd number of steps, with a norm that begins within a row, and a batch of which each image is as alone."""
+    weights = {"weight": matrix("weight", 20, 232), "bias": uniform("bias", 20)}
+    x, residual = uniform("x", 3, 2, 3, 232) + 0.5, uniform("residual", 3, 2, 3, 20)
+    options = {"norm": "row", "activation": "gelu"}
+    check_parity(prepare_linear, weights, [x], dtype, kernel, options=options, residual=residual)
+    weights, x, residual = place(kernel, (weights, x, residual), dtype)
+    op = prepare_linear(**weights, **options, dtype=dtype, backend=kernel)
+    one_block = op(x, residual=residual)
+    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    assert torch.equal(op(x, residual=residual), one_block)
+    assert torch.equal(op(x[1:2], residual=residual[1:2]), one_block[1:2])
+
+
+@only
+@pytest.mark.usefixtures("parts_of_two_steps")
+def test_taps_in_parts(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, weight = place(kernel, (uniform("z", 1, 3, 4, 40), matrix("weight", 40, 360)), torch.bfloat16)
+    results = []
+    for count in (1, 1000):
+        monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(count))
+        results.append(product([z], weight, None, torch.empty_like(z), source="taps"))
+    assert torch.equal(*results)
+
+
+@only
+def test_a_place_for_the_result_that_begins_anywhere(kernel: str) -> None:
+    weight, bias, x = place(kernel, (matrix("w", 8, 16), uniform("b", 8), uniform("x", 1, 3, 5, 16)), torch.bfloat16)
+    op = prepare_linear(weight, bias, dtype=torch.bfloat16, backend=kernel)
+    room = torch.zeros(1 + 15 * 8, dtype=torch.bfloat16, device=x.device)
+    out = op(x, out=room[1:].view(1, 3, 5, 8))
+    assert out.data_ptr() == room[1:].data_ptr()
+    assert torch.equal(out, op(x))
+
+
+@only
+def test_maps_that_are_too_large_are_refused(kernel: str) -> None:
+    if launch.library.lib is None:
+        pytest.skip("there is no library")
+    x = place(kernel, torch.empty(0, 40000, 1, 8))
+    with pytest.raises(RuntimeError, match="more than 32767 pixels high or wide"):
+        product([x], x.new_ones(8, 8), None, x)
+
+
+@only
+def test_images_are_apart_in_bfloat16(kernel: str) -> None:
+    weight, bias, x = place(kernel, (matrix("w", 9, 24), uniform("b", 9), uniform("x", 4, 3, 7, 24)), torch.bfloat16)
+    check_images_apart(prepare_linear(weight, bias, norm="row", dtype=torch.bfloat16, backend=kernel), x)
+
+
+@only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gelu_and_its_gradient(dtype: torch.dtype, kernel: str) -> None:
+    z, grad = place(kernel, (6 * uniform("z", 5, 41), uniform("grad", 5, 41)), dtype)
+
+    def run(compute: torch.dtype) -> tuple[Tensor, Tensor]:
+        leaf = z.to(compute).requires_grad_()
+        out = torch.nn.functional.gelu(leaf)
+        return torch.autograd.grad(out, leaf, grad.to(compute))[0], out.detach()
+
+    for actual, eager, exact in zip(
+        pointwise.gelu_backward(grad, z, activate=True), run(dtype), run(torch.float64), strict=True
+    ):
+        assert actual is not None
+        assert_within_rule(actual, eager, exact)
+
+
+def every_stage(kernel: str) -> list[tuple[Any, list[Tensor]]]:
+    """Calls that go round each stage of the pipeline twice, of a whole tile and more."""
+    weights = {"weight": matrix("weight", 100, 232), "bias": uniform("bias", 100)}
+    made = []
+    for dtype in (torch.bfloat16, torch.float32):
+        w, x = place(kernel, (weights, uniform("x", 1, 11, 12, 232)), dtype)
+        made.append((prepare_linear(**w, norm="row", activation="gelu", dtype=dtype, backend=kernel), [x]))
+    return made
+
+
+@only
+def test_stages_are_used_twice(kernel: str) -> None:
+    stages_used_once()
+    for op, maps in every_stage(kernel):
+        op(*maps)
+    assert stages_used_once() == []
+
+
+@only
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [False, True])
+def test_the_same_bits_in_all_runs(parts: bool, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if parts:
+        monkeypatch.setattr(of_products, "SHORTEST", 2)
+        monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    for op, maps in every_stage(kernel):
+        check_runs(lambda op=op, maps=maps: [op(*maps)])
+    z, weight = place(kernel, (uniform("z", 1, 5, 7, 40), matrix("weight", 40, 360)), torch.bfloat16)
+    check_runs(lambda: [product([z], weight, None, torch.empty_like(z), source="taps", activation="gelu", residual=z)])
