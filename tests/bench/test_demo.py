@@ -116,7 +116,7 @@ def test_a_single_point_has_features_and_leaves_nothing_to_draw() -> None:
 
 
 def test_a_drawing_has_true_size_and_holes() -> None:
-    """A square of 20 mm with a hole of 8 mm in a field of 24 mm: centred, and 1 mm is taken from either side of its outlines."""
+    """A square of 20 mm with a hole of 8 mm in a field of 24 mm: centred, less 1 mm on either side of its outlines."""
     middle = [square(100, 50, 20), square(106, 56, 8, included=False)]
     image = np.array(draw.draw(reading([square(100, 50, 6)], middle, pixel=1.0)))
     below, centre, above = image.transpose(2, 0, 1)
