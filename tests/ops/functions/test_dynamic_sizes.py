@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.source import ConstantSource
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
@@ -21,7 +21,7 @@ from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging, 
 from hifuse_fast.layers import LayerNorm
 from hifuse_fast.ops.functions.padding import pad_to_multiple
 from tests.support.calls import FUNCTIONS, Call
-from tests.support.kernels import kernels
+from tests.support.kernels import device_of, kernels
 
 SIZES = [(2, 5, 9), (3, 14, 21), (2, 33, 12), (4, 7, 8), (5, 28, 50)]  # batch, height, width
 
@@ -73,6 +73,24 @@ def test_sides_of_one_cost_three_graphs_more() -> None:
             x = torch.randn(2, height, width, 16, dtype=torch.float64)
             torch.testing.assert_close(compiled(x), model(x))
     assert counter.frame_count <= 4
+
+
+@pytest.mark.slow  # traces for seconds
+@pytest.mark.parametrize("kernel", kernels("window_attention", "native", "cuda"))
+def test_attention_and_its_gradients_in_one_graph(kernel: str) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ops.window_attention, dynamic=True, fullgraph=True, backend=counter)
+    for batch, height, width in [(3, 5, 9), (4, 14, 7), (5, 8, 12)]:
+        table = torch.randn(49, 2, device=device_of(kernel), requires_grad=True)
+        qkv = torch.randn(batch, height, width, 48, device=table.device, requires_grad=True)
+        found, expected = (
+            call(qkv, table, num_heads=2, window_size=4, shift_size=1, backend=backend)
+            for call, backend in ((compiled, kernel), (ops.window_attention, "reference"))
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        for a, e in zip(*(torch.autograd.grad(y.sin().sum(), (qkv, table)) for y in (found, expected)), strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-3)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
