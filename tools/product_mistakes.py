@@ -78,13 +78,13 @@ def _observe(library: Path, call: str) -> dict[str, list[str]]:
 
     import torch
 
-    from hifuse_fast.backends.cuda import product
+    from hifuse_fast.backends.cuda import launch, product
     from tests.support.emulation import runs
 
     # 132 rows are two tiles, 104 columns two; 232 channels are eight steps, of which the last one is not full.
     rows, columns, depth = ((1, 11, 12), 104, 232) if call == "tiles" else ((1, 3, 5), 24, 232)
     if call == "parts":
-        product.SHORTEST, product.multiprocessors = 2, lambda _: 1000
+        product.SHORTEST, launch.EMULATED_MULTIPROCESSORS = 2, 1000
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:

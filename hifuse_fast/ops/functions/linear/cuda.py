@@ -35,12 +35,12 @@ def forward(
     size = (x.shape[0], (x.shape[1] + half - 1) // half, (x.shape[2] + half - 1) // half)
     out = weight.new_empty((*size, len(weight)))
     z = weight.new_empty((size[0] * size[1] * size[2], len(weight))) if keep and activation == "gelu" else None
-    fits = residual is not None and residual.dtype == weight.dtype
+    added = residual.contiguous() if residual is not None and residual.dtype == weight.dtype else None
     product(
         [x], weight, bias, out, source=rows, norm=None if norm_weight is None else "row", norm_weight=norm_weight,
-        norm_bias=norm_bias, eps=eps, activation=activation, residual=residual.contiguous() if fits else None, before=z,
+        norm_bias=norm_bias, eps=eps, activation=activation, residual=added, before=z,
     )  # fmt: skip
-    return out if residual is None or fits else residual + out, [] if z is None else [z]
+    return out if residual is None or added is not None else residual + out, [] if z is None else [z]
 
 
 def backward(
