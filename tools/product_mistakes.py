@@ -18,7 +18,8 @@ from pathlib import Path
 
 import click
 
-from tools.plant_mistakes import BUILD, NAME, ROOT, Commands, Mistake, judge
+from tools.mistakes import Mistake
+from tools.plant_mistakes import BUILD, NAME, ROOT, Commands, judge
 
 SOURCE = "product_bf16.cu"
 _KERNEL, _ROWS, _RESULTS = "product.cuh", "product_rows.cuh", "product_results.cuh"

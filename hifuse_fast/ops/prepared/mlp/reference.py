@@ -59,9 +59,7 @@ class Mlp(PreparedOp):
         return F.gelu(self._product("expand", "input_scale", u))
 
     def _product(self, name: str, scale: str, x: Tensor) -> Tensor:
-        weight, bias = self._buffers[name], self._buffers[f"{name}_bias"]
-        assert weight is not None
-        assert bias is not None
+        weight, bias = self.get_buffer(name), self.get_buffer(f"{name}_bias")
         if self.options[scale] is None:
             return F.linear(x, weight, bias)
-        return int8.product(int8.quantise(x, self.options[scale]), weight, self._buffers[f"{name}_scale"]) + bias
+        return int8.product(int8.quantise(x, self.options[scale]), weight, self.get_buffer(f"{name}_scale")) + bias
