@@ -186,14 +186,7 @@ MISTAKES = (
         "(char*)&tile.at(row, chunk) + 8",
     ),
     Mistake("the seam a row too far", "window_attention_scores.cuh", "region_of(", "row >= edge", "row > edge"),
-    Mistake(
-        "a padded token is read",
-        _WINDOWS,
-        "load_tokens(",
-        "cp_async_16(&tile.at(token - first, c), row ?",
-        "cp_async_16(&tile.at(token - first, c), true ?",
-        "blocks",
-    ),
+    Mistake("padded tokens are zeros", _WINDOWS, "load_tokens(", ": padding;", ": nullptr;", "blocks"),
     Mistake("a window too many in a share", _FORWARD, _WHOLE, "index < s.windows; index +=", "index <= s.windows; index +="),
     Mistake(
         "statistics of the other stage",
