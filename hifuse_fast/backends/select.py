@@ -37,7 +37,7 @@ HAVE_TABLES = ("cuda", "meta")  #: types of devices whose architecture has a tab
 #: serves what they cannot.
 OPS: dict[str, tuple[str, ...]] = {
     "window_attention": ("triton", "cuda", "native"),
-    "layer_norm": ("triton",),
+    "layer_norm": ("triton", "cuda"),
     "depthwise_norm": ("triton",),
     "batch_norm": ("triton",),
     "max_mean": ("triton",),

@@ -12,6 +12,7 @@
 #include "cuda_build_info.h"  // written by CMake
 
 namespace hifuse {
+void bind_layer_norm(pybind11::module_& m);
 void bind_window_attention(pybind11::module_& m);
 }
 
@@ -33,6 +34,7 @@ PYBIND11_MODULE(HIFUSE_MODULE, m) {
         return all;
       },
       "Name, mangled type, threads, blocks that a multiprocessor is to hold, and bytes of shared memory of every kernel.");
+  hifuse::bind_layer_norm(m);
   hifuse::bind_window_attention(m);
 #ifdef HIFUSE_EMULATED
   hifuse::cuda::bind_emulation(m);

@@ -110,6 +110,11 @@ def _aligned(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
+def strided(x: Tensor) -> Tensor:
+    """A map as kernels that take any strides want it: with its channels side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def _runs(like: Tensor) -> bool:
     return like.device.type != "meta" and not isinstance(like, FakeTensor)
 

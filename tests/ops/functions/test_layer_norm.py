@@ -15,7 +15,7 @@ from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("layer_norm", "triton")
+KERNELS = kernels("layer_norm", "triton", "cuda")
 # B, H, W, C; rows
 CASES = [
     ((2, 5, 7, 17), "pixels"),
