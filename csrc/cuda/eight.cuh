@@ -110,10 +110,10 @@ __device__ __forceinline__ void store_one(const TypedResult& tensor, int64_t at,
     static_cast<uint16_t*>(tensor.data)[at] = static_cast<uint16_t>(narrow(x, 0.0f, tensor.dtype));
 }
 
-// The number that a tensor of this dtype keeps of x.
-__device__ __forceinline__ float rounded(float x, DType dtype) {
-  if (dtype == DType::float32) return x;
-  return dtype == DType::bfloat16 ? unpack<bf16>(narrow(x, 0.0f, dtype)).x : unpack<f16>(narrow(x, 0.0f, dtype)).x;
+// What a tensor of this dtype, of 16 bits, keeps of eight numbers.
+__device__ __forceinline__ void round_to(float (&x)[8], DType dtype) {
+  const Eight e{{narrow(x[0], x[1], dtype), narrow(x[2], x[3], dtype), narrow(x[4], x[5], dtype), narrow(x[6], x[7], dtype)}, {}};
+  widen(x, e, dtype);
 }
 
 // ---- On the host --------------------------------------------------------------------------------------------------------

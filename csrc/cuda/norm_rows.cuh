@@ -44,10 +44,12 @@ struct NormForward {
     RowChunks next;
     p.rows.load(next, s, l, row, row < p.count);
     for (int first = row - l.group; first < p.count; first += step, row += step) {
-      RowValues x;
+      RowValues one[1];
+      RowValues& x = one[0];
+      float scale[1];
       p.rows.widen(x, next, s, l, row, row < p.count);
       p.rows.load(next, s, l, row + step, row + step < p.count);
-      normalise(x, s, l, group, p.eps);
+      normalise(one, scale, s, l, group, p.eps);
       if (row >= p.count) continue;
 #pragma unroll
       for (int i = 0; i < kRowChunks; ++i) {
@@ -98,13 +100,15 @@ struct NormBackward {
         const bool kept = first + l.group < p.pixels;
         const int row = image * p.pixels + first + l.group;
         RowChunks chunks;
-        RowValues x, grad;
+        RowValues one[1], grad;
+        RowValues& x = one[0];
+        float scale[1];
         p.rows.load(chunks, s, l, row, kept);
 #pragma unroll
         for (int i = 0; i < kRowChunks; ++i)
           load_eight(grad[i], p.grad, int64_t(row) * s.width() + l.column(s, i), kept ? l.left[i] : 0, s.vectors);
         p.rows.widen(x, chunks, s, l, row, kept);
-        const float scale = normalise(x, s, l, group, p.eps);
+        normalise(one, scale, s, l, group, p.eps);
         float sums[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int i = 0; i < kRowChunks; ++i) {
@@ -124,15 +128,15 @@ struct NormBackward {
 #pragma unroll
         for (int i = 0; i < kRowChunks; ++i)
 #pragma unroll
-          for (int j = 0; j < 8; ++j) x[i][j] = scale * (grad[i][j] - mean - x[i][j] * along);
+          for (int j = 0; j < 8; ++j) x[i][j] = scale[0] * (grad[i][j] - mean - x[i][j] * along);
         p.rows.store(x, dgate, s, l, group, row, kept);
       }
       if constexpr (Rows::kGates) p.rows.store_gates(p.gate_parts, dgate, shared.sums, s, l, image, p.images);
     }
     if (!p.weight_parts) return;
     const int64_t part = (int64_t(blockIdx.y) * gridDim.x + blockIdx.x) * s.width();
-    shared.sums.store(p.weight_parts + part, dweight, s, l);
-    shared.sums.store(p.bias_parts + part, dbias, s, l);
+    shared.sums.store(dweight, s, l, [&](int i) { return p.weight_parts + part + l.column(s, i); });
+    shared.sums.store(dbias, s, l, [&](int i) { return p.bias_parts + part + l.column(s, i); });
   }
 };
 

@@ -107,31 +107,40 @@ __device__ __forceinline__ float lane_sum(const RowLane& l, const F& f) {
   return total;
 }
 
-// (x - mean) / sqrt(var + eps) in place of x, and 1 / sqrt(var + eps). Chunks that hold nothing of the row are anything after.
+// (x - mean) / sqrt(var + eps) in place of x, and 1 / sqrt(var + eps), of kRows rows side by side. Chunks that hold nothing of the
+// row are anything after.
 //
 // Centred twice: the rounding of the first mean, times 1 / sqrt(eps), would be seen in a row of equal values.
-__device__ __forceinline__ float normalise(RowValues& x, const RowShape& s, const RowLane& l, RowGroup& group, float eps) {
+template <int kRows>
+__device__ __forceinline__ void normalise(RowValues (&x)[kRows], float (&scale)[kRows], const RowShape& s, const RowLane& l,
+                                          RowGroup& group, float eps) {
   const float count = static_cast<float>(s.width());
 #pragma unroll
   for (int turn = 0; turn < 2; ++turn) {
-    const float mean = group.sum(lane_sum(l, [&](int i, int j) { return x[i][j]; })) / count;
+    float mean[kRows];
 #pragma unroll
-    for (int i = 0; i < kRowChunks; ++i)
+    for (int k = 0; k < kRows; ++k) mean[k] = lane_sum(l, [&](int i, int j) { return x[k][i][j]; });
+    group.sum(mean);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) x[i][j] -= mean;
-    if (!s.vectors)
+    for (int k = 0; k < kRows; ++k) {
+      mean[k] /= count;
 #pragma unroll
       for (int i = 0; i < kRowChunks; ++i)
 #pragma unroll
-        for (int j = 0; j < 8; ++j) x[i][j] = j < l.left[i] ? x[i][j] : 0.0f;
+        for (int j = 0; j < 8; ++j) x[k][i][j] = s.vectors || j < l.left[i] ? x[k][i][j] - mean[k] : 0.0f;
+    }
   }
-  const float var = group.sum(lane_sum(l, [&](int i, int j) { return x[i][j] * x[i][j]; })) / count;
-  const float scale = rsqrtf(var + eps);
 #pragma unroll
-  for (int i = 0; i < kRowChunks; ++i)
+  for (int k = 0; k < kRows; ++k) scale[k] = lane_sum(l, [&](int i, int j) { return x[k][i][j] * x[k][i][j]; });
+  group.sum(scale);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) x[i][j] *= scale;
-  return scale;
+  for (int k = 0; k < kRows; ++k) {
+    scale[k] = rsqrtf(scale[k] / count + eps);
+#pragma unroll
+    for (int i = 0; i < kRowChunks; ++i)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) x[k][i][j] *= scale[k];
+  }
 }
 
 // A number of each place of a row, for all groups of a block: a weight, a bias. In halves of chunks, which lie in banks of their
@@ -156,11 +165,13 @@ struct RowParameters {
   }
 };
 
-// Adds what the groups of a block have of each number of a row, and writes it to the row `out`. All threads take part.
+// Adds what the groups of a block have of each number of a row. All threads take part; the sums of chunk i go to out(i), unless
+// that is null.
 struct RowSums {
   float sums[kRowThreads / 32][kRowChunks * 8][32];
 
-  __device__ __forceinline__ void store(float* out, RowValues& x, const RowShape& s, const RowLane& l) {
+  template <class Out>
+  __device__ __forceinline__ void store(RowValues& x, const RowShape& s, const RowLane& l, const Out& out) {
     constexpr int kWarps = kRowThreads / 32;
     for (int other = s.lanes; other < 32; other *= 2)
 #pragma unroll
@@ -172,16 +183,18 @@ struct RowSums {
 #pragma unroll
     for (int i = 0; i < kRowChunks * 8; ++i) sums[warp][i][lane] = x[i / 8][i % 8];
     __syncthreads();
-    if (threadIdx.x >= s.lanes) return;
+    if (l.group > 0) return;
 #pragma unroll
-    for (int i = 0; i < kRowChunks; ++i)
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        if (j >= l.left[i]) continue;
+    for (int i = 0; i < kRowChunks; ++i) {
+      float* const to = l.left[i] > 0 ? out(i) : nullptr;
+      if (!to) continue;
+#pragma unroll 1
+      for (int j = 0; j < min(l.left[i], 8); ++j) {
         float sum = 0.0f;
         for (int other = warp; other < kWarps; other += warps) sum += sums[other][8 * i + j][lane];
-        out[l.column(s, i) + j] = sum;
+        to[j] = sum;
       }
+    }
   }
 };
 

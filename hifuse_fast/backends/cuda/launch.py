@@ -112,7 +112,7 @@ def _aligned(tensor: Tensor | None) -> Tensor | None:
 
 def strided(x: Tensor) -> Tensor:
     """A map as kernels that take any strides want it: with its channels side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _runs(like: Tensor) -> bool:

@@ -15,7 +15,7 @@ from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("concat_norm", "triton")
+KERNELS = kernels("concat_norm", "triton", "cuda")
 # B, H, W, C; the kind of each map's gate
 CASES = [
     ((2, 5, 3, 17), ("channel", "pixel", None)),  # as HFF has it

@@ -1,0 +1,12 @@
+"""The stem in CUDA C++."""
+
+from __future__ import annotations
+
+from hifuse_fast.ops.functions.layer_norm import cuda as layer_norm
+from hifuse_fast.ops.prepared.stem import launched
+
+why_not = layer_norm.why_not
+
+
+class Stem(launched.Stem):
+    layer_norm = layer_norm
