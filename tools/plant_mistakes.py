@@ -76,7 +76,7 @@ class Mistake:
 _WHOLE, _BLOCKS = "struct WindowAttentionForwardWhole", "struct WindowAttentionForwardBlocks"
 _FORWARD, _BACKWARD = "window_attention_forward.cuh", "window_attention_backward.cuh"
 _BACKWARD_BLOCKS, _WINDOWS = "window_attention_backward_blocks.cuh", "window_attention_windows.cuh"
-_SUMS = "window_attention_sums.cuh"
+_SUMS, _PARTS = "window_attention_sums.cuh", "sum_of_parts.cu"
 _STAGE = "__syncthreads();  // this stage is there"
 
 MISTAKES = (
@@ -159,8 +159,8 @@ MISTAKES = (
     Mistake(
         "a query too many in the table's sums", _SUMS, "sum_of_entries(", "query < count", "query <= count", "blocks", True
     ),
-    Mistake("no barrier before parts are added", _SUMS, "struct SumOfParts", "__syncthreads();", "", backward=True),
-    Mistake("a result too many of the parts", _SUMS, "struct SumOfParts", "i >= job.count", "i > job.count", backward=True),
+    Mistake("no barrier before parts are added", _PARTS, "struct SumOfParts", "__syncthreads();", "", backward=True),
+    Mistake("a result too many of the parts", _PARTS, "struct SumOfParts", "i >= count", "i > count", backward=True),
     Mistake("no barrier around keys in the backward", _BACKWARD_BLOCKS, "", _STAGE, "// ", "blocks", True),
     Mistake(
         "no barrier around queries in the backward",
@@ -294,6 +294,7 @@ def plant(mistake: Mistake | None, folder: Path, commands: Commands) -> Path:
         original / "window_attention_forward_bf16.cu",
         original / "window_attention_backward_bf16.cu",
         original / "window_attention.cu",
+        original / "sum_of_parts.cu",
     ):
         if not backward and "forward" not in source.name:
             continue

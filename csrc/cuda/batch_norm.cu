@@ -1,5 +1,5 @@
-// Batch normalisation over the channels of a map, with activation, pooling and residual: statistics, the output in one pass, and
-// in the backward sums over the pixels and another pass.
+// Batch normalisation over the channels of a map, with activation, pooling and residual: statistics, the output in one pass,
+// and in the backward sums over the pixels and another pass.
 #include <algorithm>
 #include <launch.cuh>
 
@@ -17,21 +17,24 @@ struct PixelShares {
 
 // ---- Statistics ---------------------------------------------------------------------------------------------------------
 
-// Count, mean, and sum of squared differences from it, of numbers that were met so far.
+// Count, mean, and sum of squared differences from it, of numbers that were met so far. The mean is a sum of two: rounded to
+// one, a mean of 10000 would cost the differences between means three digits.
 template <class T>
 struct Moments {
-  T count, mean, squares;
+  T count, mean, low, squares;
 
   // Those of other numbers; `share` is their count over that of all.
-  __device__ __forceinline__ void merge(T more, T other_mean, T other_squares, T share) {
-    const T delta = other_mean - mean;
+  __device__ __forceinline__ void merge(T more, T other_mean, T other_low, T other_squares, T share) {
+    const T high = other_mean - mean, rest = other_low - low, delta = high + rest, step = high * share;
     squares += other_squares + delta * delta * (count * share);
-    mean += delta * share;
+    const T sum = mean + step;
+    low += rest * share + (step - (sum - mean));
+    mean = sum;
     count += more;
   }
   __device__ __forceinline__ void merge(const Moments& other) {
     const T all = count + other.count;
-    merge(other.count, other.mean, other.squares, all > T(0) ? other.count / all : T(0));
+    merge(other.count, other.mean, other.low, other.squares, all > T(0) ? other.count / all : T(0));
   }
 };
 
@@ -42,7 +45,7 @@ struct BatchNormStatistics {
   struct Params {
     PixelShares shape;
     Typed x;
-    float* parts;  // [3, shares, channels]: count, mean, squares
+    float* parts;  // [4, shares, channels]: as Moments
   };
   struct Shared {
     Moments<float> moments[kWarps][kColumnChannels];
@@ -51,7 +54,8 @@ struct BatchNormStatistics {
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const PixelShares& s = p.shape;
     const Column c(blockIdx.x, s.channels);
-    float count = 0.0f, mean[8] = {}, squares[8] = {};
+    Moments<float> moments[8] = {};
+    float count = 0.0f;
     for (int64_t first = int64_t(blockIdx.y) * kTile * kColumnRows + c.row; first < s.rows;
          first += int64_t(gridDim.y) * kTile * kColumnRows) {
       float x[kTile][8], more = 0.0f;
@@ -75,20 +79,19 @@ struct BatchNormStatistics {
           tile_squares = fmaf(centred, centred, tile_squares);
         }
         missed *= each;  // by rounding the mean
-        const float delta = about - mean[j] + missed;
-        squares[j] += fmaxf(tile_squares - missed * missed * more, 0.0f) + delta * delta * (count * share);
-        mean[j] = fmaf(delta, share, mean[j]);
+        moments[j].count = count;
+        moments[j].merge(more, about, missed, fmaxf(tile_squares - missed * missed * more, 0.0f), share);
       }
       count += more;
     }
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      Moments<float> m{count, mean[j], squares[j]};
+      Moments<float> m = moments[j];
 #pragma unroll
       for (int other = kColumnLanes; other < 32; other *= 2)
         m.merge({__shfl_xor_sync(0xffffffffu, m.count, other), __shfl_xor_sync(0xffffffffu, m.mean, other),
-                 __shfl_xor_sync(0xffffffffu, m.squares, other)});
+                 __shfl_xor_sync(0xffffffffu, m.low, other), __shfl_xor_sync(0xffffffffu, m.squares, other)});
       if (lane < kColumnLanes) shared.moments[warp][lane * 8 + j] = m;
     }
     __syncthreads();
@@ -98,7 +101,8 @@ struct BatchNormStatistics {
     const int64_t size = int64_t(gridDim.y) * s.channels, at = int64_t(blockIdx.y) * s.channels + c.first + lane;
     p.parts[at] = m.count;
     p.parts[size + at] = m.mean;
-    p.parts[2 * size + at] = m.squares;
+    p.parts[2 * size + at] = m.low;
+    p.parts[3 * size + at] = m.squares;
   }
 };
 
@@ -125,13 +129,13 @@ struct BatchNormMerge {
 #pragma unroll 4
       for (int share = warp * run; share < end; ++share) {
         const int64_t at = int64_t(share) * p.channels + channel;
-        m.merge({p.parts[at], p.parts[size + at], p.parts[2 * size + at]});
+        m.merge({p.parts[at], p.parts[size + at], p.parts[2 * size + at], p.parts[3 * size + at]});
       }
     shared.moments[warp][lane] = m;
     __syncthreads();
     if (warp > 0 || channel >= p.channels) return;
     for (int other = 1; other < kWarps; ++other) m.merge(shared.moments[other][lane]);
-    p.mean[channel] = static_cast<float>(m.mean);
+    p.mean[channel] = static_cast<float>(m.mean + m.low);
     p.var[channel] = static_cast<float>(m.squares / (m.count > 0.0 ? m.count : 1.0));
   }
 };
@@ -280,8 +284,7 @@ struct BatchNormBackwardSums {
     const Column c(blockIdx.x, p.shape.channels);
     const BatchNormColumn of(p.channels, c, p.shape.vectors);
     float sums[2][8] = {};
-    for (int64_t row = int64_t(blockIdx.y) * kColumnRows + c.row; row < p.shape.rows;
-         row += int64_t(gridDim.y) * kColumnRows) {
+    for (int64_t row = int64_t(blockIdx.y) * kColumnRows + c.row; row < p.shape.rows; row += int64_t(gridDim.y) * kColumnRows) {
       float normed[8], dz[8];
       p.gradient(normed, dz, of, c, row);
 #pragma unroll
@@ -310,13 +313,13 @@ struct BatchNormBackward {
       load_eight(dweight, {p.dweight, DType::float32}, c.channel, c.left, s.vectors);
       load_eight(dbias, {p.dbias, DType::float32}, c.channel, c.left, s.vectors);
     }
-    const float rows = static_cast<float>(s.rows);
+    const float each = 1.0f / static_cast<float>(s.rows);
     for (int64_t row = int64_t(blockIdx.y) * kColumnRows + c.row; row < s.rows; row += int64_t(gridDim.y) * kColumnRows) {
       float normed[8], dz[8];
       p.gradient(normed, dz, of, c, row);
       if (p.dweight)
 #pragma unroll
-        for (int j = 0; j < 8; ++j) dz[j] -= fmaf(normed[j], dweight[j], dbias[j]) / rows;
+        for (int j = 0; j < 8; ++j) dz[j] -= fmaf(normed[j], dweight[j], dbias[j]) * each;
 #pragma unroll
       for (int j = 0; j < 8; ++j) dz[j] *= of.scale[j] * of.weight[j];
       store_eight(p.dx, row * s.channels + c.channel, dz, c.left, s.vectors);
@@ -326,9 +329,7 @@ struct BatchNormBackward {
 
 // ---- Entry points -------------------------------------------------------------------------------------------------------
 
-static const char* why_not(const BatchNorm& op) {
-  return too_many(op.batch * op.height * op.width) ? kTooMany : nullptr;
-}
+static const char* why_not(const BatchNorm& op) { return too_many(op.batch * op.height * op.width) ? kTooMany : nullptr; }
 
 // Slices, and shares of the pixels for as many blocks of threads as fit on the device.
 template <class Kernel>
@@ -350,7 +351,7 @@ static dim3 statistics_grid(const BatchNorm& op, int multiprocessors) {
 }
 
 int64_t batch_norm_statistics_scratch(const BatchNorm& op, int multiprocessors) {
-  return 3 * int64_t(statistics_grid(op, multiprocessors).y) * op.channels * int64_t(sizeof(float));
+  return 4 * int64_t(statistics_grid(op, multiprocessors).y) * op.channels * int64_t(sizeof(float));
 }
 
 const char* batch_norm_statistics(const BatchNorm& op, float* mean, float* var, void* scratch, int multiprocessors,
@@ -383,9 +384,19 @@ const char* batch_norm_backward(const BatchNorm& op, bool training, Typed grad, 
   const int64_t rows = op.batch * op.height * op.width;
   const dim3 grid = grid_of<BatchNormBackwardSums>(rows, op.channels, 1, multiprocessors);
   float* const parts = static_cast<float*>(scratch);
-  BatchNormGradientParams p{shares_of(rows, op.channels), static_cast<int>(op.height), static_cast<int>(op.width),
-                            channels_of(op), op.after, op.pool, op.x, grad, parts, parts + int64_t(grid.y) * op.channels,
-                            training ? out.weight : nullptr, training ? out.bias : nullptr, {out.x, op.x.dtype}};
+  BatchNormGradientParams p{shares_of(rows, op.channels),
+                            static_cast<int>(op.height),
+                            static_cast<int>(op.width),
+                            channels_of(op),
+                            op.after,
+                            op.pool,
+                            op.x,
+                            grad,
+                            parts,
+                            parts + int64_t(grid.y) * op.channels,
+                            training ? out.weight : nullptr,
+                            training ? out.bias : nullptr,
+                            {out.x, op.x.dtype}};
   if (out.weight) {
     if (const char* error = launch<BatchNormBackwardSums>(grid, p, stream)) return error;
     const char* error = sum_of_parts(

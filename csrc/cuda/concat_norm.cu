@@ -49,8 +49,9 @@ struct GatedRows {
     }
   }
 
-  __device__ __forceinline__ void store(RowValues& dr, RowValues& dgate, const RowShape& s, const RowLane& l, RowGroup& group,
-                                        int row, bool kept) const {
+  __device__ __forceinline__ void store(RowValues& dr, float scale, RowValues& dgate, const RowShape& s, const RowLane& l,
+                                        RowGroup& group, int row, bool kept) const {
+    float of_gate[kRowChunks][2] = {};
 #pragma unroll
     for (int i = 0; i < kRowChunks; ++i) {
       const int m = run(l, i);
@@ -58,21 +59,24 @@ struct GatedRows {
       if (dmap[m].data) {
         factors(x, s, l, i, row, kept);
 #pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] *= dr[i][j];
+        for (int j = 0; j < 8; ++j) x[j] *= scale * dr[i][j];
         store_eight(dmap[m], int64_t(row) * s.channels + l.channel[i], x, kept ? l.left[i] : 0, s.vectors);
       }
       if (gates) {
         load_eight(x, map[m], int64_t(row) * s.channels + l.channel[i], kept ? l.left[i] : 0, s.vectors);
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-          dr[i][j] *= x[j];
-          dgate[i][j] += dr[i][j];
+          dgate[i][j] = fmaf(scale * dr[i][j], x[j], dgate[i][j]);
+          of_gate[i][j % 2] = fmaf(dr[i][j], x[j], of_gate[i][j % 2]);
         }
       }
     }
     for (int m = 0; m < s.parts; ++m) {
       if (!pixel_gate[m]) continue;
-      const float sum = group.sum(lane_sum(l, [&](int i, int j) { return l.part[i] == m ? dr[i][j] : 0.0f; }));
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kRowChunks; ++i) sum += l.left[i] > 0 && l.part[i] == m ? of_gate[i][0] + of_gate[i][1] : 0.0f;
+      sum = scale * group.sum(sum);
       if (l.lane == 0 && kept) pixel_gate[m][row] = sum;
     }
   }
@@ -158,11 +162,11 @@ const char* concat_norm_backward(const ConcatNorm& op, Typed grad, const ConcatN
        rows.channel_gates ? gate_parts : nullptr, static_cast<int>(op.batch), static_cast<int>(op.pixels), op.eps},
       stream);
   if (error) return error;
-  return sum_of_parts({{weight_parts, out.weight, plan.width, plan.parts()},
-                       {bias_parts, out.bias, plan.width, plan.parts()},
-                       {gate_parts, rows.channel_gates ? out.channel_gates : nullptr,
-                        plan.gates * op.batch * op.channels, plan.shares}},
-                      stream);
+  return sum_of_parts(
+      {{weight_parts, out.weight, plan.width, plan.parts()},
+       {bias_parts, out.bias, plan.width, plan.parts()},
+       {gate_parts, rows.channel_gates ? out.channel_gates : nullptr, plan.gates * op.batch * op.channels, plan.shares}},
+      stream);
 }
 
 }  // namespace hifuse::cuda

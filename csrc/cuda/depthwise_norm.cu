@@ -179,12 +179,13 @@ struct DepthwiseNormBackward {
           }
         }
         group.sum(along);
+        along[0] /= count, along[1] /= count;
         if (!on_map) continue;
 #pragma unroll
         for (int i = 0; i < kRowChunks; ++i) {
 #pragma unroll
           for (int j = 0; j < 8; ++j) {
-            grad[i][j] = scale[k] * (grad[i][j] - along[0] / count - x[k][i][j] * (along[1] / count));
+            grad[i][j] = scale[k] * fmaf(-x[k][i][j], along[1], grad[i][j] - along[0]);
             sums[0][i][j] += grad[i][j];
           }
           if (p.dc) store_eight({p.dc, p.map.taken}, pixel * s.channels + l.channel[i], grad[i], l.left[i], s.vectors);
@@ -194,9 +195,7 @@ struct DepthwiseNormBackward {
     if (!p.parts[0]) return;
 #pragma unroll
     for (int sum = 0; sum < 3; ++sum)
-      shared.sums.store(sums[sum], s, l, [&](int i) {
-        return p.parts[sum] + int64_t(blockIdx.x) * s.channels + l.channel[i];
-      });
+      shared.sums.store(sums[sum], s, l, [&](int i) { return p.parts[sum] + int64_t(blockIdx.x) * s.channels + l.channel[i]; });
   }
 };
 
@@ -228,8 +227,7 @@ struct DepthwiseConvolutionBackward {
       for (int dy = 0; dy < 3; ++dy) {
         float v[kRun + 2][8];
 #pragma unroll
-        for (int n = 0; n < kRun + 2; ++n)
-          p.dc.load(v[n], at, at.y + dy - 1, at.x + n - 1, c.channel, c.left, p.vectors);
+        for (int n = 0; n < kRun + 2; ++n) p.dc.load(v[n], at, at.y + dy - 1, at.x + n - 1, c.channel, c.left, p.vectors);
 #pragma unroll
         for (int n = 0; n < 3; ++n) {
           const int tap = 8 - 3 * dy - n;
@@ -247,8 +245,7 @@ struct DepthwiseConvolutionBackward {
       if (!p.dx.data) continue;
 #pragma unroll
       for (int k = 0; k < kRun; ++k)
-        if (at.x + k < p.map.width)
-          store_eight(p.dx, (p.map.pixel(at) + k) * p.channels + c.channel, dx[k], c.left, p.vectors);
+        if (at.x + k < p.map.width) store_eight(p.dx, (p.map.pixel(at) + k) * p.channels + c.channel, dx[k], c.left, p.vectors);
     }
     if (!p.tap_parts) return;
     shared.sums.store(dtaps, c, p.channels,
@@ -264,11 +261,19 @@ static const char* why_not(const DepthwiseNorm& op) {
 }
 
 static ConvolvedMap map_of(const DepthwiseNorm& op) {
-  return {op.x, op.dtype, op.taken, op.taps, static_cast<int>(op.batch), static_cast<int>(op.height),
-          static_cast<int>(op.width), static_cast<int>((op.channels + 7) / 8)};
+  return {op.x,
+          op.dtype,
+          op.taken,
+          op.taps,
+          static_cast<int>(op.batch),
+          static_cast<int>(op.height),
+          static_cast<int>(op.width),
+          static_cast<int>((op.channels + 7) / 8)};
 }
 
-static RowShape shape_of(const DepthwiseNorm& op) { return row_shape(1, op.channels, has_vectors(op.x, op.dtype, op.channels)); }
+static RowShape shape_of(const DepthwiseNorm& op) {
+  return row_shape(1, op.channels, has_vectors(op.x, op.dtype, op.channels));
+}
 
 template <class Kernel>
 static int blocks_of(const DepthwiseNorm& op, int multiprocessors) {
@@ -291,11 +296,12 @@ const char* depthwise_norm_backward(const DepthwiseNorm& op, Typed grad, void* d
                                     void* scratch, int multiprocessors, void* stream) {
   if (const char* reason = why_not(op)) return reason;
   const int64_t blocks = blocks_of<DepthwiseNormBackward>(op, multiprocessors), size = blocks * op.channels;
-  float* const parts = out.filter_bias ? static_cast<float*>(scratch) : nullptr;
+  const bool parameters = out.filter_bias != nullptr;
+  float* const parts = parameters ? static_cast<float*>(scratch) : nullptr;
   const char* error = launch<DepthwiseNormBackward>(
       dim3(static_cast<unsigned>(blocks)),
       {map_of(op), shape_of(op), op.filter_bias, op.weight, grad, dc, {parts, parts + size, parts + 2 * size}, op.eps}, stream);
-  if (error || !parts) return error;
+  if (error || !parameters) return error;
   return sum_of_parts({{parts, out.filter_bias, op.channels, blocks},
                        {parts + size, out.weight, op.channels, blocks},
                        {parts + 2 * size, out.bias, op.channels, blocks}},
@@ -324,7 +330,7 @@ const char* depthwise_convolution_backward(const DepthwiseNorm& op, const void* 
   float* const parts = dtaps ? static_cast<float*>(scratch) : nullptr;
   const char* error = launch<DepthwiseConvolutionBackward>(
       grid, {map, of_dc, static_cast<int>(op.channels), shape_of(op).vectors, {dx, op.dtype}, parts}, stream);
-  if (error || !parts) return error;
+  if (error || !dtaps) return error;
   return sum_of_parts({{parts, dtaps, 9 * op.channels, grid.y}}, stream);
 }
 

@@ -76,7 +76,8 @@ __device__ __forceinline__ uint32_t narrow(float low, float high, DType dtype) {
 }
 
 // Writes the numbers that are `left`.
-__device__ __forceinline__ void store_eight(const TypedResult& tensor, int64_t at, const float (&x)[8], int left, bool vectors) {
+__device__ __forceinline__ void store_eight(const TypedResult& tensor, int64_t at, const float (&x)[8], int left,
+                                            bool vectors) {
   if (left <= 0) return;
   const bool float32 = tensor.dtype == DType::float32;
   uint32_t r[8];
@@ -112,7 +113,8 @@ __device__ __forceinline__ void store_one(const TypedResult& tensor, int64_t at,
 
 // What a tensor of this dtype, of 16 bits, keeps of eight numbers.
 __device__ __forceinline__ void round_to(float (&x)[8], DType dtype) {
-  const Eight e{{narrow(x[0], x[1], dtype), narrow(x[2], x[3], dtype), narrow(x[4], x[5], dtype), narrow(x[6], x[7], dtype)}, {}};
+  const Eight e{{narrow(x[0], x[1], dtype), narrow(x[2], x[3], dtype), narrow(x[4], x[5], dtype), narrow(x[6], x[7], dtype)},
+                {}};
   widen(x, e, dtype);
 }
 

@@ -105,10 +105,10 @@ const char* channel_gates(const ChannelGates& op, float* gates, void* stream) {
   const int64_t blocks = op.batch * ((op.channels + Kernel::kThreads - 1) / Kernel::kThreads);
   if (op.squeezed > Kernel::kMost) return "gates are squeezed to more than 1024 units";
   if (blocks > INT_MAX) return kTooMany;
-  return launch<Kernel>(dim3(static_cast<unsigned>(blocks)),
-                        {static_cast<int>(op.channels), static_cast<int>(op.squeezed), op.twice, op.statistics, op.squeeze,
-                         op.expand, gates},
-                        stream);
+  return launch<Kernel>(
+      dim3(static_cast<unsigned>(blocks)),
+      {static_cast<int>(op.channels), static_cast<int>(op.squeezed), op.twice, op.statistics, op.squeeze, op.expand, gates},
+      stream);
 }
 
 }  // namespace hifuse::cuda

@@ -43,8 +43,8 @@ struct MapRows {
 #pragma unroll
     for (int i = 0; i < kRowChunks; ++i) cuda::widen(r[i], e[i], dtype);
   }
-  __device__ __forceinline__ void store(RowValues& dr, RowValues&, const RowShape& s, const RowLane& l, RowGroup&, int row,
-                                        bool kept) const {
+  __device__ __forceinline__ void store(RowValues& dr, float scale, RowValues&, const RowShape& s, const RowLane& l, RowGroup&,
+                                        int row, bool kept) const {
     if (!dx || !kept) return;
     const Place at = patches ? place(row) : Place{};
 #pragma unroll
@@ -56,6 +56,8 @@ struct MapRows {
         on_map = y < height && column < width;
         pixel = (int64_t(at.image) * height + y) * width + column;
       }
+#pragma unroll
+      for (int j = 0; j < 8; ++j) dr[i][j] *= scale;
       store_eight({dx, dtype}, pixel * s.channels + l.channel[i], dr[i], on_map ? l.left[i] : 0, s.vectors);
     }
   }
@@ -91,9 +93,9 @@ static int blocks_of(const LayerNorm& op, int multiprocessors) {
 const char* layer_norm_forward(const LayerNorm& op, TypedResult out, int multiprocessors, void* stream) {
   if (const char* reason = why_not(op)) return reason;
   using Kernel = NormForward<MapRows>;
-  return launch<Kernel>(
-      dim3(blocks_of<Kernel>(op, multiprocessors)),
-      {map_rows(op, nullptr), shape_of(op), op.weight, op.bias, out, static_cast<int>(rows_of(op)), op.eps}, stream);
+  return launch<Kernel>(dim3(blocks_of<Kernel>(op, multiprocessors)),
+                        {map_rows(op, nullptr), shape_of(op), op.weight, op.bias, out, static_cast<int>(rows_of(op)), op.eps},
+                        stream);
 }
 
 int64_t layer_norm_backward_scratch(const LayerNorm& op, int multiprocessors) {

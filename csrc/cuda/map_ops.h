@@ -59,8 +59,8 @@ struct ConcatNorm {
 
 const char* concat_norm_forward(const ConcatNorm& op, TypedResult out, int multiprocessors, void* stream);
 
-// Null where not wanted. Those of gates, weight and bias are float32, the last two both or neither; each other one has the dtype
-// of its tensor. Gates of channels have their gradients one behind the other in `channel_gates`.
+// Null where not wanted. Those of gates, weight and bias are float32, the last two both or neither; each other one has the
+// dtype of its tensor. Gates of channels have their gradients one behind the other in `channel_gates`.
 struct ConcatNormGradients {
   void* map[3];
   float* pixel_gate[3];
@@ -75,8 +75,8 @@ const char* concat_norm_backward(const ConcatNorm& op, Typed grad, const ConcatN
 
 // ---- max_mean --------------------------------------------------------------------------------------------------------------
 
-// Of a map [batch, pixels, channels]: over its channels results are [batch, pixels, 2], over its pixels [batch, 2, channels], the
-// largest value first. `index` says at which channel or pixel the largest value is.
+// Of a map [batch, pixels, channels]: over its channels results are [batch, pixels, 2], over its pixels [batch, 2, channels],
+// the largest value first. `index` says at which channel or pixel the largest value is.
 struct MaxMean {
   int64_t batch, pixels, channels;
   bool over_channels;
@@ -147,8 +147,8 @@ const char* depthwise_convolution_backward(const DepthwiseNorm& op, const void* 
 
 // ---- gates -----------------------------------------------------------------------------------------------------------------
 
-// Gates of pixels: sigma of the 7x7 convolution of `statistics`, [batch, height, width, 2], with zeros around. filters [7, 7, 2],
-// bias [1] and gates [batch, height, width] are float32.
+// Gates of pixels: sigma of the 7x7 convolution of `statistics`, [batch, height, width, 2], with zeros around. filters [7, 7,
+// 2], bias [1] and gates [batch, height, width] are float32.
 struct PixelGates {
   int64_t batch, height, width;
   Typed statistics;

@@ -303,7 +303,8 @@ const char* max_mean_backward(const MaxMean& op, Typed grad, const int* index, T
     return launch<MaxMeanChannelsBackward>(grid_of<MaxMeanChannelsBackward>(s), {s, grad, index, dx}, stream);
   }
   const MaxMeanImages s = images_of(op);
-  return launch<MaxMeanPixelsBackward>(dim3(static_cast<unsigned>(op.batch * s.slices), s.shares), {s, grad, index, dx}, stream);
+  return launch<MaxMeanPixelsBackward>(dim3(static_cast<unsigned>(op.batch * s.slices), s.shares), {s, grad, index, dx},
+                                       stream);
 }
 
 }  // namespace hifuse::cuda

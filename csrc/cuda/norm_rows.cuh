@@ -5,7 +5,7 @@
 //       static constexpr bool kGates;                        // rows have factors, which have gradients
 //       void load(RowChunks&, const RowShape&, const RowLane&, int row, bool kept) const;   // zeros where it is not kept
 //       void widen(RowValues&, const RowChunks&, const RowShape&, const RowLane&, int row, bool kept) const;
-//       void store(RowValues& gradient, ...) const;          // of a row that is kept
+//       void store(RowValues& gradient, float scale, ...) const;   // of a row, to be multiplied by `scale`
 //     };
 #pragma once
 #include <launch.cuh>
@@ -112,24 +112,30 @@ struct NormBackward {
         float sums[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int i = 0; i < kRowChunks; ++i) {
-          float weight[8];
+          float weight[8], of_chunk[2][2] = {};
           shared.weight.get(weight, s, l, i);
 #pragma unroll
           for (int j = 0; j < 8; ++j) {
             dweight[i][j] = fmaf(grad[i][j], x[i][j], dweight[i][j]);
             dbias[i][j] += grad[i][j];
-            grad[i][j] *= weight[j];
-            sums[0] += grad[i][j];
-            sums[1] = fmaf(grad[i][j], x[i][j], sums[1]);
+            const float scaled = grad[i][j] * weight[j];
+            of_chunk[0][j % 2] += scaled;
+            of_chunk[1][j % 2] = fmaf(scaled, x[i][j], of_chunk[1][j % 2]);
           }
+          sums[0] += of_chunk[0][0] + of_chunk[0][1];
+          sums[1] += of_chunk[1][0] + of_chunk[1][1];
         }
         group.sum(sums);
         const float mean = sums[0] / count, along = sums[1] / count;
+        // The scale comes last: gradients of gates are sums of these numbers times those of the map, which may cancel.
 #pragma unroll
-        for (int i = 0; i < kRowChunks; ++i)
+        for (int i = 0; i < kRowChunks; ++i) {
+          float weight[8];
+          shared.weight.get(weight, s, l, i);
 #pragma unroll
-          for (int j = 0; j < 8; ++j) x[i][j] = scale[0] * (grad[i][j] - mean - x[i][j] * along);
-        p.rows.store(x, dgate, s, l, group, row, kept);
+          for (int j = 0; j < 8; ++j) x[i][j] = fmaf(-x[i][j], along, fmaf(grad[i][j], weight[j], -mean));
+        }
+        p.rows.store(x, scale[0], dgate, s, l, group, row, kept);
       }
       if constexpr (Rows::kGates) p.rows.store_gates(p.gate_parts, dgate, shared.sums, s, l, image, p.images);
     }

@@ -93,22 +93,23 @@ class RowGroup {
   RowExchange& shared_;
 };
 
-// The sum of f(i, j) over the numbers of a row that this lane holds; what lies beyond a run is zero in it.
+// A sum over the numbers of a row that this lane holds: `add(sum, i, j)` is the sum with number j of chunk i, which lies beyond
+// the row for numbers that are zero.
 template <class F>
-__device__ __forceinline__ float lane_sum(const RowLane& l, const F& f) {
+__device__ __forceinline__ float lane_sum(const RowLane& l, const F& add) {
   float total = 0.0f;
 #pragma unroll
   for (int i = 0; i < kRowChunks; ++i) {
-    float sum = 0.0f;
+    float sum[2] = {0.0f, 0.0f};  // two sums, which err less than one
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum += f(i, j);
-    total += l.left[i] > 0 ? sum : 0.0f;
+    for (int j = 0; j < 8; ++j) sum[j % 2] = add(sum[j % 2], i, j);
+    total += l.left[i] > 0 ? sum[0] + sum[1] : 0.0f;
   }
   return total;
 }
 
-// (x - mean) / sqrt(var + eps) in place of x, and 1 / sqrt(var + eps), of kRows rows side by side. Chunks that hold nothing of the
-// row are anything after.
+// (x - mean) / sqrt(var + eps) in place of x, and 1 / sqrt(var + eps), of kRows rows side by side. Chunks that hold nothing of
+// the row are anything after.
 //
 // Centred twice: the rounding of the first mean, times 1 / sqrt(eps), would be seen in a row of equal values.
 template <int kRows>
@@ -119,7 +120,7 @@ __device__ __forceinline__ void normalise(RowValues (&x)[kRows], float (&scale)[
   for (int turn = 0; turn < 2; ++turn) {
     float mean[kRows];
 #pragma unroll
-    for (int k = 0; k < kRows; ++k) mean[k] = lane_sum(l, [&](int i, int j) { return x[k][i][j]; });
+    for (int k = 0; k < kRows; ++k) mean[k] = lane_sum(l, [&](float sum, int i, int j) { return sum + x[k][i][j]; });
     group.sum(mean);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
@@ -131,7 +132,8 @@ __device__ __forceinline__ void normalise(RowValues (&x)[kRows], float (&scale)[
     }
   }
 #pragma unroll
-  for (int k = 0; k < kRows; ++k) scale[k] = lane_sum(l, [&](int i, int j) { return x[k][i][j] * x[k][i][j]; });
+  for (int k = 0; k < kRows; ++k)
+    scale[k] = lane_sum(l, [&](float sum, int i, int j) { return fmaf(x[k][i][j], x[k][i][j], sum); });
   group.sum(scale);
 #pragma unroll
   for (int k = 0; k < kRows; ++k) {
@@ -143,8 +145,8 @@ __device__ __forceinline__ void normalise(RowValues (&x)[kRows], float (&scale)[
   }
 }
 
-// A number of each place of a row, for all groups of a block: a weight, a bias. In halves of chunks, which lie in banks of their
-// own. The threads that read them stand behind a barrier.
+// A number of each place of a row, for all groups of a block: a weight, a bias. In halves of chunks, which lie in banks of
+// their own. The threads that read them stand behind a barrier.
 struct RowParameters {
   float4 half[2][kRowThreads * kRowChunks];
 

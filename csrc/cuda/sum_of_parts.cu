@@ -1,7 +1,7 @@
-#include "sum_of_parts.h"
-
 #include <algorithm>
 #include <launch.cuh>
+
+#include "sum_of_parts.h"
 
 namespace hifuse::cuda {
 

@@ -1,5 +1,5 @@
-// The last step of sums over blocks of threads: each block writes its own part, and one kernel adds the parts up in their order,
-// in float64. So a sum depends on the launch alone, and there are no atomics.
+// The last step of sums over blocks of threads: each block writes its own part, and one kernel adds the parts up in their
+// order, in float64. So a sum depends on the launch alone, and there are no atomics.
 #pragma once
 
 #include <cstdint>

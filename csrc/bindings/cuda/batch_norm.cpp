@@ -29,7 +29,8 @@ int64_t batch_norm_statistics_scratch(const Sizes& sizes, const Numbers& numbers
 void batch_norm_statistics(const Sizes& sizes, const Numbers& numbers, const Given& x, const Given& mean, const Given& var,
                            const Given& scratch, Stream stream) {
   check(cuda::batch_norm_statistics(batch_norm(sizes, numbers, x, {0}, {0}, {0}, {0}), pointer<float*>(mean),
-                                    pointer<float*>(var), pointer<void*>(scratch), batch_norm_multiprocessors(sizes), stream_of(stream)));
+                                    pointer<float*>(var), pointer<void*>(scratch), batch_norm_multiprocessors(sizes),
+                                    stream_of(stream)));
 }
 
 // dtypes of residual and result

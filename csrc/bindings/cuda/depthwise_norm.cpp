@@ -36,10 +36,10 @@ int64_t depthwise_norm_backward_scratch(const Sizes& sizes, const Numbers& numbe
 void depthwise_norm_backward(const Sizes& sizes, const Numbers& numbers, const Given& grad, const Given& x, const Given& taps,
                              const Given& filter_bias, const Given& weight, const Given& dc, const Given& dfilter_bias,
                              const Given& dweight, const Given& dbias, const Given& scratch, Stream stream) {
-  check(cuda::depthwise_norm_backward(
-      depthwise_norm(sizes, numbers, x, taps, filter_bias, weight, {0}), typed(grad, sizes, 9), pointer<void*>(dc),
-      {pointer<float*>(dfilter_bias), pointer<float*>(dweight), pointer<float*>(dbias)}, pointer<void*>(scratch),
-      depthwise_norm_multiprocessors(sizes), stream_of(stream)));
+  check(cuda::depthwise_norm_backward(depthwise_norm(sizes, numbers, x, taps, filter_bias, weight, {0}), typed(grad, sizes, 9),
+                                      pointer<void*>(dc),
+                                      {pointer<float*>(dfilter_bias), pointer<float*>(dweight), pointer<float*>(dbias)},
+                                      pointer<void*>(scratch), depthwise_norm_multiprocessors(sizes), stream_of(stream)));
 }
 
 int64_t depthwise_convolution_backward_scratch(const Sizes& sizes, const Numbers& numbers, int multiprocessors) {

@@ -4,11 +4,13 @@
 namespace hifuse {
 namespace {
 
-// dtypes of x, weight and bias; batch, height, width, channels, patches; of the launches the dtype of the result or the gradient,
-// multiprocessors; eps
+// dtypes of x, weight and bias; batch, height, width, channels, patches; of the launches the dtype of the result or the
+// gradient, multiprocessors; eps
 cuda::LayerNorm layer_norm(const Sizes& sizes, const Numbers& numbers, const Given& x, const Given& weight, const Given& bias) {
-  return {sizes.at(3), sizes.at(4),          sizes.at(5), sizes.at(6), sizes.at(7) != 0, static_cast<float>(numbers.at(0)),
-          dtype(sizes, 0), map(x), typed(weight, sizes, 1), typed(bias, sizes, 2)};
+  return {sizes.at(3),          sizes.at(4),      sizes.at(5),
+          sizes.at(6),          sizes.at(7) != 0, static_cast<float>(numbers.at(0)),
+          dtype(sizes, 0),      map(x),           typed(weight, sizes, 1),
+          typed(bias, sizes, 2)};
 }
 
 void layer_norm_forward(const Sizes& sizes, const Numbers& numbers, const Given& x, const Given& weight, const Given& bias,

@@ -19,7 +19,7 @@ void bind_gates(pybind11::module_& m);
 void bind_layer_norm(pybind11::module_& m);
 void bind_max_mean(pybind11::module_& m);
 void bind_window_attention(pybind11::module_& m);
-}
+}  // namespace hifuse
 
 #ifdef HIFUSE_EMULATED
 namespace hifuse::cuda {

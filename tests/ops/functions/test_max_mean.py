@@ -14,7 +14,7 @@ from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
 KERNELS = kernels("max_mean", "triton", "cuda")
-SHAPES = [(2, 5, 7, 17), (1, 12, 9, 96), (3, 1, 1, 1), (2, 3, 1, 300)]
+SHAPES = [(2, 5, 7, 17), (1, 12, 9, 96), (3, 1, 1, 1), (2, 3, 1, 300), (2, 18, 19, 9)]
 OVER = ["channels", "pixels"]
 named = pytest.mark.parametrize("shape", SHAPES, ids=str)
 over_both = pytest.mark.parametrize("over", OVER)

@@ -1,4 +1,4 @@
-"""Depthwise 3x3 convolution with layer normalisation in CUDA C++: the launchers of the kernels in csrc/cuda/depthwise_norm.cu."""
+"""Depthwise 3x3 convolution with layer normalisation in CUDA C++: the launchers of csrc/cuda/depthwise_norm.cu."""
 
 from __future__ import annotations
 
@@ -74,8 +74,7 @@ def backward_convolution(dc: Tensor, x: Tensor, filters: Tensor, needs: Sequence
 
 
 def by_tap(filters: Tensor, taken: torch.dtype) -> Tensor:
-    """[C, 1, 3, 3] or [C, 3, 3] -> [9, C, filled up to whole chunks], float32: numbers of `taken`, the channels of a tap side by
-    side."""
+    """[C, 1, 3, 3] -> [9, C, filled up to whole chunks], float32: numbers of `taken`, those of a tap side by side."""
     channels = filters.shape[0]
     taps = filters.new_zeros((9, (channels + CHUNK - 1) // CHUNK * CHUNK), dtype=torch.float32)
     taps[:, :channels] = filters.to(taken).reshape(-1, 9).t()

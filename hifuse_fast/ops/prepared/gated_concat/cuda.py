@@ -1,9 +1,9 @@
-"""The gated concatenation in CUDA C++: what the gates look at, the gates (csrc/cuda/gates.cu), and the concatenation with its norm.
-
-Gates are float32.
-"""
+"""The gated concatenation in CUDA C++: the gates (csrc/cuda/gates.cu), what they look at, concatenation and norm."""
 
 from __future__ import annotations
+
+from types import ModuleType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,6 @@ def channel_gates(x: Tensor, squeeze: Tensor, expand: Tensor, twice: bool) -> Te
 
 
 class GatedConcat(launched.GatedConcat):
-    concat_norm = concat_norm
+    concat_norm: ClassVar[ModuleType] = concat_norm
     pixel_gates = staticmethod(pixel_gates)
     channel_gates = staticmethod(channel_gates)

@@ -1,8 +1,8 @@
-"""The gated concatenation over launchers: the gates, then the function's forward, in the language that a backend's file brings."""
+"""The gated concatenation over launchers: the gates, then the function's forward, in the language of a backend's file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -16,14 +16,22 @@ class GatedConcat(PreparedOp):
     """See `prepare_gated_concat`. Gates and what makes them are float32."""
 
     concat_norm: ClassVar[ModuleType]  #: the launchers of the function, of the backend whose class this is
-    pixel_gates: ClassVar[Callable[[Tensor, Tensor, Tensor], Tensor]]  #: [B, H, W, 1] of a map, filters and their bias
-    channel_gates: ClassVar[Callable[[Tensor, Tensor, Tensor, bool], Tensor]]  #: [B, 1, 1, C] of a map, squeeze, expand, twice
     filters: Tensor  # [7, 7, 2]
     filter_bias: Tensor
     squeeze: Tensor
     expand: Tensor
     scale: Tensor
     shift: Tensor
+
+    @staticmethod
+    def pixel_gates(x: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
+        """[B, H, W, 1] of a map."""
+        raise NotImplementedError
+
+    @staticmethod
+    def channel_gates(x: Tensor, squeeze: Tensor, expand: Tensor, twice: bool) -> Tensor:
+        """[B, 1, 1, C] of a map."""
+        raise NotImplementedError
 
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
@@ -35,14 +43,13 @@ class GatedConcat(PreparedOp):
 
     @torch.no_grad()
     def forward(self, local_map: Tensor, global_map: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        cls = type(self)
         out = x.new_empty((*x.shape[:3], 3 * x.shape[3])) if out is None else out
         gates = [
-            cls.channel_gates(global_map, self.squeeze, self.expand, self.options["double_sigmoid"]),
-            cls.pixel_gates(local_map, self.filters, self.filter_bias),
+            self.channel_gates(global_map, self.squeeze, self.expand, self.options["double_sigmoid"]),
+            self.pixel_gates(local_map, self.filters, self.filter_bias),
             None,
         ]
-        written: Tensor = cls.concat_norm.write(
+        written: Tensor = self.concat_norm.write(
             [global_map, local_map, x], gates, self.scale, self.shift, self.options["eps"], out
         )
         return written

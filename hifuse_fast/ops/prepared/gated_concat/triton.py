@@ -6,6 +6,9 @@ of channels a program squeezes the whole vector of an image, which is little, an
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import ClassVar
+
 import torch
 import triton
 import triton.language as tl
@@ -114,6 +117,6 @@ def channel_gates(x: Tensor, squeeze: Tensor, expand: Tensor, twice: bool) -> Te
 
 
 class GatedConcat(launched.GatedConcat):
-    concat_norm = concat_norm
+    concat_norm: ClassVar[ModuleType] = concat_norm
     pixel_gates = staticmethod(pixel_gates)
     channel_gates = staticmethod(channel_gates)

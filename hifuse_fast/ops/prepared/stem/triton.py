@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import ClassVar
+
 from hifuse_fast.ops.functions.layer_norm import triton as layer_norm
 from hifuse_fast.ops.prepared.stem import launched
 
@@ -9,4 +12,4 @@ why_not = layer_norm.why_not
 
 
 class Stem(launched.Stem):
-    layer_norm = layer_norm
+    layer_norm: ClassVar[ModuleType] = layer_norm
