@@ -53,7 +53,7 @@ class Mistake:
 _WHOLE, _BLOCKS = "struct WindowAttentionForwardWhole", "struct WindowAttentionForwardBlocks"
 _FORWARD, _BACKWARD = "window_attention_forward.cuh", "window_attention_backward.cuh"
 _BACKWARD_BLOCKS, _WINDOWS = "window_attention_backward_blocks.cuh", "window_attention_windows.cuh"
-_SUMS = "window_attention_sums.cuh"
+_SUMS, _PARTS = "window_attention_sums.cuh", "sum_of_parts.cu"
 _STAGE = "__syncthreads();  // this stage is there"
 
 MISTAKES = (
@@ -136,8 +136,8 @@ MISTAKES = (
     Mistake(
         "a query too many in the table's sums", _SUMS, "sum_of_entries(", "query < count", "query <= count", "blocks", True
     ),
-    Mistake("no barrier before parts are added", _SUMS, "struct SumOfParts", "__syncthreads();", "", backward=True),
-    Mistake("a result too many of the parts", _SUMS, "struct SumOfParts", "i >= job.count", "i > job.count", backward=True),
+    Mistake("no barrier before parts are added", _PARTS, "struct SumOfParts", "__syncthreads();", "", backward=True),
+    Mistake("a result too many of the parts", _PARTS, "struct SumOfParts", "i >= count", "i > count", backward=True),
     Mistake("no barrier around keys in the backward", _BACKWARD_BLOCKS, "", _STAGE, "// ", "blocks", True),
     Mistake(
         "no barrier around queries in the backward",
@@ -261,20 +261,22 @@ MISTAKES = (
         "index + 1 < s.windows; index +=",
     ),
     Mistake("sums of a row not shrunk", _FORWARD, _BLOCKS, "total[i] *= shrink;", "", "blocks"),
-    Mistake("the last part of each warp left out", _SUMS, "struct SumOfParts", "part < end;", "part < end - 1;", backward=True),
-    Mistake("the last part left out", _SUMS, "struct SumOfParts", "run, job.parts)", "run, job.parts - 1)", backward=True),
+    Mistake(
+        "the last part of each warp left out", _PARTS, "struct SumOfParts", "part < end;", "part < end - 1;", backward=True
+    ),
+    Mistake("the last part left out", _PARTS, "struct SumOfParts", "run, job.parts)", "run, job.parts - 1)", backward=True),
     Mistake(
         "parts that are no multiple left out",
-        _SUMS,
+        _PARTS,
         "struct SumOfParts",
         "(job.parts + kWarps - 1) / kWarps",
-        "max(job.parts / kWarps, 1)",
+        "max(job.parts / kWarps, int64_t(1))",
         "many parts",
         True,
     ),
     Mistake(
         "a part added by two warps",
-        _SUMS,
+        _PARTS,
         "struct SumOfParts",
         "min((warp + 1) * run, job.parts)",
         "min((warp + 1) * run + 1, job.parts)",
@@ -283,7 +285,7 @@ MISTAKES = (
     ),
     Mistake(
         "the sum of the last warp left out",
-        _SUMS,
+        _PARTS,
         "struct SumOfParts",
         "other < kWarps;",
         "other < kWarps - 3;",

@@ -39,7 +39,7 @@ Right = Callable[[str, bool], dict[str, list[str]]]
 
 # What one call needs: the copies are compiled for this width alone, which makes them quick to compile.
 NARROW = ("window_attention_launch.h", "if (head_dim <= 16) return", "return")
-SOURCES = ("window_attention.cu", "window_attention_forward_bf16.cu", "window_attention_backward_bf16.cu")
+SOURCES = ("window_attention.cu", "window_attention_forward_bf16.cu", "window_attention_backward_bf16.cu", "sum_of_parts.cu")
 _INCLUDE = re.compile(r'^#include ["<]([^">]+)', re.MULTILINE)
 
 

@@ -1,10 +1,8 @@
 // The entry points of window attention: which kernels serve a call.
-#include <launch.cuh>
-
 #include "kernels.h"
 #include "storage.cuh"
+#include "sum_of_parts.h"
 #include "window_attention_launch.h"
-#include "window_attention_sums.cuh"
 
 namespace hifuse::cuda {
 
@@ -47,16 +45,14 @@ const char* window_attention_backward(const WindowAttentionBackward& a, void* sc
 
   const WindowAttentionShape& s = a.shape;
   const bool padded = s.height % s.window_size || s.width % s.window_size;
-  const auto job = [&](int64_t parts, void* out, int64_t count, int of) {
+  const auto job = [&](int64_t parts, void* out, int64_t count, int64_t of) {
     const auto* in = reinterpret_cast<const float*>(static_cast<const unsigned char*>(scratch) + parts);
-    return SumOfParts::Job{in, static_cast<float*>(out), out ? static_cast<int>(count) : 0, of};
+    return PartsJob{in, static_cast<float*>(out), count, of};
   };
   const int64_t side = 2 * s.window_size - 1;
-  const SumOfParts::Params sums{
-      {job(plan.table_parts, a.grad_bias_table, side * side * s.num_heads, plan.parts),
-       job(plan.padding_parts, a.grad_qkv_bias, 3 * s.num_heads * s.head_dim, padded ? plan.parts : 0)}};
-  const int most = std::max(sums.jobs[0].count, sums.jobs[1].count);
-  return launch<SumOfParts>(dim3((most + 31) / 32, 2), sums, stream);
+  return sum_of_parts({job(plan.table_parts, a.grad_bias_table, side * side * s.num_heads, plan.parts),
+                       job(plan.padding_parts, a.grad_qkv_bias, 3 * s.num_heads * s.head_dim, padded ? plan.parts : 0)},
+                      stream);
 }
 
 }  // namespace hifuse::cuda

@@ -1,5 +1,5 @@
 // Sums of the backward over windows, in an order that does not depend on anything but the launch: each block of threads writes
-// its own part, and a last kernel adds the parts up, in float64.
+// its own part, and a last kernel adds the parts up (sum_of_parts.h).
 #pragma once
 #include <launch.cuh>
 
@@ -83,38 +83,6 @@ struct PaddedSums {
       for (int warp = 0; warp < kWarps; ++warp) total += sums[warp][i / kHeadDim][i % kHeadDim];
       out[(first + i / kHeadDim) * s.channels + head * s.head_dim + i % kHeadDim] = total;
     }
-  }
-};
-
-// out[i] = the sum of in[part][i]. A block has 32 results of one of two sums, and a warp of it each kWarps-th run of parts.
-struct SumOfParts {
-  static constexpr const char* kName = "window_attention_sum_of_parts";
-  static constexpr int kThreads = 256, kBlocks = 4, kWarps = kThreads / 32;
-  struct Job {
-    const float* in;
-    float* out;
-    int count, parts;
-  };
-  struct Params {
-    Job jobs[2];
-  };
-  struct Shared {
-    double sums[kWarps][32];
-  };
-
-  static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
-    const Job& job = p.jobs[blockIdx.y];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = blockIdx.x * 32 + lane;
-    const int run = (job.parts + kWarps - 1) / kWarps, end = min((warp + 1) * run, job.parts);
-    double sum = 0.0;
-    if (i < job.count)
-#pragma unroll 8
-      for (int part = warp * run; part < end; ++part) sum += job.in[int64_t(part) * job.count + i];
-    shared.sums[warp][lane] = sum;
-    __syncthreads();
-    if (warp > 0 || i >= job.count) return;
-    for (int other = 1; other < kWarps; ++other) sum += shared.sums[other][lane];
-    job.out[i] = static_cast<float>(sum);
   }
 };
 

@@ -96,6 +96,6 @@ def largest_with_nan(over: str, kernel: str) -> Tensor:
 
 
 @pytest.mark.parametrize("over", ["channels", "pixels"])
-@pytest.mark.parametrize("kernel", kernels("max_mean", "triton"))
+@pytest.mark.parametrize("kernel", kernels("max_mean", "triton", "cuda"))
 def test_the_gradient_of_the_largest_goes_to_the_nan(kernel: str, over: str) -> None:
     assert torch.equal(largest_with_nan(over, kernel), largest_with_nan(over, "reference").to(device_of(kernel)))

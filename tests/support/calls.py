@@ -71,7 +71,8 @@ def _prepared(op: str, maps: Tensors, weights: Tensors, kernels: Any = None, bou
         chosen = {name: option for name, option in options.items() if backend != "reference" or name != "algorithm"}
         return getattr(ops, f"prepare_{op}")(**own, **chosen, dtype=dtype, backend=backend)(*given.values(), **residual)
 
-    return Call(f"prepare_{op}", run, maps, weights, kernels or OPS[f"prepare_{op}"], bound or (lambda _: RULE))
+    usual = tuple(sorted(OPS[f"prepare_{op}"], key=("native", "triton", "cuda").index))
+    return Call(f"prepare_{op}", run, maps, weights, kernels or usual, bound or (lambda _: RULE))
 
 
 def _mixer(algorithm: str) -> Call:
@@ -128,7 +129,7 @@ FUNCTIONS = {
     ),
     "concat norm": Call(
         "concat_norm", lambda backend, tensors: _concat(tensors, backend), {**{name: _map(name) for name in "abc"}, **GATES},
-        {"weight": _ones(3 * C), "bias": _zeros(3 * C)}, ("triton",),
+        {"weight": _ones(3 * C), "bias": _zeros(3 * C)}, OPS["concat_norm"],
     ),
     "mixer": _function("mixer", {"z": _map()}, {"weight": matrix("weight", C, C, 3, 3)}, lambda d: bound("winograd2", d)),
     "depthwise mixer": _function("mixer", {"z": _map()}, {"weight": matrix("weight", C, 1, 3, 3)}),

@@ -12,9 +12,15 @@
 #include "cuda_build_info.h"  // written by CMake
 
 namespace hifuse {
+void bind_batch_norm(pybind11::module_& m);
+void bind_concat_norm(pybind11::module_& m);
+void bind_depthwise_norm(pybind11::module_& m);
+void bind_gates(pybind11::module_& m);
+void bind_layer_norm(pybind11::module_& m);
+void bind_max_mean(pybind11::module_& m);
 void bind_product(pybind11::module_& m);
 void bind_window_attention(pybind11::module_& m);
-}
+}  // namespace hifuse
 
 #ifdef HIFUSE_EMULATED
 namespace hifuse::cuda {
@@ -34,6 +40,12 @@ PYBIND11_MODULE(HIFUSE_MODULE, m) {
         return all;
       },
       "Name, mangled type, threads, blocks that a multiprocessor is to hold, and bytes of shared memory of every kernel.");
+  hifuse::bind_batch_norm(m);
+  hifuse::bind_concat_norm(m);
+  hifuse::bind_depthwise_norm(m);
+  hifuse::bind_gates(m);
+  hifuse::bind_layer_norm(m);
+  hifuse::bind_max_mean(m);
   hifuse::bind_product(m);
   hifuse::bind_window_attention(m);
 #ifdef HIFUSE_EMULATED

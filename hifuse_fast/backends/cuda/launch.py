@@ -126,6 +126,11 @@ def begins_aligned(x: Tensor) -> bool:
     return x.data_ptr() % ALIGNMENT == 0
 
 
+def strided(x: Tensor) -> Tensor:
+    """A map as kernels that take any strides want it: with its channels side by side."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
 def _runs(like: Tensor) -> bool:
     return like.device.type != "meta" and not isinstance(like, FakeTensor)
 

@@ -15,7 +15,7 @@ from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("batch_norm", "triton")
+KERNELS = kernels("batch_norm", "triton", "cuda")
 # B, H, W, C; options; whether there is a residual
 CASES = [
     ((2, 5, 7, 17), {"training": True}, False),

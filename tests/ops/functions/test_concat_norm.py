@@ -15,7 +15,7 @@ from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("concat_norm", "triton")
+KERNELS = kernels("concat_norm", "triton", "cuda")
 # B, H, W, C; the kind of each map's gate
 CASES = [
     ((2, 5, 3, 17), ("channel", "pixel", None)),  # as HFF has it
@@ -24,6 +24,8 @@ CASES = [
     ((2, 1, 1, 8), ("pixel", "channel")),
     ((2, 3, 2, 1), ("channel", "channel", "pixel")),  # one channel: a gate of channels has the last side of one of pixels
     ((1, 9, 7, 33), ("pixel", None, "channel")),
+    ((2, 10, 11, 64), ("channel", "pixel", None)),  # images of several shares
+    ((1, 2, 1, 300), ("pixel", "channel", None)),  # rows that several warps share
 ]
 named = pytest.mark.parametrize(("shape", "kinds"), CASES, ids=str)
 

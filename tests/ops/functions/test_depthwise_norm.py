@@ -18,7 +18,7 @@ from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("depthwise_norm", "triton")
+KERNELS = kernels("depthwise_norm", "triton", "cuda")
 # B, H, W, C
 SHAPES = [(2, 1, 1, 17), (1, 1, 5, 33), (2, 5, 1, 8), (1, 7, 7, 96), (1, 9, 13, 16), (2, 3, 4, 1)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -15,12 +15,14 @@ from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("layer_norm", "triton")
+KERNELS = kernels("layer_norm", "triton", "cuda")
 # B, H, W, C; rows
 CASES = [
     ((2, 5, 7, 17), "pixels"),
     ((1, 4, 6, 96), "pixels"),
     ((3, 1, 1, 1), "pixels"),
+    ((1, 1, 5, 800), "pixels"),  # of rows that several warps share
+    ((1, 1, 2, 1601), "pixels"),
     ((2, 4, 6, 12), "patches"),
     ((1, 5, 7, 33), "patches"),  # padded both ways
     ((2, 1, 3, 8), "patches"),

@@ -13,8 +13,8 @@ from tests.support.functional import DTYPES, check_compiles, check_parity, run
 from tests.support.kernels import DEVICE, kernels, uniform
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("max_mean", "triton")
-SHAPES = [(2, 5, 7, 17), (1, 12, 9, 96), (3, 1, 1, 1), (2, 3, 1, 300)]
+KERNELS = kernels("max_mean", "triton", "cuda")
+SHAPES = [(2, 5, 7, 17), (1, 12, 9, 96), (3, 1, 1, 1), (2, 3, 1, 300), (2, 18, 19, 9)]
 OVER = ["channels", "pixels"]
 named = pytest.mark.parametrize("shape", SHAPES, ids=str)
 over_both = pytest.mark.parametrize("over", OVER)

@@ -14,7 +14,7 @@ from tests.support.kernels import kernels, uniform
 from tests.support.prepared import DTYPES, check_determinism, check_parity, matrix, place
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("prepare_gated_concat", "native", "triton")
+KERNELS = kernels("prepare_gated_concat", "native", "triton", "cuda")
 # B, H, W, C, squeezed
 SHAPES = [(2, 7, 7, 96, 6), (1, 5, 3, 13, 1), (2, 1, 1, 40, 2), (1, 3, 19, 33, 5), (1, 14, 9, 8, 3), (1, 2, 2, 1, 1)]
 GATES = [False, True]

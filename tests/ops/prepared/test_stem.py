@@ -15,7 +15,7 @@ from tests.support.kernels import kernels, uniform
 from tests.support.prepared import DTYPES, check_determinism, check_parity, matrix, place
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("prepare_stem", "native", "triton")
+KERNELS = kernels("prepare_stem", "native", "triton", "cuda")
 EPS = (1e-6, 1e-5)
 # B, in_chans, H, W of the maps, C
 SHAPES = [(2, 3, 8, 7, 96), (1, 1, 3, 5, 13), (3, 5, 1, 1, 40), (1, 4, 17, 9, 8), (1, 3, 1, 2, 1)]

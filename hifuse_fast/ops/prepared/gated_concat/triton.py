@@ -6,8 +6,8 @@ of channels a program squeezes the whole vector of an image, which is little, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from types import ModuleType
+from typing import ClassVar
 
 import torch
 import triton
@@ -18,7 +18,7 @@ from hifuse_fast.backends import tables
 from hifuse_fast.backends.triton.launch import blocks, launch
 from hifuse_fast.ops.functions.concat_norm import triton as concat_norm
 from hifuse_fast.ops.functions.max_mean import triton as max_mean
-from hifuse_fast.ops.prepared.base import Layout, PreparedOp
+from hifuse_fast.ops.prepared.gated_concat import launched
 
 why_not = concat_norm.why_not
 
@@ -116,30 +116,7 @@ def channel_gates(x: Tensor, squeeze: Tensor, expand: Tensor, twice: bool) -> Te
 # ---- The prepared op ---------------------------------------------------------------------------------------------------
 
 
-class GatedConcat(PreparedOp):
-    """See `prepare_gated_concat`."""
-
-    filters: Tensor  # [7, 7, 2]
-    filter_bias: Tensor
-    squeeze: Tensor
-    expand: Tensor
-    scale: Tensor
-    shift: Tensor
-
-    @staticmethod
-    def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
-        return PreparedOp.pack({**tensors, "filters": tensors["filters"].permute(1, 2, 0)}, torch.float32)
-
-    @staticmethod
-    def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
-        return PreparedOp.layout({**shapes, "filters": (7, 7, 2)}, torch.float32)
-
-    @torch.no_grad()
-    def forward(self, local_map: Tensor, global_map: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        out = x.new_empty((*x.shape[:3], 3 * x.shape[3])) if out is None else out
-        gates = [
-            channel_gates(global_map, self.squeeze, self.expand, self.options["double_sigmoid"]),
-            pixel_gates(local_map, self.filters, self.filter_bias),
-            None,
-        ]
-        return concat_norm.write([global_map, local_map, x], gates, self.scale, self.shift, self.options["eps"], out)
+class GatedConcat(launched.GatedConcat):
+    concat_norm: ClassVar[ModuleType] = concat_norm
+    pixel_gates = staticmethod(pixel_gates)
+    channel_gates = staticmethod(channel_gates)
