@@ -49,6 +49,12 @@ def cases() -> list[Case]:
     return [Case(call, 64, "bfloat16", mode, "auto") for mode in calls.MODES]
 
 
+@pytest.fixture(autouse=True)
+def triton_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no other kernels of the op were there: a `Gpu` has times for those that a test names."""
+    monkeypatch.setitem(select.OPS, SECTION, ("triton",))
+
+
 @pytest.fixture
 def third(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(select.OPS, SECTION, ("third", "triton", "native"))

@@ -186,6 +186,7 @@ def test_a_choice_is_measured_again_when_cuda_kernels_have_come(
 ) -> None:
     """But not the tiles of Triton's kernels."""
     choice, tiles = ("layer_norm", "16-bit 7"), (KERNEL, KEY)
+    monkeypatch.setitem(select.OPS, "layer_norm", ("triton",))
     table, keys = tmp_path / "sm_90.toml", {choice: cases, tiles: cases}
     for key, entry in ((choice, {"order": ["triton"]}), (tiles, {"elements": 1})):
         table_file.put(table, *key, entry, tune.full_origin(key, DEVICE))
@@ -216,6 +217,6 @@ def test_without_a_gpu_it_says_what_it_would_do() -> None:
     assert found.exit_code == 0
     assert "No CUDA device" in found.output
     assert "layer_norm_forward 128: 12 candidates on " in found.output
-    assert "  layer_norm 16-bit 96 pixels: 2 candidates on " in found.output  # Triton and the reference
+    assert "  layer_norm 16-bit 96 pixels: 3 candidates on " in found.output  # Triton, CUDA and the reference
     assert "window_attention" not in found.output
     assert CliRunner().invoke(tune.main, ["--calls", "none such"]).exit_code == 2
