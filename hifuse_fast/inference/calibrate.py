@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from hifuse_fast.checks import check_count, check_images
 from hifuse_fast.inference.certificate import Certificate, Part
@@ -220,6 +219,8 @@ def _spread(logits: Tensor) -> float:
 
 
 def _flops_outside_mixers(network: OptimizedHiFuse, images: Tensor) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # which loads Triton
+
     with FlopCounterMode(display=False) as counter:
         network(images)
     counts = counter.get_flop_counts()

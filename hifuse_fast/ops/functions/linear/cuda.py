@@ -1,24 +1,18 @@
-"""The linear over maps in CUDA C++: one kernel forward. The backward is composed, see composed.py; its norm is PyTorch's."""
+"""The linear over maps in CUDA C++: one kernel forward. The backward is composed, see composed.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hifuse_fast.backends.cuda import pointwise
-from hifuse_fast.backends.cuda.launch import why_not as why_not_cuda
 from hifuse_fast.backends.cuda.product import product
+from hifuse_fast.ops.functions.layer_norm import cuda as layer_norm
 from hifuse_fast.ops.functions.linear import composed
-from hifuse_fast.ops.functions.padding import pad_to_multiple
 
-
-def why_not(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str | None:
-    """The reason the CUDA kernels cannot serve this call, or None."""
-    return why_not_cuda(device, dtype)
+why_not = layer_norm.why_not  # of the width that is normalised, 1 for none
 
 
 def forward(
@@ -55,16 +49,9 @@ def backward(
 
     def norm_backward(dr: Tensor) -> Sequence[Tensor | None]:
         assert norm_weight is not None
-        dr, r = dr.float(), (_patches(x) if rows == "patches" else x).float()
-        centred = r - r.mean(3, keepdim=True)
-        spread = (centred.square().mean(3, keepdim=True) + eps).rsqrt()
-        normal, scaled = centred * spread, dr * norm_weight.float()
-        dscale = (dr * normal).sum((0, 1, 2)) if needs[3] else None
-        dshift = dr.sum((0, 1, 2)) if needs[4] else None
-        if not needs[0]:
-            return [None, dscale, dshift]
-        dr = spread * (scaled - scaled.mean(3, keepdim=True) - normal * (scaled * normal).mean(3, keepdim=True))
-        return [(_map_of(dr, x) if rows == "patches" else dr).to(x.dtype), dscale, dshift]
+        assert norm_bias is not None
+        asked = (needs[0], *needs[3:5])
+        return layer_norm.backward(dr, x, norm_weight, norm_bias, kept=(), needs=asked, eps=eps, rows=rows, dtype=dr.dtype)
 
     return composed.backward(
         grad, x, weight, kept=kept, needs=needs, gelu_backward=gelu_backward,
@@ -74,22 +61,7 @@ def backward(
 
 
 def _rows(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, rows: str, dtype: torch.dtype) -> Tensor:
-    """[B, H', W', K] in the dtype of the product, normalised in float32."""
-    x = _patches(x) if rows == "patches" else x
+    """[B, H', W', K] in the dtype of the product, normalised."""
     if norm_weight is not None and norm_bias is not None:
-        x = F.layer_norm(x.float(), x.shape[3:], norm_weight.float(), norm_bias.float(), eps)
+        return layer_norm.write(x, norm_weight, norm_bias, eps, rows, dtype)
     return x.to(dtype)
-
-
-def _patches(x: Tensor) -> Tensor:
-    """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), 4C], as `hifuse_fast.ops.layer_norm` has them."""
-    batch, height, width, channels = x.shape
-    x = pad_to_multiple(x, 2).reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
-    return x.permute(0, 1, 3, 4, 2, 5).flatten(3)
-
-
-def _map_of(patches: Tensor, x: Tensor) -> Tensor:
-    """What `_patches` of a map like x was made of."""
-    batch, height, width, channels = x.shape
-    parts = patches.reshape(*patches.shape[:3], 2, 2, channels).permute(0, 1, 4, 2, 3, 5)
-    return parts.reshape(batch, 2 * patches.shape[1], 2 * patches.shape[2], channels)[:, :height, :width]
