@@ -48,7 +48,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "prepare_window_attention": ("triton", "cuda", "native"),
     "prepare_linear": ("triton", "cuda", "native"),
     "prepare_stem": ("triton", "cuda", "native"),
-    "prepare_local_block": ("triton", "native"),
+    "prepare_local_block": ("triton", "cuda", "native"),
     "prepare_gated_concat": ("triton", "cuda", "native"),
     "prepare_mixer": ("triton", "cuda", "native"),
     "prepare_mlp": ("triton", "cuda", "native"),

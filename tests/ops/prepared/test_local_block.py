@@ -16,7 +16,7 @@ from tests.support.kernels import kernels, uniform
 from tests.support.prepared import DTYPES, check_determinism, check_parity, matrix, place
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("prepare_local_block", "native", "triton")
+KERNELS = kernels("prepare_local_block", "native", "triton", "cuda")
 SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 23, 11, 8), (1, 2, 2, 2)]
 
 

@@ -76,9 +76,14 @@ def backward_convolution(dc: Tensor, x: Tensor, filters: Tensor, needs: Sequence
 def by_tap(filters: Tensor, taken: torch.dtype) -> Tensor:
     """[C, 1, 3, 3] -> [9, C, filled up to whole chunks], float32: numbers of `taken`, those of a tap side by side."""
     channels = filters.shape[0]
-    taps = filters.new_zeros((9, (channels + CHUNK - 1) // CHUNK * CHUNK), dtype=torch.float32)
+    taps = filters.new_zeros((9, filled_up(channels)), dtype=torch.float32)
     taps[:, :channels] = filters.to(taken).reshape(-1, 9).t()
     return taps
+
+
+def filled_up(channels: int) -> int:
+    """So many channels and what is missing to whole chunks."""
+    return (channels + CHUNK - 1) // CHUNK * CHUNK
 
 
 def _sizes(x: Tensor, taken: torch.dtype, vectors: Sequence[Tensor], dtype: torch.dtype) -> tuple[int, ...]:
