@@ -21,7 +21,7 @@ from tests.support.golden import check_training_step, make
 from tests.support.kernels import DEVICE, kernels
 
 pytestmark = pytest.mark.gpu
-KERNELS = kernels("linear", "triton")
+KERNELS = kernels("linear", "triton", "cuda")
 # Every kind of block, shifted windows and padded ones, in a size for the interpreter.
 NARROW: dict[str, Any] = {
     "num_classes": 5,

@@ -1,4 +1,4 @@
-"""The frozen network on Triton, on a GPU or in the interpreter: against the model in float64, `algorithm=`, its file."""
+"""The frozen network on a GPU's kernels, there, in the interpreter or the emulation: against the model, `algorithm=`, its file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.frozen import image, narrow, run
 from tests.support.kernels import DEVICE, kernels, needs_gpu
 
 pytestmark = pytest.mark.gpu
-TRITON = kernels("prepare_linear", "triton")
+TRITON, CUDA = (kernels("prepare_linear", backend) for backend in ("triton", "cuda"))
 VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "depthwise": {"mixer": "depthwise", "channel_gate": "double_sigmoid"}}
 ONE_KERNEL = {"fused": 1, "BLOCK_M": 32, "BLOCK_H": 32, "num_warps": 4, "num_stages": 1}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -29,7 +29,7 @@ def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("backend", TRITON + CUDA)
 @pytest.mark.parametrize(
     ("options", "dtype"),
     [
