@@ -46,7 +46,7 @@ def prepare_gated_concat(
         scale, shift: [3C].
         double_sigmoid: whether the gate of g is sigma(sigma(.)), as in the official code from before 2024-01-16.
         eps: of the norm.
-        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:

@@ -62,7 +62,7 @@ def prepare_linear(
             and kept within -127 to 127; each row of the weight has a scale of its own. It is the largest magnitude that
             norm(rows) should keep, over 127. A row with a value that is not finite gives NaN. GELU is within 2e-5 then. On the
             CPU, for float32 and bfloat16.
-        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:

@@ -36,7 +36,7 @@ def prepare_local_block(
         weight: [C, C], with the scale of the norm folded in.
         bias: [C], with the shift of the norm folded in.
         eps: of the norm.
-        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:

@@ -30,7 +30,7 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     Args:
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
         algorithm: "auto" (the fastest within the bounds for this dtype), "direct", "winograd2" or "winograd4".
-        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:

@@ -47,7 +47,7 @@ def prepare_mlp(
             the one and GELU(...) by the other, rounded, and kept within -127 to 127; each row of a weight has a scale of its
             own. GELU is within 2e-5 then. A row of u with a value that is not finite gives NaN. On the CPU, for float32 and
             bfloat16.
-        dtype: of the maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:

@@ -34,7 +34,7 @@ def prepare_stem(
         weight: [2, C, in_chans, 4, 4], first of the local branch, then of the global branch.
         bias, scale, shift: [2, C].
         eps: of the two norms.
-        dtype: of images and maps, float32 or bfloat16; float16 in Triton and the reference, float64 in the reference alone.
+        dtype: of images and maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
     Returns:
