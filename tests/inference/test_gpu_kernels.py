@@ -1,4 +1,4 @@
-"""The frozen network on the kernels of GPUs, there, in the interpreter or emulated: against the model, `algorithm=`, its file."""
+"""The frozen network on the kernels of GPUs, there, interpreted or emulated: against the model, `algorithm=`, its file."""
 
 from __future__ import annotations
 
