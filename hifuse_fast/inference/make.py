@@ -81,8 +81,8 @@ def optimize_for_inference(
             In float16 a value above 65504 in a map becomes infinite, and so the result: such a network wants bfloat16.
             int8, on a CPU, is of products: those of MLPs and linears that the calibration images find exact enough. The rest
             and the maps are bfloat16 where the CPU multiplies it, else float32. `OptimizedHiFuse.certificate` says more.
-        backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" (on the CPU) or "triton"
-            (on a GPU).
+        backend: of all ops: "auto" takes for each the fastest that can serve; "reference", "native" (on the CPU), "triton"
+            or "cuda" (on a GPU).
         algorithm: of convolutions and products. "auto" is the fastest: on a CPU Winograd's for the 3x3 convolutions, and in
             float32 Strassen's for MLPs and deep linears. "direct" rounds less, takes longer, and needs no more memory than the
             weights of the model. On Triton both are the direct one.
