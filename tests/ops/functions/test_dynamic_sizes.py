@@ -23,6 +23,7 @@ from hifuse_fast.ops.functions.padding import pad_to_multiple
 from tests.support.calls import FUNCTIONS, Call
 from tests.support.kernels import device_of, kernels
 
+pytestmark = pytest.mark.gpu
 SIZES = [(2, 5, 9), (3, 14, 21), (2, 33, 12), (4, 7, 8), (5, 28, 50)]  # batch, height, width
 
 

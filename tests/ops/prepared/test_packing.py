@@ -60,6 +60,15 @@ def test_the_mlp_has_its_second_weight_in_blocks(dtype: torch.dtype) -> None:
     assert torch.equal(packed[2], torch.cat([panels(block, dtype) for block in project.split(192, 1)]))
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (33, 45), (1, 1)], ids=str)
+def test_bytes_lie_in_fours_and_their_sums_behind_a_panel(shape: tuple[int, int]) -> None:
+    weight = torch.randint(-127, 128, shape, dtype=torch.int8)
+    whole = F.pad(weight, (0, -shape[1] % 32, 0, -shape[0] % 32)).unflatten(0, (-1, 32))
+    fours = whole.unflatten(2, (-1, 4)).transpose(1, 2).flatten(1)
+    sums = (-128 * whole.int().sum(2, dtype=torch.int32)).contiguous().view(torch.int8)
+    assert torch.equal(op.pack_int8(weight, 0), torch.cat([fours, sums], 1).flatten())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_filters_lie_tap_by_tap(dtype: torch.dtype) -> None:
     weight = matrix("weight", 40, 40, 3, 3)
@@ -115,6 +124,7 @@ def calls() -> dict[str, tuple[Any, ...]]:
     gates = (torch.randn(2, 7, 7), row[:1], torch.randn(3, c), torch.randn(c, 3), torch.randn(3 * c), torch.randn(3 * c))
     mlp = (torch.randn(20, 32), torch.randn(20), torch.randn(c, 20), row, f32, STRASSEN)
     deep, filters = torch.randn(2, 4, 6, 32), ALGORITHMS["winograd4"]
+    expand, project = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((20, 32), (c, 20)))
     return {
         "copy_weight": (torch.randn(70),),
         "pack_linear": linear,
@@ -134,6 +144,15 @@ def calls() -> dict[str, tuple[Any, ...]]:
         "mixer_convolution": (z, dense, False),
         "mixer_convolution of a gradient": (z, dense, True),
         "mixer_filters_gradient": (x, z),
+        "pack_int8": (expand, 0),
+        "linear_int8_out": (
+            (deep,), op.pack_int8(expand, 0), torch.rand(20), torch.randn(20), None, torch.empty(2, 4, 6, 20), 0, 0, 1e-5, 1,
+            False, 9.0,
+        ),
+        "mlp_int8_out": (
+            deep, op.pack_int8(expand, 0), torch.rand(20), torch.randn(20), op.pack_int8(project, library.lib.mlp_block),
+            torch.rand(c), row, x, out, 9.0, 7.0,
+        ),
         "mean_out": (x, torch.empty(2, 1, 1, c)),
         "mlp_out": (deep, *op.pack_mlp(*mlp), x, out, STRASSEN),
         "window_attention_out": (torch.randn(2, 4, 6, 3 * c), torch.randn(49, 1), None, out, 1, 4, 2, 0.3),
@@ -170,6 +189,15 @@ def test_every_op_is_checked() -> None:
         ("pack_linear", {0: torch.ones(64, 64, dtype=torch.int64)}, "weight must be a floating-point tensor"),
         ("pack_mixer", {2: ALGORITHMS["winograd4_at_call"]}, "transformed at the call in float32 alone"),
         ("pack_mixer depthwise", {2: DIRECT}, "weight has a wrong size: dimension 1 must be 8, got 1"),
+        ("pack_int8", {0: torch.ones(8, 8)}, "weight must be a matrix of int8 on the CPU"),
+        (
+            "linear_int8_out",
+            {1: torch.ones(640, dtype=torch.int8)},
+            "weight must be packed for int8: 1152 contiguous bytes on the CPU",
+        ),
+        ("linear_int8_out", {2: torch.ones(19)}, "scale must be 20 contiguous float32 numbers on the CPU"),
+        ("mlp_int8_out", {1: torch.ones(1024)}, "expand must be packed for int8"),
+        ("mlp_int8_out", {5: torch.ones(7)}, "project_scale must be 8 contiguous float32 numbers on the CPU"),
         ("pack_mlp", {2: torch.randn(8, 21)}, "project has a wrong size: dimension 1 must be 20, got 21"),
     ],
 )
