@@ -104,7 +104,8 @@ def load_network(
 def _in_int8(full: Network, backend: str, images: Tensor, note: Callable[[str], object]) -> Network:
     note(f"Calibrating on {len(images)} images, which may take minutes.")
     frozen = optimize_for_inference(full.model, torch.int8, backend=backend, calibration=images)
-    note(str(frozen.certificate))
+    for line in str(frozen.certificate).splitlines():
+        note(line)
     return Network(frozen, full.options, "int8", torch.float32)
 
 
