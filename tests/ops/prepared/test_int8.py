@@ -255,3 +255,14 @@ def test_direct_calls_are_checked() -> None:
         torch.ops.hifuse_fast.pack_int8(torch.zeros(3, 8), 0)
     with pytest.raises(RuntimeError, match="block must be a multiple of 32"):
         torch.ops.hifuse_fast.pack_int8(torch.zeros(3, 8, dtype=torch.int8), 33)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", kernels("prepare_linear", "triton", "cuda"))
+def test_a_backend_without_int8_says_so(backend: str) -> None:
+    """And never serves the call in another arithmetic."""
+    with pytest.raises(BackendError, match=f"'{backend}' cannot serve prepare_linear: there is no .* kernel in int8"):
+        prepare_linear(matrix("w", 8, 8), torch.zeros(8), input_scale=0.1, dtype=torch.float32, backend=backend)
+    scales = {"input_scale": 0.1, "hidden_scale": 0.1}
+    with pytest.raises(BackendError, match=f"'{backend}' cannot serve prepare_mlp: there is no .* kernel in int8"):
+        prepare_mlp(**mlp_weights(8, 16, 8), **scales, dtype=torch.float32, backend=backend)

@@ -12,9 +12,9 @@ from hifuse_fast.backends.cuda.product import product
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 
-def why_not(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str | None:
+def why_not(*, device: torch.device, dtype: torch.dtype, input_scale: float | None = None, **_: Any) -> str | None:
     """The reason the CUDA kernels cannot serve this call, or None."""
-    return why_not_cuda(device, dtype)
+    return why_not_cuda(device, dtype) if input_scale is None else "there is no CUDA kernel in int8"
 
 
 class Linear(PreparedOp):

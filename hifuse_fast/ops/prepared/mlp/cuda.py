@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hifuse_fast.ops.functions.mlp import cuda as mlp
 from hifuse_fast.ops.prepared.base import PreparedOp
 
-why_not = mlp.why_not
+
+def why_not(*, input_scale: float | None = None, **call: Any) -> str | None:
+    return mlp.why_not(**call) if input_scale is None else "there is no CUDA kernel in int8"
 
 
 class Mlp(PreparedOp):
