@@ -116,30 +116,30 @@ def plant(mistake: Mistake | None, folder: Path, commands: Commands, shipped: Pa
 
 def observe(library: Path, call: str, backward: bool) -> dict[str, list[str]]:
     """Run a call with a library in a process of its own. Of each run: what the emulation said, or a hash of the results."""
-    command = [
-        sys.executable,
-        "-m",
-        "tools.plant_mistakes",
-        "--observe",
-        str(library),
-        call,
-        "backward" if backward else "forward",
-    ]
+    return in_process("tools.plant_mistakes", library, call, "backward" if backward else "forward")
+
+
+def in_process(tool: str, *call: object) -> dict[str, list[str]]:
+    """What a tool of mistakes observes of a call, in a process of its own."""
+    command = [sys.executable, "-m", tool, "--observe", *map(str, call)]
     environment = {**os.environ, "HIFUSE_CUDA_EMULATED": "1"}
-    output = subprocess.run(
-        command, check=True, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300
-    ).stdout
-    found: dict[str, list[str]] = json.loads(output.splitlines()[-1])
+    done = subprocess.run(command, check=True, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300)
+    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def _observe(library: Path, name: str, backward: bool) -> dict[str, list[str]]:
+def load(library: Path) -> None:
+    """Have the package take this library for the emulated kernels."""
     spec = importlib.util.spec_from_file_location(NAME, library)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[NAME] = module
+
+
+def _observe(library: Path, name: str, backward: bool) -> dict[str, list[str]]:
+    load(library)
 
     import torch
 
@@ -182,6 +182,11 @@ class Verdict:
     wrong: int
     message: str
 
+    def line(self, mistake: Mistake) -> str:
+        """What is printed of a mistake."""
+        told = f"told in {self.told} runs, wrong bits in {self.wrong} others"
+        return f"{'caught' if self.caught else 'MISSED'}  {mistake.name}: {told}. {self.message.partition(chr(10))[0]}"
+
     @property
     def caught(self) -> bool:
         """Whether a test would have failed, in whichever run."""
@@ -197,7 +202,11 @@ def judge(found: dict[str, list[str]], right: dict[str, list[str]]) -> Verdict:
 
 def observe_right(library: Path, call: str, backward: bool) -> dict[str, list[str]]:
     """What a library without mistakes does: RuntimeError unless all runs end well, with equal bits."""
-    found = observe(library, call, backward)
+    return passed(observe(library, call, backward), call)
+
+
+def passed(found: dict[str, list[str]], call: str) -> dict[str, list[str]]:
+    """What was observed of a call; RuntimeError unless all runs ended well, with equal bits."""
     if len({tuple(result) for result in found.values()}) != 1 or any(kind != "bits" for kind, _ in found.values()):
         raise RuntimeError(f"the shipped kernels do not pass the call {call}: {found}")
     return found
@@ -222,10 +231,7 @@ def main(build: Path, only: str, observed: tuple[str, str, str] | None) -> None:
             library = plant(mistake, Path(folder) / str(number), commands, shipped.parent)
             verdict = judge(observe(library, mistake.call, mistake.backward), right[mistake.call, mistake.backward])
             missed += not verdict.caught
-            told = f"told in {verdict.told} runs, wrong bits in {verdict.wrong} others"
-            click.echo(
-                f"{'caught' if verdict.caught else 'MISSED'}  {mistake.name}: {told}. {verdict.message.partition(chr(10))[0]}"
-            )
+            click.echo(verdict.line(mistake))
             shutil.rmtree(Path(folder) / str(number))
     if missed:
         raise click.ClickException(f"{missed} mistakes were not caught")

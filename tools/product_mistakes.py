@@ -7,19 +7,16 @@ python -m tools.product_mistakes --only barrier  those whose name has this word
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import click
 
 from tools.mistakes import Mistake
-from tools.plant_mistakes import BUILD, NAME, ROOT, Commands, judge
+from tools.plant_mistakes import BUILD, ROOT, Commands, in_process, judge, load, passed
 
 SOURCE = "product_bf16.cu"
 _KERNEL, _ROWS, _RESULTS = "product.cuh", "product_rows.cuh", "product_results.cuh"
@@ -62,20 +59,11 @@ def plant(mistake: Mistake | None, folder: Path, commands: Commands) -> Path:
 
 def observe(library: Path, call: str) -> dict[str, list[str]]:
     """Run a call with a library in a process of its own. Of each run: what the emulation said, or a hash of the results."""
-    command = [sys.executable, "-m", "tools.product_mistakes", "--observe", str(library), call]
-    environment = {**os.environ, "HIFUSE_CUDA_EMULATED": "1"}
-    done = subprocess.run(command, check=True, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300)
-    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return in_process("tools.product_mistakes", library, call)
 
 
 def _observe(library: Path, call: str) -> dict[str, list[str]]:
-    spec = importlib.util.spec_from_file_location(NAME, library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[NAME] = module
+    load(library)
 
     import torch
 
@@ -106,10 +94,7 @@ def _observe(library: Path, call: str) -> dict[str, list[str]]:
 
 def observe_right(library: Path, call: str) -> dict[str, list[str]]:
     """What a library without mistakes does: RuntimeError unless all runs end well, with equal bits."""
-    found = observe(library, call)
-    if len({tuple(result) for result in found.values()}) != 1 or any(kind != "bits" for kind, _ in found.values()):
-        raise RuntimeError(f"the shipped kernels do not pass the call {call}: {found}")
-    return found
+    return passed(observe(library, call), call)
 
 
 @click.command()
@@ -129,10 +114,7 @@ def main(build: Path, only: str, observed: tuple[str, str] | None) -> None:
         for number, mistake in enumerate(each for each in MISTAKES if only in each.name):
             verdict = judge(observe(plant(mistake, Path(folder) / str(number), commands), mistake.call), right[mistake.call])
             missed += not verdict.caught
-            told = f"told in {verdict.told} runs, wrong bits in {verdict.wrong} others"
-            click.echo(
-                f"{'caught' if verdict.caught else 'MISSED'}  {mistake.name}: {told}. {verdict.message.partition(chr(10))[0]}"
-            )
+            click.echo(verdict.line(mistake))
             shutil.rmtree(Path(folder) / str(number))
     if missed:
         raise click.ClickException(f"{missed} mistakes were not caught")
