@@ -141,8 +141,8 @@ def step(forward: Forward, subject: Subject, backend: str, autocast: bool = True
 # Engines
 
 
-def _compile(network: nn.Module) -> Forward:
-    """Compiled without CUDA graphs of its own.
+def _compile(network: nn.Module, device: torch.device) -> Forward:
+    """Compiled without CUDA graphs of its own; on a CPU without max-autotune, which is not ready after a quarter of an hour.
 
     What is compiled keeps the backend that it was traced under, and torch.compile looks only at the arguments to tell whether
     it has traced this before: so the backend is one of them.
@@ -154,13 +154,14 @@ def _compile(network: nn.Module) -> Forward:
         logits: Tensor = network(images)
         return logits
 
-    compiled = torch.compile(forward, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
+    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+    compiled = torch.compile(forward, fullgraph=True, dynamic=False, mode=mode)
     return lambda images: compiled(images, current_backend())
 
 
 def _inference(subject: Subject, compiled: bool) -> Ready[Tensor]:
     network = copy.deepcopy(subject.network).to(subject.dtype)
-    forward = _compile(network) if compiled else network
+    forward = _compile(network, subject.images.device) if compiled else network
     return Ready(partial(infer, forward, subject.images.to(subject.dtype), "reference"), held_mib=_mib(network))
 
 
@@ -178,7 +179,7 @@ def _frozen(subject: Subject) -> Ready[Any]:
 
 
 def _training(subject: Subject, backend: str, compiled: bool) -> Ready[list[Tensor]]:
-    forward = _compile(subject.network) if compiled else subject.network
+    forward = _compile(subject.network, subject.images.device) if compiled else subject.network
     if backend != "reference":
         _compile_ahead(partial(step, subject.network, subject, backend), subject)  # statistics of a batch need no running ones
     return Ready(partial(step, forward, subject, backend), held_mib=_mib(subject.network))
