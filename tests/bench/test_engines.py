@@ -262,10 +262,8 @@ def breaks(network: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) -
     os._exit(3)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "message"),
-    [pytest.param(torch.float32, "RuntimeError: no luck", marks=pytest.mark.slow), (torch.bfloat16, "exit code 3")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "message"), [(torch.float32, "RuntimeError: no luck"), (torch.bfloat16, "exit code 3")])
 def test_a_worker_that_breaks_says_so(tmp_path: Path, dtype: torch.dtype, message: str):
     save_checkpoint(create_model("hifuse_tiny", num_classes=NUM_CLASSES), tmp_path / "weights.safetensors")
     task = Task("hifuse_tiny", tmp_path / "weights.safetensors", np.zeros((1, 3, 32, 32), np.float32), dtype, 1)

@@ -47,7 +47,7 @@ def aot(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("inference", "bfloat16", marks=pytest.mark.slow),  # with compiled engines
         ("inference", "float32"),
         pytest.param("training", "bfloat16", marks=pytest.mark.slow),
-        ("training", "float32"),
+        pytest.param("training", "float32", marks=pytest.mark.slow),  # test_training.py takes such a step
     ],
 )
 def test_every_engine_is_right(mode: str, dtype: str) -> None:
@@ -76,7 +76,7 @@ def test_what_is_compiled_over_our_ops_is_not_the_compiled_reference(monkeypatch
     monkeypatch.setattr(torch, "compile", lambda f, *, mode, **options: compiler(f, backend=trace, **options))
     torch.compiler.reset()
     network = LayerNorm(8)
-    forwards = {backend: gpu_network._compile(network) for backend in ("reference", "auto")}
+    forwards = {backend: gpu_network._compile(network, torch.device("cpu")) for backend in ("reference", "auto")}
     for backend in ("reference", "auto", "reference", "auto"):
         gpu_network.infer(forwards[backend], torch.ones(1, 2, 2, 8), backend)
     assert traced == ["reference", "auto"]
@@ -163,6 +163,7 @@ def test_an_engine_that_goes_wrong_once_captured_is_not_timed() -> None:
     assert (found.ok, found.note) == (False, "checked")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_engines_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "limits", lambda *_: LIMITS)
     told = []

@@ -32,7 +32,7 @@ def assert_same(actual: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
-        (torch.float32, {}),
+        pytest.param(torch.float32, {}, marks=pytest.mark.slow),  # the tests below export it
         pytest.param(
             torch.bfloat16,
             {**VARIANTS["depthwise"], **VARIANTS["no qkv bias"], **VARIANTS["no classifier"]},
