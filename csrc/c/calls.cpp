@@ -229,6 +229,7 @@ Step step_of(const std::string& op, Reader& r, int64_t in_chans) {
 
 Calls::Calls(const Json& list, const File& file, DType dtype, int64_t in_chans) : dtype_(dtype) {
   Contents contents;
+  int64_t number = 0;
   for (const Json& call : list.as_items("calls")) {
     std::string op;
     try {
@@ -238,8 +239,9 @@ Calls::Calls(const Json& list, const File& file, DType dtype, int64_t in_chans) 
       const std::vector<MapOf>& written = reader.finish();
       written_.insert(written_.end(), written.begin(), written.end());
     } catch (const Refused& error) {
-      refuse("call ", steps_.size(), " of its list, ", op, ": ", error.what());
+      refuse("call ", number, " of its list, ", op, ": ", error.what());
     }
+    ++number;
   }
   require(!steps_.empty() && result().per == 0, "its list of calls must end with a map of one pixel");
   // The rest of the checks: of the smallest images, of which nothing is read.

@@ -210,6 +210,7 @@ void check(const WindowAttentionForward& p) {
   check_sizes(s.batch, {{"height", s.height}, {"width", s.width}, {"num_heads", s.num_heads}, {"head_dim", s.head_dim}});
   check_range("window_size", s.window_size, 1, 16);
   check_range("shift_size", s.shift_size, 0, s.window_size - 1);
+  check_range("head_dim", s.head_dim, 8, 128);
   require(std::isfinite(s.scale), "scale must be finite, got ", s.scale);
   // Windows at the edge are padded to whole ones.
   product_of("the maps", {s.batch, s.height + 16, s.width + 16, s.num_heads, s.head_dim, 64});

@@ -1,7 +1,7 @@
 """The list of calls of a frozen network: what its file carries, so that C runs it without a description of the network.
 
-A list holds for every batch and size: the height and width of each map are those of the padded images, divided by a number. Which
-maps lie in the same memory is what the pool does, which hands maps out by their number of elements.
+A list holds for every batch and size: the height and width of each map are those of the padded images, divided by a number.
+Which maps lie in the same memory is what the pool does, which hands maps out by their number of elements.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def list_calls(calls: Callable[[Tensor], Tape], tensors: Mapping[str, Tensor]) -
     """The calls of a network, each with its op and its arguments, by the names of the op's schema.
 
     A tensor is written as its name; a map as [slot, per, channels]: it is [batch, height / per, width / per, channels], where
-    per = 0 stands for one pixel, and maps of one slot lie in the same memory, one after another; the images as "images". Numbers
-    and None are written as they are. The last map that is written is the result, whose pixel has the logits or features.
+    per = 0 stands for one pixel, and maps of one slot lie in the same memory, one after another; the images as "images".
+    Numbers and None are written as they are. The last map that is written is the result: its pixel has the logits or features.
 
     Args:
         calls: meta images [B, 1, H, W] -> the tape of the calls that they lead to, none of which is made.

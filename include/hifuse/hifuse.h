@@ -83,7 +83,8 @@ HIFUSE_API const char* hifuse_mixer(const hifuse_mixer_params* params, const hif
 HIFUSE_API const char* hifuse_mlp(const hifuse_mlp_params* params, const hifuse_threads* threads);
 HIFUSE_API const char* hifuse_mean(const hifuse_mean_params* params, const hifuse_threads* threads);
 
-/* out = softmax(scale q k^T + bias + mask) v of every head and shifted window, in place of its tokens. */
+/* out = softmax(scale q k^T + bias + mask) v of every head and shifted window, in place of its tokens. Heads have 8 to 128
+ * channels. */
 typedef struct hifuse_window_attention_params {
   hifuse_window_attention_shape shape;
   const void* qkv;         /* [B, H, W, 3 num_heads head_dim]: q of all heads, then k, then v */

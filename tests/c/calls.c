@@ -180,9 +180,10 @@ static void misuse_ops(void) {
   mixer.batch = mixer.height = mixer.width = mixer.channels = 1, mixer.z = mixer.out = map, mixer.weight = map;
   say(hifuse_mixer(&mixer, NULL));
   mixer.dtype = HIFUSE_BFLOAT16, mixer.algorithm = HIFUSE_WINOGRAD4_AT_CALL, say(hifuse_mixer(&mixer, NULL));
-  hifuse_window_attention_params attention = {{HIFUSE_FLOAT32, 1, 1, 1, 1, 1, 17, 0, 1.0}, map, map, NULL, out};
+  hifuse_window_attention_params attention = {{HIFUSE_FLOAT32, 1, 1, 1, 1, 4, 17, 0, 1.0}, map, map, NULL, out};
   say(hifuse_window_attention(&attention, NULL));
   attention.shape.window_size = 4, attention.shape.shift_size = 4, say(hifuse_window_attention(&attention, NULL));
+  attention.shape.shift_size = 3, say(hifuse_window_attention(&attention, NULL));
   hifuse_pack_matrix_params matrix = {HIFUSE_FLOAT32, HIFUSE_STRASSEN, map, 4, 4, 0};
   int64_t bytes = 0;
   say(hifuse_packed_matrix_size(&matrix, &bytes));
