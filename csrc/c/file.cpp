@@ -28,12 +28,13 @@ int64_t bytes_of_an_element(const std::string& dtype) {
 File::File(const char* path) {
   require(path, "path must not be NULL");
   struct stat what{};
-  require(stat(path, &what) == 0, path, ": ", std::strerror(errno));
+  const bool there = stat(path, &what) == 0;
+  require(there, path, ": ", std::strerror(errno));
   require(S_ISREG(what.st_mode), path, " is no file");  // and so never waits for a pipe
   descriptor_ = open(path, O_RDONLY | O_CLOEXEC);
   require(descriptor_ >= 0, path, ": ", std::strerror(errno));
   try {
-    require(fstat(descriptor_, &what) == 0, std::strerror(errno));
+    require(fstat(descriptor_, &what) == 0, "its size is not known");
     size_ = what.st_size;
     read_header();
   } catch (const Refused& error) {

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hifuse_fast.backends.native.tape import Tape
 
+CALLS = "calls"  #: the key of metadata
+
 #: Images whose lists must be the same: no square ones, whose smallest maps could be divided by more than one number.
 SHAPES = ((1, 64, 96), (2, 160, 32), (3, 32, 224))
 

@@ -26,18 +26,9 @@ from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_images
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import FreshMaps, MapPool, Maps, Passage, is_traced
-from hifuse_fast.inference.calls import list_calls
+from hifuse_fast.inference.calls import CALLS, list_calls
 from hifuse_fast.inference.certificate import Certificate
-from hifuse_fast.inference.configuration import (
-    CALLS,
-    CERTIFICATE,
-    DTYPES,
-    FORMAT,
-    MEMORY_FORMATS,
-    VERSION,
-    Configuration,
-    Settings,
-)
+from hifuse_fast.inference.configuration import CERTIFICATE, DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration, Settings
 from hifuse_fast.inference.graphs import Graphs, capture
 from hifuse_fast.inference.watch import Watch
 from hifuse_fast.model import STRIDE

@@ -1,6 +1,6 @@
 /* Calls the library, as tests/c/test_c.py asks:
  *
- *     calls run NETWORK IMAGES DTYPE BATCH HEIGHT WIDTH THREADS RESULTS    runs a network twice, as it is and on the same maps
+ *     calls run NETWORK IMAGES DTYPE BATCH HEIGHT WIDTH THREADS RESULTS    runs a network: once, again, at once
  *     calls open FILES...                                                  opens each, runs what is opened, prints the messages
  *     calls misuse NETWORK                                                 prints the messages of wrong calls
  *     calls ops WEIGHT X RESULT ALGORITHM BATCH HEIGHT WIDTH CHANNELS      a linear, then a mixer, float32
@@ -79,6 +79,36 @@ static void run_beyond(void* context, int64_t tasks, void (*task)(void*, int64_t
 /* ---- Networks -------------------------------------------------------------------------------------------------------------
  */
 
+typedef struct job {
+  hifuse_network* network;
+  const hifuse_images* images;
+  float* results;
+  int failed;
+} job;
+
+static void* do_job(void* argument) {
+  job* const j = argument;
+  j->failed = hifuse_network_run(j->network, j->images, j->results, NULL) != NULL;
+  return NULL;
+}
+
+/* Several threads run one network at once, and each gets these results. */
+static void run_at_once(hifuse_network* network, const hifuse_images* images, const float* expected, size_t bytes) {
+  enum { JOBS = 3 };
+  job jobs[JOBS];
+  pthread_t threads[JOBS];
+  for (int i = 0; i < JOBS; ++i) {
+    const job each = {network, images, malloc(bytes), 0};
+    jobs[i] = each;
+    if (pthread_create(&threads[i], NULL, do_job, &jobs[i])) exit(2);
+  }
+  for (int i = 0; i < JOBS; ++i) {
+    pthread_join(threads[i], NULL);
+    if (jobs[i].failed || memcmp(jobs[i].results, expected, bytes)) check("a call beside others gave other bits");
+    free(jobs[i].results);
+  }
+}
+
 static int run(char** argv) {
   hifuse_network* network = NULL;
   check(hifuse_network_open(argv[0], &network));
@@ -95,6 +125,7 @@ static int run(char** argv) {
   images.strides[0] = images.strides[1] * hifuse_network_in_chans(network);
   check(hifuse_network_run(network, &images, second, NULL));
   if (memcmp(first, second, numbers * sizeof *first)) check("a second call gave other bits");
+  run_at_once(network, &images, first, numbers * sizeof *first);
   write_file(argv[7], first, numbers * sizeof *first);
   for (int64_t i = 0; hifuse_network_class_name(network, i); ++i) printf("%s\n", hifuse_network_class_name(network, i));
   hifuse_network_close(network);
