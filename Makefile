@@ -45,8 +45,8 @@ REPORT ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD := build/native
-SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
-CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc include -type f)
+CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'include/*.h' 'examples/*.c' 'tests/*.c')
 
 .PHONY: help setup bench bench-ops bench-cpu bench-growth demo kernel-report tune gpu-check test test-all test-asan test-tsan test-cpp lint format docs clean
 help:

@@ -25,7 +25,7 @@ from tests.support.paths import ROOT
 
 FILES = ("CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md",
          "pyproject.toml", "requirements-dev.txt", "requirements-peers.txt", "setup.py")  # fmt: skip
-FOLDERS = ("benchmarks", "csrc", "docs", "hifuse_fast", "tests", "tools")
+FOLDERS = ("benchmarks", "csrc", "docs", "examples", "hifuse_fast", "include", "tests", "tools")
 BUILT = ("*.so", "__pycache__", "*.egg-info", "_native_skipped.txt", "_cuda_skipped.txt")
 DATA = {
     "py.typed",

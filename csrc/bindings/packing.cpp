@@ -11,10 +11,6 @@
 namespace hifuse {
 namespace {
 
-int64_t padded(int64_t count) { return (count + 31) / 32 * 32; }
-
-int64_t tile_of(Algorithm algorithm) { return algorithm == Algorithm::winograd2 ? 2 : 4; }
-
 // Weights are read from end to end at every call: with pages of 2 MB there are few misses of the page table.
 Tensor new_weight(const Tensor& like, int64_t count, ScalarType type) {
   Tensor made = torch::stable::new_empty(like, {count}, type);
@@ -61,27 +57,6 @@ Tensor pack_taps(const Tensor& weight, ScalarType dtype) {
 }
 
 }  // namespace
-
-int64_t packed_matrix_size(int64_t columns, int64_t depth, Algorithm algorithm) {
-  if (algorithm == Algorithm::strassen) return (columns + 63) / 64 * 7 * 32 * padded(depth / 2);
-  return padded(columns) * padded(depth);
-}
-
-int64_t packed_int8_size(int64_t columns, int64_t depth, int64_t block) {
-  constexpr int64_t kSums = 32 * 4;  // bytes behind each panel, see cpu/int8.h
-  const int64_t blocks = block ? (depth + block - 1) / block : 1;
-  return padded(columns) * padded(depth) + padded(columns) / 32 * blocks * kSums;
-}
-
-int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm) {
-  switch (algorithm) {
-    case Algorithm::winograd4_at_call: return padded(channels) * padded(9 * channels);
-    case Algorithm::direct: return 9 * padded(channels) * padded(channels);
-    default: break;
-  }
-  const int64_t products = winograd_products(tile_of(algorithm), dtype);
-  return products * products * padded(channels) * padded(channels);
-}
 
 Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, int64_t block) {
   const auto type = dtype_of(dtype);

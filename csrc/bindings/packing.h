@@ -3,17 +3,9 @@
 #pragma once
 
 #include "bindings/common.h"
+#include "cpu/packed_sizes.h"
 
 namespace hifuse {
-
-// Elements of a packed matrix [columns, depth]; the algorithm is direct or strassen.
-int64_t packed_matrix_size(int64_t columns, int64_t depth, Algorithm algorithm);
-
-// Bytes of a packed int8 matrix, its depth in blocks of `block`, or in one where that is 0.
-int64_t packed_int8_size(int64_t columns, int64_t depth, int64_t block = 0);
-
-// Elements of the packed filters of a dense 3x3 convolution of so many channels.
-int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm);
 
 // [columns, depth] of any floating dtype and strides, for products; the depth in blocks of `block`, or in one where that is 0.
 Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, int64_t block = 0);

@@ -14,7 +14,7 @@ namespace {
 
 int64_t torch_threads() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
-void run_on_torch(int64_t count, void* context, void (*body)(void*, int64_t)) {
+void run_on_torch(void*, int64_t count, void* context, void (*body)(void*, int64_t)) {
   if (count == 0) return;
   const int64_t helping = std::min(torch_threads(), count);
   Shares shares;
@@ -26,16 +26,16 @@ void run_on_torch(int64_t count, void* context, void (*body)(void*, int64_t)) {
 
 thread_local int64_t lent = 0;
 
-void run_on_pool(int64_t count, void* context, void (*body)(void*, int64_t)) {
+void run_on_pool(void*, int64_t count, void* context, void (*body)(void*, int64_t)) {
   Pool::of_process().run(count, lent, context, body);
 }
 
-constexpr Parallel kTorch{run_on_torch, torch_threads};
-constexpr Parallel kPool{run_on_pool, [] { return lent; }};
-
 }  // namespace
 
-const Parallel& threads() { return lent ? kPool : kTorch; }
+Parallel threads() {
+  if (lent) return {lent, nullptr, run_on_pool};
+  return {torch_threads(), nullptr, run_on_torch};
+}
 
 int64_t lend_threads(int64_t count) {
   if (count < 0) throw std::invalid_argument("threads must be at least 0, got " + std::to_string(count));

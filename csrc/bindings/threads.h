@@ -6,7 +6,7 @@
 namespace hifuse {
 
 // PyTorch's threads, or for a thread that was lent the pool those of pool.h.
-const Parallel& threads();
+Parallel threads();
 
 // From now on, calls of this thread run on `count` threads of the pool; 0: on PyTorch's. Returns what held before, for another
 // call of this function. Raises std::invalid_argument for a count below 0.

@@ -7,15 +7,17 @@
 
 namespace hifuse {
 
-// The threads that a kernel is lent: PyTorch's, or those of pool.h.
+// The threads that a kernel is lent: PyTorch's, those of pool.h, or those of who calls the library from C.
 struct Parallel {
+  int64_t threads;  // how many may work at a time
+  void* lender;
   // body(context, task) for each task of [0, count); returns when all are done.
-  void (*run)(int64_t count, void* context, void (*body)(void*, int64_t));
-  int64_t (*threads)();
+  void (*run)(void* lender, int64_t count, void* context, void (*body)(void*, int64_t));
 
   template <class Body>
-  void each(int64_t count, const Body& body) const {
-    run(count, const_cast<Body*>(&body), [](void* context, int64_t task) { (*static_cast<const Body*>(context))(task); });
+  void each(int64_t tasks, const Body& body) const {
+    run(lender, tasks, const_cast<Body*>(&body),
+        [](void* context, int64_t task) { (*static_cast<const Body*>(context))(task); });
   }
 };
 

@@ -39,7 +39,7 @@ class LinearKernel {
     const int64_t most = fitting < 28 ? 28 : fitting > kMostRows ? kMostRows : fitting;
     // A convolution is too dear to be made again for another range of panels.
     const int64_t least = args_.rows == Rows::depthwise ? 12 : 24;
-    const Split split(slots_.count(), panels_, least, most, parallel.threads());
+    const Split split(slots_.count(), panels_, least, most, parallel.threads);
     parallel.each(split.blocks * split.ranges, [&](int64_t task) {
       const int64_t range = task / split.blocks, block = task % split.blocks;  // neighbours in time read the same weights
       const int64_t together = args_.pool ? 4 : kTogether, units = slots_.count() / together;

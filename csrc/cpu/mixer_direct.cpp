@@ -24,7 +24,7 @@ class DirectKernel {
     if (rows_ == 0) return;
     int64_t most = kOperandBytes / (depth_ * static_cast<int64_t>(sizeof(S)));
     most = most < 28 ? 28 : most > kMostRows ? kMostRows : most;
-    const Split split(rows_, panels_, 24, most, parallel.threads());
+    const Split split(rows_, panels_, 24, most, parallel.threads);
     parallel.each(split.blocks * split.ranges, [&](int64_t task) {
       const int64_t range = task / split.blocks, block = task % split.blocks;
       run_block(rows_ * block / split.blocks, rows_ * (block + 1) / split.blocks, panels_ * range / split.ranges,

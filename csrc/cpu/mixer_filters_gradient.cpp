@@ -33,7 +33,7 @@ class FiltersGradient {
   // Who computes a sum does not change it, so the threads may decide how the work is cut.
   void run(const Parallel& parallel) const {
     const int64_t ins = divide_up(args_.channels, kTileRows), outs = divide_up(args_.channels, kTileColumns);
-    const int64_t columns = divide_up(outs, kOutTiles), wanted = divide_up(2 * parallel.threads(), columns);
+    const int64_t columns = divide_up(outs, kOutTiles), wanted = divide_up(2 * parallel.threads, columns);
     int64_t rows = divide_up(ins, kInTiles);
     if (rows < wanted) rows = wanted < ins ? wanted : ins;
     const auto part = [](int64_t i, int64_t parts, int64_t all) {

@@ -24,7 +24,7 @@ class Forward {
   }
 
   void run(const Parallel& parallel) const {
-    const int64_t tasks = count(), groups = (tasks + kGroup - 1) / kGroup, wanted = kPiecesPerThread * parallel.threads();
+    const int64_t tasks = count(), groups = (tasks + kGroup - 1) / kGroup, wanted = kPiecesPerThread * parallel.threads;
     const int64_t pieces = groups >= wanted ? groups : tasks < wanted ? tasks : wanted;
     parallel.each(pieces, [&](int64_t piece) { run_tasks(tasks * piece / pieces, tasks * (piece + 1) / pieces); });
   }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hifuse_fast.backends import transforms
-from hifuse_fast.backends.native.tape import recorded
+from hifuse_fast.backends.native.tape import Tape, call, recorded
 from hifuse_fast.backends.native.threads import own_threads
 from hifuse_fast.backends.select import BackendError, traced_for_others
 from hifuse_fast.backends.tracing import take_floats_as_constants
@@ -26,6 +26,7 @@ from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_images
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import FreshMaps, MapPool, Maps, Passage, is_traced
+from hifuse_fast.inference.calls import CALLS, list_calls
 from hifuse_fast.inference.certificate import Certificate
 from hifuse_fast.inference.configuration import CERTIFICATE, DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration, Settings
 from hifuse_fast.inference.graphs import Graphs, capture
@@ -190,6 +191,16 @@ class OptimizedHiFuse(nn.Module):
         logits: Tensor = self.head(_mean(fused_map, self.dtype, natively=self._replayed)).flatten(1)
         return logits
 
+    @torch.no_grad()
+    def _calls(self, images: Tensor) -> Tape:
+        """The calls for images of this shape, on the meta device, from the stem to the result. None is made."""
+        maps = Maps(self.dtype, images.device)
+        with recorded(made=False) as tape:
+            first = self._first(images, maps)
+            self.stem(images, out=first)
+            self._logits(self._through(*first, maps)[0])
+        return tape
+
     def forget_maps(self) -> None:
         """Give back the memory that is kept for calls of the shapes so far."""
         self._pool = MapPool(self.dtype, self.device)
@@ -198,7 +209,8 @@ class OptimizedHiFuse(nn.Module):
         """Write the network as it is, packed, as safetensors; `load_optimized` reads it without folding or packing.
 
         The file appears whole or not at all. It serves every instruction set, by the backends that this network runs on. The
-        `record` of the model, with the names of its classes, goes with it.
+        `record` of the model, with the names of its classes, goes with it. Where all ops are native and the result is no map,
+        the file carries its list of calls too, by which C runs it (docs/c.md).
 
         Raises:
             ValueError: `path` does not end in .safetensors; a module of the network was replaced, or has a hook.
@@ -216,6 +228,8 @@ class OptimizedHiFuse(nn.Module):
         metadata = {"configuration": json.dumps(self.configuration.to_dict()), "ops": json.dumps(entries)}
         if self.record:
             metadata[RECORD] = json.dumps(self.record)
+        if self._replayed:
+            metadata[CALLS] = json.dumps(list_calls(self._calls, tensors))
         if self.certificate is not None:
             metadata[CERTIFICATE] = json.dumps(self.certificate.to_dict())
         write_safetensors(tensors, path, {"format": FORMAT, "version": VERSION, **metadata})
@@ -267,7 +281,7 @@ def _mean(fused_map: Tensor, dtype: torch.dtype, natively: bool) -> Tensor:
         return fused_map.mean((1, 2), keepdim=True, dtype=torch.float64).to(dtype)
     x = fused_map.to(dtype).contiguous()  # as it is, unless a module was replaced
     mean = x.new_empty((x.shape[0], 1, 1, x.shape[3]))
-    torch.ops.hifuse_fast.mean_out(x, mean)
+    call(torch.ops.hifuse_fast.mean_out.default, x, mean)
     return mean
 
 

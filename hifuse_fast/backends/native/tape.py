@@ -11,12 +11,13 @@ from typing import Any
 class Tape:
     """Calls in their order, with their tensors, which it keeps alive."""
 
-    def __init__(self) -> None:
-        self._calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+    def __init__(self, made: bool = True) -> None:
+        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self.made = made  #: whether calls are made, and not only kept
 
     def replay(self) -> None:
         """Make the calls again."""
-        for op, args in self._calls:
+        for op, args in self.calls:
             op(*args)
 
 
@@ -29,9 +30,9 @@ _recording = _Recording()
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[Tape]:
-    """A tape that keeps what this thread calls by `call` within the block."""
-    tape = Tape()
+def recorded(made: bool = True) -> Iterator[Tape]:
+    """A tape that keeps what this thread calls by `call` within the block. With `made=False` the calls are not made."""
+    tape = Tape(made)
     before = _recording.tape
     _recording.tape = tape
     try:
@@ -44,5 +45,7 @@ def call(op: Callable[..., Any], *args: Any) -> Any:
     """op(*args), where everything that it writes is among its arguments; kept where a tape is being recorded."""
     tape = _recording.tape
     if tape is not None:
-        tape._calls.append((op, args))
+        tape.calls.append((op, args))
+        if not tape.made:
+            return None
     return op(*args)

@@ -1,0 +1,196 @@
+// A network: what a file says of it, its weights, its calls, and the maps that they work on.
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "c/border.h"
+#include "c/calls.h"
+#include "c/checks.h"
+#include "c/file.h"
+
+using namespace hifuse;
+using namespace hifuse::c;
+
+struct hifuse_network {
+  int64_t in_chans = 0;
+  DType dtype = DType::float32;
+  std::vector<std::string> classes;
+  hifuse_normalisation normalisation{{0.5f, 0.5f, 0.5f}, {0.5f, 0.5f, 0.5f}};
+  Memory weights;
+  Calls calls;
+  std::mutex lock;
+  std::vector<Memory> idle;  // maps that no call works on; it has room for all that are `lent`
+  size_t lent = 0;           // at the same time, so far
+};
+
+namespace {
+
+constexpr std::string_view kFormat = "hifuse_fast.optimized";
+
+// What a training said of its network; the official ways where it said nothing.
+void read_record(const std::string* text, int64_t outputs, hifuse_network& network) {
+  const Json record = text ? parse_json(*text) : Json{};
+  if (const Json* const classes = record.find("classes")) {
+    for (const Json& name : classes->as_items("classes")) network.classes.push_back(name.as_text("classes"));
+    const auto count = static_cast<int64_t>(network.classes.size());
+    require(count == outputs, "classes must be ", outputs, " names, got ", count);
+  }
+  const Json* const images = record.find("images");
+  const Json* const preparation = images ? images->find("preprocess") : nullptr;
+  if (!preparation) return;
+  const auto read = [&](const char* name, float* to) {
+    const auto& values = preparation->at(name).as_items(name);
+    require(values.size() == 3, name, " must be three numbers, got ", values.size());
+    for (int i = 0; i < 3; ++i) to[i] = static_cast<float>(values[i].as_number(name));
+  };
+  read("mean", network.normalisation.mean);
+  read("std", network.normalisation.std);
+}
+
+// What a file must say before its tensors are read.
+const std::string& list_of_calls(const File& file) {
+  const std::string* const format = file.metadata("format");
+  require(format && *format == kFormat, "it was not written by OptimizedHiFuse.save");
+  const std::string* const calls = file.metadata("calls");
+  const std::string* const version = file.metadata("version");
+  require(calls, "it has no list of calls: its version is ", version ? *version : "missing",
+          ", and files of version 7 have one where the network gives logits or features and all its ops are native; "
+          "load it in Python on a CPU and save it again, or optimise the model again");
+  return *calls;
+}
+
+void read_network(const char* path, hifuse_network& network) {
+  File file(path);
+  try {
+    const Json calls = parse_json(list_of_calls(file));
+    const std::string* const text = file.metadata("configuration");
+    require(text, "its configuration is missing");
+    const Json configuration = parse_json(*text);
+    network.in_chans = configuration.at("in_chans").as_integer("in_chans", 1, INT32_MAX / 16);
+    const std::string& dtype = configuration.at("dtype").as_text("dtype");
+    require(dtype == "float32" || dtype == "bfloat16", "dtype must be float32 or bfloat16, got ", dtype);
+    network.dtype = dtype == "float32" ? DType::float32 : DType::bfloat16;
+    network.weights = file.read();
+    network.calls = Calls(calls, file, network.dtype, network.in_chans);
+    read_record(file.metadata("hifuse_fast.record"), network.calls.result().channels, network);
+    const int64_t classes = configuration.at("num_classes").as_integer("num_classes", 0, INT32_MAX);
+    require(classes == 0 || classes == network.calls.result().channels, "num_classes must be ", network.calls.result().channels,
+            ", as its list of calls says, got ", classes);
+    if (network.classes.empty())
+      for (int64_t i = 0; i < classes; ++i) network.classes.push_back(std::to_string(i));
+  } catch (const Refused& error) {
+    refuse("network ", path, ": ", error.what());
+  }
+}
+
+void check_images(const hifuse_network& network, const hifuse_images* images) {
+  require(images, "images must not be NULL");
+  require(images->dtype == DType::float32 || images->dtype == network.dtype,
+          "images.dtype must be HIFUSE_FLOAT32 or that of the network, got ", static_cast<int>(images->dtype));
+  require(images->data || images->batch == 0, "images.data must not be NULL");
+  require(images->batch >= 0, "images.batch must be at least 0, got ", images->batch);
+  for (const auto& [name, value] : {std::pair{"height", images->height}, std::pair{"width", images->width}})
+    require(value >= 1 && value <= INT32_MAX, "images.", name, " must be from 1 to ", INT32_MAX, ", got ", value);
+}
+
+int64_t whole_strides(int64_t length) { return (length + Calls::kStride - 1) / Calls::kStride * Calls::kStride; }
+
+// The maps of one call: of the network where some are idle, and its again when the call is over.
+class Borrowed {
+ public:
+  explicit Borrowed(hifuse_network& network) : network_(network) {
+    const std::lock_guard guard(network.lock);
+    if (network.idle.empty()) {
+      network.idle.reserve(++network.lent);
+      return;
+    }
+    memory = std::move(network.idle.back());
+    network.idle.pop_back();
+  }
+  ~Borrowed() {
+    const std::lock_guard guard(network_.lock);
+    network_.idle.push_back(std::move(memory));
+  }
+
+  Memory memory;
+
+ private:
+  hifuse_network& network_;
+};
+
+// Of bfloat16, or of float32.
+float wide(const char* from, DType dtype, int64_t index) {
+  uint32_t bits = 0;
+  float value;
+  if (dtype == DType::float32) {
+    __builtin_memcpy(&bits, from + 4 * index, 4);
+  } else {
+    uint16_t half;
+    __builtin_memcpy(&half, from + 2 * index, 2);
+    bits = uint32_t{half} << 16;
+  }
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+void run(hifuse_network& network, const hifuse_images& images, float* results, const hifuse_threads* threads) {
+  Lent lent(threads);
+  Frame frame{images, {}, whole_strides(images.height), whole_strides(images.width), {}};
+  std::copy_n(images.strides, 4, frame.strides);
+  if (std::all_of(images.strides, images.strides + 4, [](int64_t stride) { return stride == 0; })) {
+    const int64_t plane = product_of("images", {images.height, images.width});
+    product_of("images", {images.batch, network.in_chans, plane, 4});
+    const int64_t strides[] = {network.in_chans * plane, plane, images.width, 1};
+    std::copy_n(strides, 4, frame.strides);
+  }
+  const std::vector<int64_t> sizes = network.calls.slot_sizes(images.batch, frame.height, frame.width);
+  int64_t total = kLine;
+  for (const int64_t size : sizes)
+    require(!__builtin_add_overflow(total, whole_lines(size), &total) && total <= INT64_MAX / 2, "images is too large");
+  if (images.batch == 0) return;
+  Borrowed maps(network);
+  maps.memory.grow(total);
+  char* at = maps.memory.data();
+  for (const int64_t size : sizes) frame.slots.push_back(at), at += whole_lines(size);
+  network.calls.run(frame, lent.parallel());
+  const MapOf& result = network.calls.result();
+  for (int64_t i = 0; i < images.batch * result.channels; ++i) results[i] = wide(frame.at(result), network.dtype, i);
+}
+
+}  // namespace
+
+const char* hifuse_network_open(const char* path, hifuse_network** network) {
+  return guarded([&] {
+    require(network, "network must not be NULL");
+    *network = nullptr;
+    auto opened = std::make_unique<hifuse_network>();
+    read_network(path, *opened);
+    *network = opened.release();
+  });
+}
+
+void hifuse_network_close(hifuse_network* network) { delete network; }
+
+const char* hifuse_network_run(hifuse_network* network, const hifuse_images* images, float* results,
+                               const hifuse_threads* threads) {
+  return guarded([&] {
+    require(network, "network must not be NULL");
+    check_images(*network, images);
+    require(results, "results must not be NULL");
+    run(*network, *images, results, threads);
+  });
+}
+
+int64_t hifuse_network_in_chans(const hifuse_network* network) { return network->in_chans; }
+int64_t hifuse_network_outputs(const hifuse_network* network) { return network->calls.result().channels; }
+hifuse_dtype hifuse_network_dtype(const hifuse_network* network) { return network->dtype; }
+
+const char* hifuse_network_class_name(const hifuse_network* network, int64_t index) {
+  const auto count = static_cast<int64_t>(network->classes.size());
+  return index >= 0 && index < count ? network->classes[static_cast<size_t>(index)].c_str() : nullptr;
+}
+
+hifuse_normalisation hifuse_network_normalisation(const hifuse_network* network) { return network->normalisation; }
