@@ -3,9 +3,17 @@
 For each model, dtype and batch size the engines (`peers.py`) get ready one after the other, each in a process of its own
 (`bench.worker`). Their logits are compared with the reference in float64: float32 within 1e-4 of the largest and with the same
 classes, bfloat16 by the tolerance rule of `hifuse_fast.testing`, measured by eager PyTorch. A wrong engine gets no time; the
-others then take turns. An engine that is given a graph gets two, the official network's and ours (`peers.OWN_GRAPH`), in a
-process each: the row is that of the faster one, and says which. With `--neighbours` they take turns beside that many processes
-that compute all the time, in rows of the suite "busy".
+others then take turns.
+
+Engines in int8 (`peers.INT8` in their name) take turns with those of the dtype that serves the CPU best otherwise, in rows of
+the dtype "int8". All are calibrated on the same samples (`peers.calibration`). The logits of one are right where their error,
+root mean square, is at most a tenth of their spread: of the root mean square of an image's exact logits about their mean. That
+is twice what our calibration allows all parts together, which are other images. Random weights say nothing of classes: whether
+int8 keeps them is judged by `benchmarks/int8.py`.
+
+An engine that is given a graph gets two, the official network's and ours (`peers.OWN_GRAPH`), in a process each: the row is
+that of the faster one, and says which. With `--neighbours` they take turns beside that many processes that compute all the
+time, in rows of the suite "busy".
 
 Memory is that of the process while the engine runs (`worker.Ready`); ready is the time from the eager network in memory to the
 first output. The rows' `ratio` is over eager PyTorch, that of the tables over the product.
@@ -31,15 +39,19 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks import peers
+from benchmarks.peers import INT8
 from hifuse_fast import list_models, save_checkpoint
 from hifuse_fast.bench import machine, network, options, rows, samples, table, timing, turns
 from hifuse_fast.bench.network import DTYPES, Subject
-from hifuse_fast.bench.rows import MISSING, Row
+from hifuse_fast.bench.rows import MISSING, Row, Verdict
 from hifuse_fast.bench.worker import Engine, FailedError, MissingError, Ready, Task, Worker
+from hifuse_fast.inference.calibrate import ALLOWED, differences, spread_of
+from hifuse_fast.testing import relative_error
 
 SUITE = "engines"
 BUSY_SUITE = "busy"
 OWN_GRAPH = " on our graph"  #: behind the name of an engine while it is measured
+INT8_ERROR = 2 * ALLOWED  #: of logits, root mean square, in units of their spread
 BASELINE = "eager"
 REST_S = 0.06  # OpenMP's threads spin for 9 ms after a call, those of ONNX Runtime for 45
 CPU = torch.device("cpu")
@@ -70,21 +82,43 @@ class Outcome:
     ready: Ready | None = None
 
 
-def get_ready(runner: Runner, eager: Tensor, exact: Tensor) -> Outcome:
-    """Wait for an engine and judge its logits against `exact` (float64) and `eager` (PyTorch's, in the engine's dtype)."""
+def get_ready(runner: Runner, eager: Tensor, exact: Tensor, *, int8: bool = False) -> Outcome:
+    """Wait for an engine and judge its logits against `exact` (float64) and `eager` (PyTorch's, in the engine's dtype).
+
+    In int8, which PyTorch has not, they are judged against `exact` alone.
+    """
     try:
         ready = runner.wait()
     except MissingError as reason:
         return Outcome(False, f"{MISSING}{reason}")
     except FailedError as reason:
         return Outcome(False, f"failed: {reason}")
-    logits = torch.from_numpy(ready.logits).to(eager.dtype)
-    check = network.check_logits(logits, eager, exact)
-    same = eager.dtype != torch.float32 or logits.argmax(1).equal(exact.argmax(1))
+    logits = torch.from_numpy(ready.logits).to(torch.float32 if int8 else eager.dtype)
+    check = check_int8(logits, exact) if int8 else network.check_logits(logits, eager, exact)
+    same = int8 or eager.dtype != torch.float32 or logits.argmax(1).equal(exact.argmax(1))
     wrong = "wrong class" if check.ok and not same else ""
     preparing = "" if ready.preparing_mib is None else f"prepared in {ready.preparing_mib:.0f} MiB"
-    note = ", ".join(filter(None, (ready.version, check.note, wrong, preparing)))
+    note = ", ".join(filter(None, (ready.version, ready.note, check.note, wrong, preparing)))
     return Outcome(check.ok and same, note, check.error, ready)
+
+
+def check_int8(logits: Tensor, exact: Tensor) -> Verdict:
+    """Judge logits of products in int8, see the top of this file."""
+    changed, error, _, _ = differences(logits, exact)
+    share = error / spread_of(exact)
+    ok = share <= INT8_ERROR
+    same = f"top-1 {len(exact) - changed}/{len(exact)}"
+    note = f"{same}, off by {share:.1%} of the logits' spread{'' if ok else ', wrong output'}"
+    return Verdict(ok, relative_error(logits, exact), note)
+
+
+def cases(dtypes: Sequence[str], engines: Mapping[str, Engine]) -> dict[str, dict[str, Engine]]:
+    """The engines of each dtype; those in int8 are with those of the dtype that serves the CPU best otherwise."""
+    others = {name: engine for name, engine in engines.items() if INT8 not in name}
+    found = {dtype: others for dtype in dtypes if dtype != "int8"}
+    if "int8" in dtypes:
+        found[machine.usual_dtypes(CPU)[-1]] = dict(engines)
+    return found
 
 
 @dataclass(frozen=True)
@@ -101,28 +135,31 @@ class Bench:
     neighbours: Sequence[int] | None = None
 
     def measure_model(self, subject: Subject, dtypes: Sequence[str], batch_sizes: Sequence[int]) -> Iterable[list[Row]]:
-        """The rows of a model, case by case."""
+        """The rows of a model, case by case. Those of a dtype that is not asked for are there to compare with."""
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "weights.safetensors"
             save_checkpoint(subject.network, checkpoint)
-            for dtype in dtypes:
+            for dtype, engines in cases(dtypes, self.engines).items():
+                bench = dataclasses.replace(self, engines=engines)
                 eager = network.reference_logits(subject.network, subject.pixels, DTYPES[dtype])
                 peak = machine.arithmetic_peak(CPU, DTYPES[dtype])
                 for batch in batch_sizes:
                     pixels = subject.pixels[:batch].numpy()
                     task = Task(subject.model, checkpoint, pixels, DTYPES[dtype], torch.get_num_threads())
                     self.tell(f"{subject.model} {dtype}, batch {batch}")
-                    yield self.measure(subject, task, dtype, eager[:batch], peak)
+                    yield bench.measure(subject, task, dtype, eager[:batch], peak)
 
     def measure(self, subject: Subject, task: Task, dtype: str, eager: Tensor, peak: float) -> list[Row]:
-        """The rows of one case, an engine each; `peak` is the machine's FLOP/s."""
+        """The rows of one case, an engine each; `dtype` is that of engines not in int8, `peak` the FLOP/s in it."""
         batch = len(task.images)
         outcomes: dict[str, Outcome] = {}
         calls: dict[str, Runner] = {}
         with ExitStack() as stack:
             for name, engine in self.engines.items():
-                runner = stack.enter_context(closing(self.start(engine, task)))
-                outcome = outcomes[name] = get_ready(runner, eager, subject.exact[:batch])
+                int8 = INT8 in name
+                given = dataclasses.replace(task, dtype=torch.int8) if int8 else task
+                runner = stack.enter_context(closing(self.start(engine, given)))
+                outcome = outcomes[name] = get_ready(runner, eager, subject.exact[:batch], int8=int8)
                 if outcome.ok:
                     calls[name] = runner
                 self.tell(f"  {name}: {_news(outcome)}")
@@ -154,15 +191,17 @@ class Bench:
         }
         found = []
         for name, outcome in outcomes.items():
+            int8 = INT8 in name
+            # Which products are of 8 bits differs from engine to engine: there is no one floor.
+            floor_s = None if int8 else flop / peak
             figures = rows.figures(
-                timings.get(name), timings.get(BASELINE), batch=batch, calls=batch, flop=flop, floor_s=flop / peak
+                timings.get(name), timings.get(BASELINE), batch=batch, calls=batch, flop=flop, floor_s=floor_s
             )
             note = ", ".join(filter(None, (outcome.note, beside if outcome.ok else "")))
             ready = outcome.ready if outcome.ok else None
             memory, seconds = (ready.peak_mib, ready.seconds) if ready else (None, None)
-            found.append(
-                Row(**common, **figures, engine=name, peak_mib=memory, error=outcome.error, note=note, ready_s=seconds)
-            )
+            own = {"engine": name.replace(INT8, ""), "dtype": "int8" if int8 else case["dtype"], "note": note}
+            found.append(Row(**common | own, **figures, peak_mib=memory, error=outcome.error, ready_s=seconds))
         return on_its_best_graph(found)
 
 
@@ -180,9 +219,9 @@ def busy(count: int) -> Iterator[list[int]]:
 
 def on_its_best_graph(found: Sequence[Row]) -> list[Row]:
     """Of engines that were given two graphs, the row of the faster one, whose note says which, and what the other one took."""
-    ours = {row.engine.removesuffix(OWN_GRAPH): row for row in found if row.engine.endswith(OWN_GRAPH)}
-    official = [row for row in found if not row.engine.endswith(OWN_GRAPH)]
-    return [_faster(row, ours[row.engine]) if row.engine in ours and not row.missing else row for row in official]
+    ours = {(row.engine.removesuffix(OWN_GRAPH), row.dtype): row for row in found if row.engine.endswith(OWN_GRAPH)}
+    official = {(row.engine, row.dtype): row for row in found if not row.engine.endswith(OWN_GRAPH)}
+    return [_faster(row, ours[key]) if key in ours and not row.missing else row for key, row in official.items()]
 
 
 def _faster(official: Row, ours: Row) -> Row:
@@ -224,7 +263,7 @@ def run(
     found: list[Row] = []
     for model in models:
         for case in bench.measure_model(network.make_subject(model, pixels), dtypes, batch_sizes):
-            keep(file, case)
+            keep(file, [row for row in case if row.dtype in dtypes])
             found += case
     report(console, found)
     console.print(f"written: {file}", soft_wrap=True)
@@ -271,7 +310,7 @@ def report(console: Console, found: Sequence[Row]) -> None:
     "--models", default="hifuse_small", show_default=True, help="Comma-separated: hifuse_tiny, hifuse_small, hifuse_base."
 )
 @click.option("--batch", default="1,8", show_default=True, help="Images a call, comma-separated.")
-@click.option("--dtypes", help=options.DTYPES_HELP)
+@click.option("--dtypes", help=f"{options.DTYPES_HELP}; int8 has to be asked for: it calibrates for minutes")
 @click.option("--engines", default=",".join(peers.ENGINES), help="Comma-separated.  [default: all]")
 @click.option("--budget", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds of timing a case.")
 @click.option("--neighbours", help="Beside how many processes that compute all the time, comma-separated, as 0,1,2.")
@@ -284,7 +323,7 @@ def main(
     found = run(
         options.names("--models", models, list_models()),
         results=output,
-        dtypes=options.dtypes(dtypes, CPU),
+        dtypes=options.dtypes(dtypes, CPU, (*turns.DTYPES, "int8")),
         batch_sizes=options.batch_sizes(batch),
         engines=with_our_graph(chosen),
         budget_s=budget,

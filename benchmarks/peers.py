@@ -3,6 +3,9 @@
 Engines that take a graph get the file of `hifuse_fast.export.to_onnx`, whose maps are channels first as the official network's;
 those of `OWN_GRAPH` get our reference, whose maps are channels last. Which is faster differs from machine to machine.
 
+Engines in int8 are calibrated on the same samples. What they do not multiply in 8 bits is in the dtype that serves the CPU
+best.
+
 An engine is a function from a network (its own copy), images and a dtype to the call that is timed, which returns the logits of
 these images. One that cannot run here raises `MissingError` with the reason. Each is prepared in a process of its own
 (`bench.worker`), so settings that are global may be set here. Optional packages are imported by name when they are used.
@@ -22,8 +25,14 @@ import torch
 from torch import Tensor, nn
 
 import hifuse_fast
-from hifuse_fast.bench.network import backend_engine
-from hifuse_fast.bench.worker import Call, Engine, MissingError
+from hifuse_fast.bench import machine, samples
+from hifuse_fast.bench.network import DTYPES, backend_engine
+from hifuse_fast.bench.worker import Call, Engine, MissingError, NotedCall
+from hifuse_fast.inference.certificate import Certificate
+
+INT8 = " int8"  #: in the name of an engine in int8
+CALIBRATION = 32  #: images
+PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}  #: as OpenVINO calls them
 
 
 def optional(package: str) -> Any:
@@ -77,21 +86,26 @@ def onnxruntime(network: nn.Module, images: Tensor, dtype: torch.dtype, *, own_g
 def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: str, own_graph: bool = False) -> Call:
     """OpenVINO on the ONNX file; the precision is set because its own choice is bfloat16 where the CPU has it.
 
+    In int8, NNCF has quantised the file.
+
     The hint THROUGHPUT runs several requests at once, so they share the batch: as many as divide it and have a thread each.
     """
     requests = 1 if hint == "LATENCY" else _share(len(images), torch.get_num_threads())
     if hint == "THROUGHPUT" and requests == 1:
         raise MissingError("it runs several requests at once, and this batch cannot be shared")
     runtime = optional("openvino")
+    int8 = dtype == torch.int8
     settings = {
-        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
+        "INFERENCE_PRECISION_HINT": PRECISION[usual() if int8 else dtype],
         "PERFORMANCE_HINT": hint,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT_NUM_REQUESTS": requests,
     }
     parts = images.chunk(requests)
     with _onnx_file(network, parts[0], own_graph) as path:
-        model = runtime.Core().compile_model(path, "CPU", settings)
+        core = runtime.Core()
+        given = quantised(core.read_model(path), calibration(), len(parts[0])) if int8 else path
+        model = core.compile_model(given, "CPU", settings)
     waiting = [(model.create_infer_request(), part.numpy()) for part in parts]
 
     def call() -> Tensor:
@@ -101,7 +115,37 @@ def openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, *, hint: st
             request.wait()
         return torch.cat([torch.from_numpy(request.get_output_tensor().data) for request, _ in waiting])
 
-    return call
+    return NotedCall(call, f"nncf {optional('nncf').__version__}") if int8 else call
+
+
+def quantised(model: Any, images: Tensor, batch: int = 1) -> Any:
+    """An OpenVINO model of images in such batches, its products put into int8 by NNCF, calibrated on `images`.
+
+    Its settings are those for transformers, and of its two presets the more accurate one.
+    """
+    nncf = optional("nncf")
+    whole = [part.numpy() for part in images.split(batch) if len(part) == batch]
+    if not whole:
+        raise MissingError(f"it is calibrated on {len(images)} images, less than a batch")
+    return nncf.quantize(
+        model,
+        nncf.Dataset(whole),
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(whole),
+        # Of each image, as in batches of one.
+        advanced_parameters=nncf.AdvancedQuantizationParameters(batchwise_statistics=True),
+    )
+
+
+def usual() -> torch.dtype:
+    """The dtype that serves this CPU best without int8."""
+    return DTYPES[machine.usual_dtypes(torch.device("cpu"))[-1]]
+
+
+def calibration() -> Tensor:
+    """Samples that come after those of small batches, so that these were not calibrated on."""
+    return samples.load(8 + CALIBRATION)[1][8:]
 
 
 def mnn(network: nn.Module, images: Tensor, dtype: torch.dtype, *, own_graph: bool = False) -> Call:
@@ -157,6 +201,24 @@ def fast(network: nn.Module, images: Tensor, dtype: torch.dtype, **options: Any)
     return partial(hifuse_fast.optimize_for_inference(network, dtype=dtype, **options), images.to(dtype))
 
 
+def fast_int8(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
+    """The product in int8. Random weights have no classes to keep, so any number of them may change."""
+    given = calibration()
+    frozen = hifuse_fast.optimize_for_inference(network, dtype, calibration=given, most_changed=len(given))
+    assert frozen.certificate is not None
+    return NotedCall(partial(frozen, images), what_runs_in_int8(frozen.certificate))
+
+
+def what_runs_in_int8(certificate: Certificate) -> str:
+    """For the note of a row."""
+    left = [part.name for part in certificate.parts if not part.int8]
+    but = f", not in {', '.join(left)}" if left else ""
+    return (
+        f"int8 in {len(certificate.parts) - len(left)} of {len(certificate.parts)} parts, {certificate.work:.0%} of the "
+        f"multiply-adds outside the mixers{but}"
+    )
+
+
 NAMES = ["images", "logits"]  #: of input and output in a graph
 
 #: The engines in the order of the table.
@@ -171,6 +233,9 @@ ENGINES: dict[str, Engine] = {
     "zentorch": Engine(zentorch, "zentorch"),
     "hifuse_fast": Engine(fast),
     "hifuse_fast lean": Engine(partial(fast, algorithm="direct")),
+    f"openvino latency{INT8}": Engine(partial(openvino, hint="LATENCY"), "openvino"),
+    f"openvino throughput{INT8}": Engine(partial(openvino, hint="THROUGHPUT"), "openvino"),
+    f"hifuse_fast{INT8}": Engine(fast_int8),
 }
 #: The engines that are given a graph, given that of our reference.
 OWN_GRAPH: dict[str, Engine] = {
@@ -178,6 +243,8 @@ OWN_GRAPH: dict[str, Engine] = {
     "openvino latency": Engine(partial(openvino, hint="LATENCY", own_graph=True), "openvino"),
     "openvino throughput": Engine(partial(openvino, hint="THROUGHPUT", own_graph=True), "openvino"),
     "mnn": Engine(partial(mnn, own_graph=True), "MNN"),
+    f"openvino latency{INT8}": Engine(partial(openvino, hint="LATENCY", own_graph=True), "openvino"),
+    f"openvino throughput{INT8}": Engine(partial(openvino, hint="THROUGHPUT", own_graph=True), "openvino"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `hifuse-fast data | train | evaluate | predict | export | bench | info`.
+"""The command line: `hifuse-fast data | train | evaluate | predict | freeze | export | bench | info`.
 
 A thin layer: options in, one clear line out when they do not fit. The exit codes are in the help of the command. Each command
 is a file of `commands/`.
@@ -17,6 +17,7 @@ from hifuse_fast.commands.bench import bench_command
 from hifuse_fast.commands.data import data_command
 from hifuse_fast.commands.evaluate import evaluate_command
 from hifuse_fast.commands.export import export_command
+from hifuse_fast.commands.freeze import freeze_command
 from hifuse_fast.commands.predict import predict_command
 from hifuse_fast.commands.train import train_command
 
@@ -45,7 +46,9 @@ def info(as_json: bool) -> None:
     click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else str(found))
 
 
-for command in (data_command, train_command, evaluate_command, predict_command, export_command, bench_command):
+for command in (
+    data_command, train_command, evaluate_command, predict_command, freeze_command, export_command, bench_command,
+):  # fmt: skip
     main.add_command(command)
 
 if __name__ == "__main__":

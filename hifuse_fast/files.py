@@ -34,12 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ValueError: `path` is there and is no regular file.
         OSError: its folder is absent or cannot be written.
     """
-    target = target_of(path)
-    unfinished = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        _make(unfinished)
-    except OSError as error:
-        raise OSError(error.errno, f"output {path} cannot be written: {error.strerror}") from None
+    target, unfinished = _begin(path)
     try:
         mode = stat.S_IMODE((target if target.exists() else unfinished).stat().st_mode)
         yield unfinished
@@ -53,6 +48,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Raise what `replacing` raises at once, before work that takes minutes and ends in a call of it."""
+    _, unfinished = _begin(path)
+    unfinished.unlink()
 
 
 @contextlib.contextmanager
@@ -141,6 +142,17 @@ def sync_folder(path: Path) -> None:
 
 def _open(path: Path) -> TextIO:
     return cast(TextIO, path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
+
+
+def _begin(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The file that is to be replaced, and a new, empty one beside it; see `replacing`."""
+    target = target_of(path)
+    unfinished = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        _make(unfinished)
+    except OSError as error:
+        raise OSError(error.errno, f"output {path} cannot be written: {error.strerror}") from None
+    return target, unfinished
 
 
 def _make(path: Path) -> None:

@@ -151,3 +151,16 @@ def test_interrupted_says_that_nothing_was_written(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt) as raised:
         write()
     assert raised.value.__notes__ == ["nothing was written"]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    files.check_replaceable(path)
+    assert not list(tmp_path.iterdir())
+    path.write_text("old")
+    files.check_replaceable(path)
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
+    with pytest.raises(OSError, match=r"output .* cannot be written: No such file"):
+        files.check_replaceable(tmp_path / "nowhere" / "rows.csv")
+    with pytest.raises(ValueError, match="exists and is not a regular file"):
+        files.check_replaceable(tmp_path)

@@ -90,8 +90,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack_local_block(const Tensor& filter
   return {pack_floats(by_tap), pack_floats(filter_bias), pack_matrix(weight, dtype, Algorithm::direct), pack_floats(bias)};
 }
 
-void local_block(const Tensor& x, const Tensor& filters, const Tensor& filter_bias, const Tensor& weight, const Tensor& bias,
-                 Tensor out, double eps) {
+// All but the weight.
+Linear local_block_over(const Tensor& x, const Tensor& filters, const Tensor& filter_bias, const Tensor& bias, Tensor& out,
+                        double eps) {
   STD_TORCH_CHECK(x.dim() == 4, "x must be [B, H, W, C]");
   const int64_t batch = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
   check_like("x", x, out, {batch, height, width, channels});
@@ -105,11 +106,27 @@ void local_block(const Tensor& x, const Tensor& filters, const Tensor& filter_bi
   args.filters = floats("filters", filters, 9 * channels);
   args.filter_bias = floats("filter_bias", filter_bias, channels);
   args.norm = Norm::row, args.eps = static_cast<float>(eps);
-  args.algorithm = Algorithm::direct;
-  args.weight = packed("weight", weight, x, packed_matrix_size(channels, channels, args.algorithm));
   args.bias = floats("bias", bias, channels);
   args.columns = channels, args.activation = Activation::gelu;
   args.residual = x.const_data_ptr(), args.out = out.mutable_data_ptr();
+  return args;
+}
+
+void local_block(const Tensor& x, const Tensor& filters, const Tensor& filter_bias, const Tensor& weight, const Tensor& bias,
+                 Tensor out, double eps) {
+  Linear args = local_block_over(x, filters, filter_bias, bias, out, eps);
+  args.algorithm = Algorithm::direct;
+  args.weight = packed("weight", weight, x, packed_matrix_size(args.columns, args.columns, args.algorithm));
+  isa::kernels().linear(args, threads());
+}
+
+void local_block_int8(const Tensor& x, const Tensor& filters, const Tensor& filter_bias, const Tensor& weight,
+                      const Tensor& scale, const Tensor& bias, Tensor out, double eps, double inverse) {
+  Linear args = local_block_over(x, filters, filter_bias, bias, out, eps);
+  args.algorithm = Algorithm::int8;
+  args.weight = packed_int8("weight", weight, packed_int8_size(args.columns, args.columns));
+  args.scale = floats("scale", scale, args.columns);
+  args.inverse = inverse_scale("inverse", inverse);
   isa::kernels().linear(args, threads());
 }
 
@@ -123,4 +140,5 @@ STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
   m.impl("linear_int8_out", TORCH_BOX(&hifuse::linear_int8));
   m.impl("pack_local_block", TORCH_BOX(&hifuse::pack_local_block));
   m.impl("local_block_out", TORCH_BOX(&hifuse::local_block));
+  m.impl("local_block_int8_out", TORCH_BOX(&hifuse::local_block_int8));
 }

@@ -48,6 +48,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
       "local_block_out(Tensor x, Tensor filters, Tensor filter_bias, Tensor weight, Tensor bias, Tensor(a!) out, float eps) "
       "-> ()");
   m.def(
+      "local_block_int8_out(Tensor x, Tensor filters, Tensor filter_bias, Tensor weight, Tensor scale, Tensor bias, "
+      "Tensor(a!) out, float eps, float inverse) -> ()");
+  m.def(
       "stem_out(Tensor images, Tensor weight, Tensor bias, Tensor scale, Tensor shift, Tensor(a!) local_map, "
       "Tensor(b!) global_map, float local_eps, float global_eps) -> ()");
   m.def(

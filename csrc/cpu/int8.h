@@ -8,6 +8,7 @@
 // which is exact and makes twice as many products as a float32 instruction.
 #pragma once
 
+#include "cpu/avx_vnni.h"
 #include "cpu/panel.h"
 
 namespace hifuse {
@@ -108,6 +109,22 @@ using Int8 = PairsOfInt16;
 #endif
 using Quantised = Int8::Element;
 
+#if defined(HIFUSE_AVX_VNNI)
+// vpdpbusd of 256 bits. An instruction in text: all around it stays code of AVX2, for every CPU of that set.
+struct QuadsByAvxVnni : QuadsOfUint8 {
+  static void add(Vec<int32_t>& sum, Wide a, Wide b) { asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b)); }
+};
+#endif
+
+// f(Arithmetic{}) of the one that is the fastest on this CPU.
+template <class Function>
+inline void by_fastest_int8(const Function& f) {
+#if defined(HIFUSE_AVX_VNNI)
+  if (has_avx_vnni()) return f(QuadsByAvxVnni{});
+#endif
+  f(Int8{});
+}
+
 // kRows rows times two vectors of weights. Sums begin with `begin`, or with zero; with `accumulate` c is added to them. Each
 // chunk of the depth asks for `lines` lines from `next` on.
 template <class Arithmetic, int kRows>
@@ -200,13 +217,14 @@ inline void store_quantised(typename Arithmetic::Element* to, Vec<int32_t> q) {
 
 // One row of the operand; `row` is padded with zeros to whole chunks. Returns 0, or NaN where a value is not finite: added to
 // all that comes of this row, it is not lost.
-inline float quantise_row(const float* row, int64_t depth, float inverse, Operand<Quantised> to) {
+template <class Arithmetic = Int8>
+inline float quantise_row(const float* row, int64_t depth, float inverse, Operand<typename Arithmetic::Element> to) {
   Vec<float> lost = {};
   for (int64_t k = 0; k < depth; k += kChunk, to.at += to.chunk)
     for (int64_t i = 0; i < kChunk; i += kLanes<float>) {
       const Vec<float> x = load(row + k + i);
       lost += x * 0.0f;
-      store_quantised(to.at + i, quantise(x, inverse));
+      store_quantised<Arithmetic>(to.at + i, quantise(x, inverse));
     }
   return sum<float>(lost);
 }

@@ -4,6 +4,11 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "cpu/avx_vnni.h"
 #include "isa_list.h"  // written by CMake: HIFUSE_FOR_EACH_ISA(f) is f(baseline) f(avx2) ...
 
 namespace hifuse {
@@ -15,6 +20,15 @@ namespace hifuse {
   }
 HIFUSE_FOR_EACH_ISA(DECLARE)
 #undef DECLARE
+
+bool has_avx_vnni() {
+#if defined(__x86_64__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+#else
+  return false;
+#endif
+}
 
 namespace isa {
 namespace {

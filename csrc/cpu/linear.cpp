@@ -18,8 +18,9 @@ namespace {
 constexpr int64_t kMostRows = 8 * 14;
 constexpr int64_t kOperandBytes = 256 * 1024;  // a quarter of a usual L2
 
-template <class S, Algorithm kAlgorithm = Algorithm::direct>
+template <class S, Algorithm kAlgorithm = Algorithm::direct, class Arithmetic = Int8>
 class LinearKernel {
+  using Quantised = typename Arithmetic::Element;
   static constexpr bool kStrassen = kAlgorithm == Algorithm::strassen, kInt8 = kAlgorithm == Algorithm::int8;
   using Element = std::conditional_t<kInt8, Quantised, S>;  // of the operand
   static constexpr int64_t kTogether = kStrassen ? 2 : 1;   // rows, and panels
@@ -100,12 +101,13 @@ class LinearKernel {
     int32_t* const sums = scratch.take_dirty<int32_t>(rows * kPanel);
     for (int64_t i = 0; i < rows; ++i) {
       read_normed(first + i, row);
-      lost[i] = quantise_row(row, depth_, args_.inverse, operand.rows_from(i));
+      lost[i] = quantise_row<Arithmetic>(row, depth_, args_.inverse, operand.rows_from(i));
     }
     const int64_t size = int8_panel_size(depth_);
     for (; panel < end; ++panel) {
       const int8_t* const at = static_cast<const int8_t*>(args_.weight) + panel * size;
-      int8_product(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, sums, false, panel + 1 < end ? at + size : at);
+      int8_product<Arithmetic>(rows, padded_ / kChunk, {operand.at, operand.chunk}, at, sums, false,
+                               panel + 1 < end ? at + size : at);
       const int64_t column = panel * kPanel, count = args_.columns - column < kPanel ? args_.columns - column : kPanel;
       float scale[kPanel] = {};
       for (int64_t i = 0; i < count; ++i) scale[i] = args_.scale[column + i];
@@ -228,12 +230,17 @@ class LinearKernel {
 
 template <class S>
 using DirectLinear = LinearKernel<S>;
-template <class S>
-using Int8Linear = LinearKernel<S, Algorithm::int8>;
+template <class Arithmetic>
+struct LinearBy {
+  template <class S>
+  using Kernel = LinearKernel<S, Algorithm::int8, Arithmetic>;
+};
 
 void linear(const Linear& args, const Parallel& parallel) {
   if (args.algorithm == Algorithm::strassen) return LinearKernel<float, Algorithm::strassen>(args).run(parallel);
-  if (args.algorithm == Algorithm::int8) return run_prepared<Int8Linear>(args.dtype, args, parallel);
+  if (args.algorithm == Algorithm::int8)
+    return by_fastest_int8(
+        [&](auto arithmetic) { run_prepared<LinearBy<decltype(arithmetic)>::template Kernel>(args.dtype, args, parallel); });
   run_prepared<DirectLinear>(args.dtype, args, parallel);
 }
 

@@ -13,8 +13,10 @@ constexpr int64_t kMostRows = 4 * 14;
 constexpr int64_t kOperandBytes = 256 * 1024;
 constexpr int64_t kTasks = 12;  // at least
 
-template <class S>
+template <class S, class Arithmetic>
 class Int8Mlp {
+  using Quantised = typename Arithmetic::Element;
+
  public:
   explicit Int8Mlp(const Mlp& args)
       : args_(args),
@@ -68,7 +70,7 @@ class Int8Mlp {
     float* const row = scratch.take<float>(depth_);
     for (int64_t i = 0; i < rows; ++i) {
       read_row(static_cast<const S*>(args_.u) + (block.first + i) * args_.depth, row, args_.depth);
-      lost[i] = quantise_row(row, depth_, args_.inverse, u.rows_from(i));
+      lost[i] = quantise_row<Arithmetic>(row, depth_, args_.inverse, u.rows_from(i));
     }
     for (bool accumulate = false; chunk < end; ++chunk, accumulate = true) {
       const int64_t first = chunk * kHidden;
@@ -84,7 +86,7 @@ class Int8Mlp {
     const int64_t size = int8_panel_size(args_.depth);
     const int8_t* at = static_cast<const int8_t*>(args_.expand) + first / kPanel * size;
     for (int64_t j = 0; j < width; j += kPanel, at += size) {
-      int8_product(rows, depth_ / kChunk, u, at, units, false, j + kPanel < width ? at + size : at);
+      int8_product<Arithmetic>(rows, depth_ / kChunk, u, at, units, false, j + kPanel < width ? at + size : at);
       activate(first + j, rows, units, hidden.chunks_from(j / kPanel).at);
     }
   }
@@ -98,16 +100,16 @@ class Int8Mlp {
     }
     for (int64_t i = 0; i < rows * kPanel; i += kPanel)
       for (int64_t l = 0; l < kPanel; l += kLanes<float>)
-        store_quantised(to + i + l,
-                        quantise(gelu<BFloat16>(dequantise(sums + i + l, scale + l) + load(bias + l)), args_.hidden_inverse));
+        store_quantised<Arithmetic>(
+            to + i + l, quantise(gelu<BFloat16>(dequantise(sums + i + l, scale + l) + load(bias + l)), args_.hidden_inverse));
   }
 
   void project(int64_t rows, Operand<const Quantised> hidden, const int8_t* at, int64_t width, int32_t* sums,
                bool accumulate) const {
     const int64_t size = int8_panel_size(width);
     for (int64_t panel = 0; panel < panels_; ++panel, at += size)
-      int8_product(rows, width / kChunk, hidden, at, sums + panel * rows * kPanel, accumulate,
-                   panel + 1 < panels_ ? at + size : at);
+      int8_product<Arithmetic>(rows, width / kChunk, hidden, at, sums + panel * rows * kPanel, accumulate,
+                               panel + 1 < panels_ ? at + size : at);
   }
 
   void finish(Block block, int64_t panel, const int32_t* sums, int64_t parts, int64_t part_size, const float* lost) const {
@@ -138,9 +140,18 @@ class Int8Mlp {
   int64_t panels_;
 };
 
+template <class Arithmetic>
+struct MlpBy {
+  template <class S>
+  using Kernel = Int8Mlp<S, Arithmetic>;
+};
+
 }  // namespace
 
-void mlp_int8(const Mlp& args, const Parallel& parallel) { run_prepared<Int8Mlp>(args.dtype, args, parallel); }
+void mlp_int8(const Mlp& args, const Parallel& parallel) {
+  by_fastest_int8(
+      [&](auto arithmetic) { run_prepared<MlpBy<decltype(arithmetic)>::template Kernel>(args.dtype, args, parallel); });
+}
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

@@ -95,6 +95,9 @@ void test_arithmetic() {
 void test_int8() {
   test_arithmetic<PairsOfInt16>();
   test_arithmetic<QuadsOfUint8>();
+#if defined(HIFUSE_AVX_VNNI)
+  if (has_avx_vnni()) test_arithmetic<QuadsByAvxVnni>();
+#endif
   test_rounding();
   test_rows();
 }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hifuse_fast import create_model_from_checkpoint
+from hifuse_fast.app.network import read_model
 from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.checkpoints.kinds import is_frozen
 from hifuse_fast.data.classes import load_classes
@@ -38,11 +37,7 @@ def export(
     """
     if is_frozen(checkpoint):
         raise ValueError(f"{checkpoint} is a frozen network: export the checkpoint that it was made of")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        model = create_model_from_checkpoint(checkpoint, channel_gate, ema=ema)
-    for warning in caught:
-        note(str(warning.message))
+    model = read_model(checkpoint, channel_gate=channel_gate, ema=ema, note=note)
     remembered = Remembered.of(checkpoint)
     names = None if remembered.classes is None else remembered.names(model.num_classes)
     if classes is not None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hifuse_fast import (
+    HiFuse,
     HiFuseOptions,
     OptimizedHiFuse,
     create_model_from_checkpoint,
@@ -25,6 +26,7 @@ from hifuse_fast.checkpoints.recognise import size_of
 from hifuse_fast.inference.serve import can_freeze, freeze
 from hifuse_fast.model import SIZES
 
+CALIBRATING = "Calibrating on {} images, which may take minutes."
 Prepare = Callable[[Image.Image], Tensor]
 
 
@@ -78,7 +80,7 @@ def load_network(
     if is_frozen(path):
         frozen = load_optimized(path, device)
         _check_frozen(path, frozen, dtype, backend, channel_gate, ema)
-        _check_fits(path, frozen.options, size, greyscale)
+        check_fits(path, frozen.options, size, greyscale)
         if calibration is not None:
             raise ValueError(f"calibration is for checkpoints; {path} is a frozen network already")
         return Network(frozen, frozen.options, _dtype_of(frozen), torch.float32)  # it casts images itself
@@ -92,17 +94,31 @@ def load_network(
         return _in_int8(full, backend, calibration(full), note)
     freezing = can_freeze(device, DTYPES[dtype], backend)
     loaded = torch.float32 if freezing else DTYPES[dtype]  # what is folded is folded before it is rounded
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        model = create_model_from_checkpoint(path, channel_gate, device, ema=ema, dtype=loaded)
-    for warning in caught:
-        note(str(warning.message))
-    _check_fits(path, model.options, size, greyscale)
+    model = read_model(path, device, channel_gate=channel_gate, ema=ema, dtype=loaded, note=note)
+    check_fits(path, model.options, size, greyscale)
     return Network(freeze(model, DTYPES[dtype], note) if freezing else model, model.options, dtype, DTYPES[dtype])
 
 
+def read_model(
+    path: Path,
+    device: torch.device | str = "cpu",
+    *,
+    channel_gate: str | None = None,
+    ema: bool = False,
+    dtype: torch.dtype = torch.float32,
+    note: Callable[[str], object],
+) -> HiFuse:
+    """See `create_model_from_checkpoint`, whose warnings are told to `note`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        model = create_model_from_checkpoint(path, channel_gate, device, ema=ema, dtype=dtype)
+    for warning in caught:
+        note(str(warning.message))
+    return model
+
+
 def _in_int8(full: Network, backend: str, images: Tensor, note: Callable[[str], object]) -> Network:
-    note(f"Calibrating on {len(images)} images, which may take minutes.")
+    note(CALIBRATING.format(len(images)))
     frozen = optimize_for_inference(full.model, torch.int8, backend=backend, calibration=images)
     for line in str(frozen.certificate).splitlines():
         note(line)
@@ -129,7 +145,7 @@ def _check_frozen(
         raise ValueError(f"{path} is a frozen backbone, which returns maps: it predicts no classes")
 
 
-def _check_fits(path: Path, options: HiFuseOptions, size: str | None, greyscale: bool) -> None:
+def check_fits(path: Path, options: HiFuseOptions, size: str | None, greyscale: bool) -> None:
     """ValueError unless the network is of the size that the user named, and takes the images that it will be given."""
     if size is not None:
         named = HiFuseOptions(**SIZES[size])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hifuse_fast import create_model, list_models, use_backend
+from hifuse_fast.backends.native.library import lib
 from hifuse_fast.bench import cuda, machine, plot, rows, samples, table, timing
 from hifuse_fast.bench.rows import Row, Verdict
 from hifuse_fast.inference.serve import can_freeze, freeze
@@ -252,8 +253,9 @@ def _check(
         raise ValueError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
     if dtypes is not None and (not dtypes or not set(dtypes) <= set(DTYPES)):
         raise ValueError(f"dtypes must be of {', '.join(DTYPES)}, got {list(dtypes)}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    most = machine.usable_cores() if lib is None else int(lib.usable_cores())  # the library knows the quota
+    if threads is not None and not 1 <= threads <= most:
+        raise ValueError(f"threads must be from 1 to {most}, the cores of this process within its CPU quota, got {threads}")
     if not budget_s >= 0:
         raise ValueError(f"budget_s must be at least 0, got {budget_s}")
 

@@ -25,13 +25,13 @@ def names(option: str, text: str, known: Iterable[str]) -> list[str]:
     return [name for name in known if name in chosen]
 
 
-def dtypes(text: str | None, device: torch.device) -> list[str]:
-    """The dtypes in `text`, each float32 or bfloat16. For None, the usual ones of the device.
+def dtypes(text: str | None, device: torch.device, known: Iterable[str] = tuple(DTYPES)) -> list[str]:
+    """The dtypes in `text`, each of `known`. For None, the usual ones of the device.
 
     Raises:
         click.UsageError: one is not known.
     """
-    return list(machine.usual_dtypes(device)) if text is None else names("--dtypes", text, DTYPES)
+    return list(machine.usual_dtypes(device)) if text is None else names("--dtypes", text, known)
 
 
 def batch_sizes(text: str) -> list[int]:

@@ -85,7 +85,7 @@ def figures(
     batch: int,
     calls: int,
     flop: float,
-    floor_s: float,
+    floor_s: float | None,
     moved: float | None = None,
 ) -> dict[str, Any]:
     """The columns of a Row that follow from the time of a call. All are None where there is no time.
@@ -96,7 +96,7 @@ def figures(
         batch: images in a call.
         calls: what a call is divided by for the milliseconds: `batch` where they are per image, 1 where they are per call.
         flop: floating-point operations of a call.
-        floor_s: the least seconds that a call can take.
+        floor_s: the least seconds that a call can take, or None.
         moved: bytes that a call must move, or None.
     """
     names = ("ms_p20", "ms_p50", "ms_p80", "images_per_s", "gflop_per_s", "gb_per_s", "ratio", "floor_share")
@@ -106,7 +106,8 @@ def figures(
     milliseconds = [1e3 * quantile / calls for quantile in (timed.p20, timed.p50, timed.p80)]
     gb_per_s = None if moved is None else moved / seconds / 1e9
     ratio = None if reference is None else reference.p50 / seconds
-    rates = (batch / seconds, flop / seconds / 1e9, gb_per_s, ratio, floor_s / seconds)
+    share = None if floor_s is None else floor_s / seconds
+    rates = (batch / seconds, flop / seconds / 1e9, gb_per_s, ratio, share)
     return dict(zip(names, (*milliseconds, *rates), strict=True))
 
 

@@ -38,6 +38,17 @@ Call = Callable[[], Tensor]
 Prepare = Callable[[nn.Module, Tensor, torch.dtype], Call]
 
 
+@dataclass(frozen=True)
+class NotedCall:
+    """A call, and what its row is to note of how it was prepared."""
+
+    call: Call
+    note: str
+
+    def __call__(self) -> Tensor:
+        return self.call()
+
+
 class MissingError(Exception):
     """The engine cannot run here; the message says why."""
 
@@ -78,6 +89,7 @@ class Ready:
     peak_mib: float | None  #: over some calls, when what only the preparation needs is gone
     preparing_mib: float | None  #: over the preparation and the first call
     version: str  #: of the engine's package, "" without one
+    note: str = ""  #: of the preparation, see `NotedCall`
 
 
 class Worker:
@@ -173,7 +185,8 @@ def _prepare(engine: Engine, task: Task) -> tuple[Call, Ready]:
     running = _peak_mib(run, at_start)
     version = f"{engine.package} {importlib.metadata.version(engine.package)}" if engine.package else ""
     logits = made["logits"].float().numpy()
-    return made["call"], Ready(logits, made["seconds"], running, preparing, version)
+    note = made["call"].note if isinstance(made["call"], NotedCall) else ""
+    return made["call"], Ready(logits, made["seconds"], running, preparing, version, note)
 
 
 def _load(task: Task) -> nn.Module:

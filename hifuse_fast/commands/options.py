@@ -26,6 +26,7 @@ from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.backends.select import BACKENDS
 from hifuse_fast.data import images
 from hifuse_fast.data.samples import ImageError, Window, check_window
+from hifuse_fast.inference.calibrate import LEAST_IMAGES
 
 PATH = click.Path(path_type=Path)
 _RGB = (float, float, float)
@@ -56,7 +57,7 @@ class NetworkChoice:
         """See `load_network`."""
         calibration = None
         if self.calibration is not None:
-            calibration = partial(_read_calibration, folder=self.calibration, reading=reading)
+            calibration = partial(read_calibration, folder=self.calibration, reading=reading)
         return load_network(
             checkpoint, self.on, self.dtype, self.backend, size=self.model, channel_gate=self.channel_gate, ema=self.ema,
             greyscale=self.greyscale or remembered.greyscale, calibration=calibration, note=note,
@@ -112,11 +113,13 @@ class ImageChoice:
         )
 
 
-def _read_calibration(network: Network, *, folder: Path, reading: ImageReading) -> torch.Tensor:
-    """At most `MOST_CALIBRATION` images, evenly from all of a folder; ValueError where there is none, or one is damaged."""
+def read_calibration(network: Network, *, folder: Path, reading: ImageReading) -> torch.Tensor:
+    """At most `MOST_CALIBRATION` images, evenly from all of a folder; ValueError where they are too few, or one is damaged."""
     found = images.find_images([folder]).images
     if not found:
         raise ValueError(f"no images in {folder}, which --calibration names")
+    if len(found) < LEAST_IMAGES:
+        raise ValueError(f"calibration must have {LEAST_IMAGES} images or more, got {len(found)} in {folder}")
     places = torch.linspace(0, len(found) - 1, min(len(found), MOST_CALIBRATION)).round().long().tolist()
     prepare = network.prepare(reading.preprocess)
     tensors = []
@@ -144,6 +147,10 @@ def _gathered(name: str, into: type[Any], *options: Callable[..., Any]) -> Calla
     return decorate
 
 
+calibration_option = click.option(
+    "--calibration", type=PATH,
+    help="With --dtype int8: a folder of 32 images or more, of the kind that the network will see.",
+)  # fmt: skip
 network_options = _gathered(
     "choice",
     NetworkChoice,
@@ -159,8 +166,7 @@ network_options = _gathered(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
     click.option("--dtype", type=click.Choice([*DTYPES, "int8"]),
                  help="[default: float32; of a frozen network's file, its own]"),
-    click.option("--calibration", type=PATH,
-                 help="With --dtype int8: a folder of 32 images or more, of the kind that the network will see."),
+    calibration_option,
     click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
 )  # fmt: skip
 image_options = _gathered(

@@ -96,9 +96,9 @@ def calibrate(
     classes = expected.argmax(1)
     if len(classes.unique()) < 2:
         raise ValueError(f"calibration must be of two classes or more, and all {len(images)} images are of class {classes[0]}")
-    other = _differences(_logits(build(torch.bfloat16, {}), images), expected)[0]
+    other = differences(_logits(build(torch.bfloat16, {}), images), expected)[0]
     limit = other if most_changed is None else most_changed
-    spread = _spread(expected)
+    spread = spread_of(expected)
     outside = _flops_outside_mixers(network, images[:1])
     total = sum(each.flops for each in seen.values())
     scales, kept = {}, {}
@@ -110,7 +110,7 @@ def calibrate(
     alone = _logits(build(dtype, {}), images[few])
     parts = []
     for name, each in seen.items():
-        _, error, _, probability = _differences(_logits(build(dtype, {name: scales[name]}), images[few]), alone)
+        _, error, _, probability = differences(_logits(build(dtype, {name: scales[name]}), images[few]), alone)
         allowed = ALLOWED * math.sqrt(each.flops / total)
         taken = error / spread <= allowed
         parts.append(Part(name, taken, each.flops / outside, error / spread, allowed, probability, scales[name], kept[name]))
@@ -120,7 +120,7 @@ def calibrate(
         if work < LEAST_WORK:
             _refuse(parts, work, limit)
         quantised = build(dtype, {part.name: scales[part.name] for part in taken_now})
-        changed, error, largest, probability = _differences(_logits(quantised, images), expected)
+        changed, error, largest, probability = differences(_logits(quantised, images), expected)
         if changed <= limit:
             break
         worst = max(taken_now, key=lambda part: part.error)
@@ -204,7 +204,7 @@ def _logits(network: OptimizedHiFuse, images: Tensor) -> Tensor:
     return torch.cat([network(each).float() for each in images.split(_BATCH)])  # type: ignore[union-attr]
 
 
-def _differences(logits: Tensor, expected: Tensor) -> tuple[int, float, float, float]:
+def differences(logits: Tensor, expected: Tensor) -> tuple[int, float, float, float]:
     """How many classes differ; of the logits the error, and the largest; the largest of the probabilities."""
     difference = (logits - expected).double()
     probabilities = logits.softmax(1) - expected.softmax(1)
@@ -212,7 +212,7 @@ def _differences(logits: Tensor, expected: Tensor) -> tuple[int, float, float, f
     return changed, float(difference.square().mean().sqrt()), float(difference.abs().max()), float(probabilities.abs().max())
 
 
-def _spread(logits: Tensor) -> float:
+def spread_of(logits: Tensor) -> float:
     """Root mean square of what decides: the logits of an image about their mean."""
     centred = logits.double() - logits.double().mean(1, keepdim=True)
     return max(float(centred.square().mean().sqrt()), torch.finfo(torch.float32).tiny)

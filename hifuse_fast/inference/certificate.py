@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """A linear or an MLP of the network, and what int8 did to it.
+    """A linear, a local block or an MLP of the network, and what int8 did to it.
 
     Args:
         name: of the op, as a frozen network's file has it.

@@ -41,6 +41,7 @@ from hifuse_fast.model import STRIDE
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 from hifuse_fast.ops.prepared.int8 import is_scale
 from hifuse_fast.ops.prepared.linear.reference import Linear
+from hifuse_fast.ops.prepared.local_block.reference import LocalBlock
 from hifuse_fast.ops.prepared.mlp.reference import Mlp
 
 _SHOWN = 4  # names in a message
@@ -160,7 +161,7 @@ def _in_int8(
 
     definitions = Packer(source.weights, torch.float32, "reference")
     OptimizedHiFuse(configuration, definitions)
-    references = {name: op for name, op in definitions.made.items() if isinstance(op, (Linear, Mlp))}
+    references = {name: op for name, op in definitions.made.items() if isinstance(op, (Linear, LocalBlock, Mlp))}
     multiplies_bfloat16 = lib is not None and lib.isa().endswith("bf16")
     dtype = torch.bfloat16 if multiplies_bfloat16 else torch.float32
     network, certificate = calibrate(build, dtype, references, images, most_changed)

@@ -193,6 +193,72 @@ def test_float32_must_name_the_same_class():
     assert engines.get_ready(runner, exact.bfloat16(), exact).ok  # a tie within its rounding
 
 
+def run_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> tuple[list[Row], list[Row], list[Task]]:
+    """The rows of a run of int8 alone, those that it wrote, and its tasks."""
+    subject = Subject("hifuse_tiny", torch.nn.Linear(1, 1), torch.zeros(2, 3, 8, 8), EXACT, multiply_adds=10**9)
+    monkeypatch.setattr(engines.network, "make_subject", lambda model, pixels: subject)
+    monkeypatch.setattr(engines.network, "reference_logits", lambda network, pixels, dtype: EXACT.to(dtype))
+    monkeypatch.setattr(engines.machine, "arithmetic_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(engines.machine, "usual_dtypes", lambda device: ("float32",))
+    tasks = []
+
+    class Runner(FakeRunner):
+        def __init__(self, engine: Engine, task: Task) -> None:
+            tasks.append(task)
+            super().__init__(engine, task)
+
+    chosen = {name: Engine(peers.eager, name.partition(" ")[0]) for name in names}
+    with (tmp_path / "log").open("w") as log:
+        found = engines.run(
+            ["hifuse_tiny"], results=tmp_path, dtypes=("int8",), batch_sizes=(2,), engines=chosen, budget_s=0.0,
+            start=Runner, console=Console(file=log, width=200),
+        )  # fmt: skip
+    return found, rows.read(tmp_path / f"{machine.device_slug(torch.device('cpu'))}.csv"), tasks
+
+
+def test_int8_takes_turns_with_the_dtype_that_serves_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found, written, tasks = run_int8(tmp_path, monkeypatch, "eager", "good int8", "nan int8")
+    assert [task.dtype for task in tasks] == [torch.float32, torch.int8, torch.int8]
+    assert [(row.engine, row.dtype) for row in found] == [("eager", "float32"), ("good", "int8"), ("nan", "int8")]
+    assert [(row.engine, row.dtype) for row in written] == [("good", "int8"), ("nan", "int8")]  # what was asked for
+    good, wrong = found[1:]
+    assert good.ratio is not None
+    assert good.floor_share is None
+    assert good.note.startswith("good 1.0, top-1 2/2, off by 0.0% of the logits' spread")
+    assert (wrong.ms_p50, wrong.ratio) == (None, None)
+    assert "wrong output" in wrong.note
+
+
+def test_of_two_graphs_in_int8_the_faster_one_stands(measured: dict[str, Row]):
+    pairs = [(engine, dtype) for dtype in ("float32", "int8") for engine in ("a", "a" + engines.OWN_GRAPH)]
+    found = [
+        dataclasses.replace(measured["good"], engine=engine, dtype=dtype, ms_p50=ms)
+        for (engine, dtype), ms in zip(pairs, (1.0, 2.0, 4.0, 3.0), strict=True)
+    ]
+    assert [(row.engine, row.dtype, row.ms_p50) for row in engines.on_its_best_graph(found)] == [
+        ("a", "float32", 1.0),
+        ("a", "int8", 3.0),
+    ]
+
+
+def test_engines_in_int8_are_in_no_other_case(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engines.machine, "usual_dtypes", lambda device: ("float32", "bfloat16"))
+    names = {"a": FAKES["eager"], "a int8": FAKES["good"]}
+    for dtypes, expected in (
+        (["float32", "bfloat16"], {"float32": ["a"], "bfloat16": ["a"]}),
+        (["float32", "bfloat16", "int8"], {"float32": ["a"], "bfloat16": ["a", "a int8"]}),
+        (["float32", "int8"], {"float32": ["a"], "bfloat16": ["a", "a int8"]}),
+    ):
+        assert {dtype: list(each) for dtype, each in engines.cases(dtypes, names).items()} == expected
+
+
+@pytest.mark.parametrize(("share", "ok"), [(0.09, True), (0.11, False), (float("nan"), False)])
+def test_int8_is_judged_by_the_spread_of_the_logits(share: float, ok: bool):
+    spread = float((EXACT - EXACT.mean(1, keepdim=True)).square().mean().sqrt())
+    signs = torch.tensor([[1.0, -1, 1], [-1, 1, -1]])
+    assert engines.check_int8((EXACT + share * spread * signs).float(), EXACT).ok == ok
+
+
 @pytest.mark.parametrize(("damage", "ok"), [(0.004, True), (0.05, False)])
 def test_bfloat16_obeys_the_tolerance_rule(damage: float, ok: bool):
     class Near(FakeRunner):
@@ -293,7 +359,7 @@ def test_options_choose_and_refuse(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ["--neighbours", "-1"],
         ["--models", "hifuse_huge"],
         ["--batch", "0"],
-        ["--dtypes", "int8"],
+        ["--dtypes", "int4"],
         ["--engines", "eager,fast"],
     ):
         result = CliRunner().invoke(engines.main, bad)

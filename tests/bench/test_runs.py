@@ -108,6 +108,7 @@ def test_a_damaged_results_file_is_found_before_the_work(tmp_path: Path):
         {"dtypes": ("int8",)},
         {"devices": ("tpu",)},
         {"threads": 0},
+        {"threads": 10**6},
         {"budget_s": -1.0},
     ],
 )

@@ -88,8 +88,8 @@ def test_too_many_changes_are_refused_and_the_worst_part_is_named(
     """Every network in int8 is taken for one that changes 7 classes: parts are given back until less than half is left."""
     monkeypatch.setattr(calibrate, "_ALONE", 8)
     monkeypatch.setattr(calibrate, "LEAST_WORK", 0.8)
-    found = calibrate._differences
-    monkeypatch.setattr(calibrate, "_differences", lambda a, b: (7, *found(a, b)[1:]))
+    found = calibrate.differences
+    monkeypatch.setattr(calibrate, "differences", lambda a, b: (7, *found(a, b)[1:]))
     with pytest.raises(
         ValueError, match=r"no more than 2 calibration images may change .* worst part is [\w.]+, which alone moves"
     ):

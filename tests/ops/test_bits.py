@@ -83,8 +83,8 @@ def mixer_of(channels: int, algorithm: str) -> Case:
     return Case(partial(ops.prepare_mixer, weight(channels, channels, 3, 3), algorithm=algorithm), (channels,), (*ROWS, *TILES))
 
 
-def local_block(c: int) -> Case:
-    return Case(partial(ops.prepare_local_block, weight(c, 3, 3), vector(c), weight(c, c), vector(c)), (c,))
+def local_block(c: int, **options: Any) -> Case:
+    return Case(partial(ops.prepare_local_block, weight(c, 3, 3), vector(c), weight(c, c), vector(c), **options), (c,))
 
 
 def gated_concat(c: int) -> Case:
@@ -115,6 +115,7 @@ CASES = {
     "linear, Strassen": Case(linear(800, 64, norm="row"), (800,)),
     "linear, Strassen, pooled": Case(linear(416, 64, activation="gelu", pool=True), (416,), scale=2),
     **{f"local block {c}": local_block(c) for c in (9, 200)},
+    "local block, int8": local_block(200, input_scale=0.03),
     **{
         f"mlp {depth}, {hidden}, {algorithm}": Case(mlp(depth, hidden, columns, algorithm), (depth,), (*ROWS, *LARGER))
         for depth, hidden, columns, algorithm in (

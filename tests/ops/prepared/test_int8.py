@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hifuse_fast import BackendError
 from hifuse_fast.backends.native.library import lib
-from hifuse_fast.ops import prepare_linear, prepare_mlp
+from hifuse_fast.ops import prepare_linear, prepare_local_block, prepare_mlp
 from hifuse_fast.testing import nan_poisoned_empty
 from tests.support import kernels as support
 from tests.support import prepared
@@ -100,6 +100,35 @@ def test_norm_gelu_and_residual(norm: tuple[str, str], kernel: str) -> None:
     assert 1e-4 < float((expected - full(x, residual=residual)).abs().max()) < 0.1  # it is another product, and a good one
 
 
+def block_weights(channels: int) -> dict[str, Tensor]:
+    return {
+        "filters": uniform("filters", channels, 3, 3),
+        "filter_bias": uniform("filter_bias", channels),
+        "weight": matrix("weight", channels, channels),
+        "bias": uniform("bias", channels),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 1), (1, 3, 9, 130)], ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_local_block_agrees_with_the_reference(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
+    """A last bit of the norm may move an integer by one, and GELU is within 2e-5."""
+    weights, x, scale = block_weights(shape[3]), uniform("x", *shape).to(dtype), 5 / 127
+    with nan_poisoned_empty():
+        expected, actual = (
+            prepare_local_block(**weights, input_scale=scale, dtype=dtype, backend=each)(x) for each in ("reference", kernel)
+        )
+    step = float(weights["weight"].abs().max()) * scale
+    rounding = 2.0**-7 * float(expected.abs().max()) if dtype == torch.bfloat16 else 3e-5
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2 * step + rounding)
+    assert float((actual.float() - expected.float()).abs().mean()) < 3e-5 + rounding / 4
+    if shape[3] == 1:
+        return  # the norm of one channel is zero
+    full = prepare_local_block(**weights, dtype=torch.float32, backend="reference")(x.float())
+    assert 1e-4 < float((actual.float() - full).abs().max()) < 0.1  # it is another product, and a good one
+
+
 def mlp_weights(depth: int, hidden: int, columns: int) -> dict[str, Tensor]:
     return {
         "expand": matrix("expand", hidden, depth),
@@ -155,6 +184,10 @@ def test_what_is_not_finite_reaches_its_row_and_no_other(spoilt: float, backend:
         lost = op(x).isnan()
         assert lost[1, 2, 3].all()
         assert lost.sum() == 33
+    block = prepare_local_block(**block_weights(40), input_scale=0.01, dtype=torch.float32, backend=backend)
+    lost = block(x).isnan()
+    assert lost[1, 1:, 2:].all()  # its neighbours, at a corner of the map
+    assert lost.sum() == 6 * 40
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -164,7 +197,8 @@ def test_bits_depend_on_neither_threads_nor_the_batch(kernel: str) -> None:
     )
     scales = {"input_scale": 0.01, "hidden_scale": 0.02}
     mlp = prepare_mlp(**mlp_weights(40, 1000, 33), **scales, dtype=torch.float32, backend=kernel)
-    for op in (linear, mlp):
+    block = prepare_local_block(**block_weights(40), input_scale=0.02, dtype=torch.float32, backend=kernel)
+    for op in (linear, mlp, block):
         check_determinism(op, uniform("u", 2, 19, 23, 40))
         check_images_apart(op, uniform("u", 4, 5, 7, 40))
 
@@ -185,6 +219,8 @@ def test_batch_0(backend: str) -> None:
     assert op(torch.empty(0, 2, 2, 8)).shape == (0, 2, 2, 3)
     mlp = prepare_mlp(**mlp_weights(8, 9, 3), input_scale=0.1, hidden_scale=0.1, dtype=torch.float32, backend=backend)
     assert mlp(torch.empty(0, 2, 2, 8)).shape == (0, 2, 2, 3)
+    block = prepare_local_block(**block_weights(8), input_scale=0.1, dtype=torch.float32, backend=backend)
+    assert block(torch.empty(0, 2, 2, 8)).shape == (0, 2, 2, 8)
 
 
 @pytest.mark.skipif(lib is None, reason="of the compiled library")
@@ -225,6 +261,8 @@ def test_bad_scales_are_named(arguments: dict[str, Any], error: type[Exception],
     with pytest.raises(error, match=message):
         prepare_linear(torch.ones(3, 8), torch.ones(3), **{**good, **arguments})
     with pytest.raises(error, match=message):
+        prepare_local_block(**block_weights(8), **{**good, **arguments})
+    with pytest.raises(error, match=message):
         prepare_mlp(**mlp_weights(8, 9, 3), **{"hidden_scale": 1.0, **good, **arguments})
 
 
@@ -251,6 +289,15 @@ def test_direct_calls_are_checked() -> None:
         call([x], packed["weight"], packed["scale"][:2], packed["bias"], None, out, *numbers, 10.0)
     with pytest.raises(RuntimeError, match="inverse must be a finite positive float32"):
         call([x], packed["weight"], packed["scale"], packed["bias"], None, out, *numbers, math.nan)
+    block = prepare_local_block(**block_weights(8), input_scale=0.1, dtype=torch.float32, backend="native").packed()
+    filters = [block["filters"], block["filter_bias"]]
+    call, x, out = torch.ops.hifuse_fast.local_block_int8_out, torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 1, 8)
+    with pytest.raises(RuntimeError, match="weight must be packed for int8: 1152 contiguous bytes"):
+        call(x, *filters, block["weight"][:-1], block["scale"], block["bias"], out, 1e-6, 10.0)
+    with pytest.raises(RuntimeError, match="scale must be 8 contiguous float32 numbers"):
+        call(x, *filters, block["weight"], block["scale"][:2], block["bias"], out, 1e-6, 10.0)
+    with pytest.raises(RuntimeError, match="inverse must be a finite positive float32"):
+        call(x, *filters, block["weight"], block["scale"], block["bias"], out, 1e-6, 0.0)
     with pytest.raises(RuntimeError, match="weight must be a matrix of int8"):
         torch.ops.hifuse_fast.pack_int8(torch.zeros(3, 8), 0)
     with pytest.raises(RuntimeError, match="block must be a multiple of 32"):
@@ -266,3 +313,5 @@ def test_a_backend_without_int8_says_so(backend: str) -> None:
     scales = {"input_scale": 0.1, "hidden_scale": 0.1}
     with pytest.raises(BackendError, match=f"'{backend}' cannot serve prepare_mlp: there is no .* kernel in int8"):
         prepare_mlp(**mlp_weights(8, 16, 8), **scales, dtype=torch.float32, backend=backend)
+    with pytest.raises(BackendError, match=f"'{backend}' cannot serve prepare_local_block: there is no .* kernel in int8"):
+        prepare_local_block(**block_weights(8), input_scale=0.1, dtype=torch.float32, backend=backend)

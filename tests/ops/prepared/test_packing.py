@@ -149,6 +149,9 @@ def calls() -> dict[str, tuple[Any, ...]]:
             (deep,), op.pack_int8(expand, 0), torch.rand(20), torch.randn(20), None, torch.empty(2, 4, 6, 20), 0, 0, 1e-5, 1,
             False, 9.0,
         ),
+        "local_block_int8_out": (
+            x, *op.pack_local_block(*block, f32)[:2], op.pack_int8(expand[:c, :c], 0), torch.rand(c), row, out, 1e-6, 9.0,
+        ),
         "mlp_int8_out": (
             deep, op.pack_int8(expand, 0), torch.rand(20), torch.randn(20), op.pack_int8(project, library.lib.mlp_block),
             torch.rand(c), row, x, out, 9.0, 7.0,

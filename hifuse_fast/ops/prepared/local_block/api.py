@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.backends.select import prepared_class
 from hifuse_fast.checks import check_dtype, check_eps, check_weights
+from hifuse_fast.ops.prepared import int8
 from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
 
 
@@ -20,6 +21,7 @@ def prepare_local_block(
     bias: Tensor,
     *,
     eps: float = 1e-6,
+    input_scale: float | None = None,
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> PreparedOp:
@@ -36,6 +38,8 @@ def prepare_local_block(
         weight: [C, C], with the scale of the norm folded in.
         bias: [C], with the shift of the norm folded in.
         eps: of the norm.
+        input_scale: where it is given, the product with W is of 8-bit integers, as that of `prepare_linear` is: the normed
+            convolution is divided by it, rounded, and kept within -127 to 127. On the CPU, for float32 and bfloat16.
         dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
@@ -52,7 +56,8 @@ def prepare_local_block(
     """
     check_weights(filters=(filters, "C 3 3"), filter_bias=(filter_bias, "C"), weight=(weight, "C C"), bias=(bias, "C"))
     check_dtype("dtype", dtype, DTYPES)
-    options = {"eps": check_eps("eps", eps)}
+    options: dict[str, Any] = {"eps": check_eps("eps", eps)}
+    options |= int8.check_scales(dtype, (weight.shape[1],), input_scale=input_scale)
     tensors = {"filters": filters, "filter_bias": filter_bias, "weight": weight, "bias": bias}
     call = {"key": (len(weight),), "device": weight.device, "dtype": dtype, "channels": len(weight)}
     cls = prepared_class("prepare_local_block", backend, **call, **options)

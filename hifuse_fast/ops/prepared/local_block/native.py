@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.backends.native.library import why_not_native
 from hifuse_fast.backends.native.tape import call
+from hifuse_fast.ops.prepared import int8
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 why_not = why_not_native
@@ -21,16 +22,26 @@ class LocalBlock(PreparedOp):
     filters: Tensor
     filter_bias: Tensor
     weight: Tensor
+    scale: Tensor  # of int8
     bias: Tensor
 
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
         names = ("filters", "filter_bias", "weight", "bias")
-        packed = torch.ops.hifuse_fast.pack_local_block(*(tensors[name] for name in names), dtype)
-        return dict(zip(names, packed, strict=True))
+        parts = torch.ops.hifuse_fast.pack_local_block(*(tensors[name] for name in names), dtype)
+        packed = dict(zip(names, parts, strict=True))
+        if options["input_scale"] is not None:
+            weight, packed["scale"] = int8.quantise_weight(tensors["weight"], options["input_scale"])
+            packed["weight"] = torch.ops.hifuse_fast.pack_int8(weight, 0)
+        return packed
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         out = torch.empty_like(x) if out is None else out
-        op, eps = torch.ops.hifuse_fast.local_block_out.default, self.options["eps"]
-        call(op, x, self.filters, self.filter_bias, self.weight, self.bias, out, eps)
+        eps, scale = self.options["eps"], self.options["input_scale"]
+        if scale is None:
+            op = torch.ops.hifuse_fast.local_block_out.default
+            call(op, x, self.filters, self.filter_bias, self.weight, self.bias, out, eps)
+        else:
+            op = torch.ops.hifuse_fast.local_block_int8_out.default
+            call(op, x, self.filters, self.filter_bias, self.weight, self.scale, self.bias, out, eps, 1 / scale)
         return out

@@ -12,7 +12,10 @@ from hifuse_fast.ops.functions.depthwise_norm import triton as depthwise_norm
 from hifuse_fast.ops.functions.linear import triton as linear
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
-why_not = depthwise_norm.why_not
+
+def why_not(*, input_scale: float | None = None, **call: Any) -> str | None:
+    """The reason the Triton kernels cannot serve this call, or None."""
+    return depthwise_norm.why_not(**call) if input_scale is None else "there is no Triton kernel in int8"
 
 
 class LocalBlock(PreparedOp):
