@@ -95,16 +95,22 @@ Step linear(Reader& r, bool int8) {
   };
 }
 
-Step local_block(Reader& r) {
+Step local_block(Reader& r, bool int8) {
   Linear p{};
   const MapOf x = r.read("x"), out = r.write("out");
   check_like("x", x, out);
   const int64_t channels = out.channels;
   p.dtype = r.dtype(), p.rows = Rows::depthwise, p.channels[0] = p.columns = channels;
-  check_matrix(p.dtype, Algorithm::direct, channels, channels);
+  p.algorithm = int8 ? Algorithm::int8 : Algorithm::direct;
+  check_matrix(p.dtype, p.algorithm, channels, channels);
   p.filters = r.floats("filters", 9 * channels), p.filter_bias = r.floats("filter_bias", channels);
   p.norm = Norm::row, p.eps = r.number("eps"), p.activation = Activation::gelu;
-  p.weight = r.packed("weight", packed_matrix_size(channels, channels, Algorithm::direct));
+  if (int8) {
+    p.weight = r.packed_int8("weight", packed_int8_size(channels, channels));
+    p.scale = r.floats("scale", channels), p.inverse = r.number("inverse");
+  } else {
+    p.weight = r.packed("weight", packed_matrix_size(channels, channels, p.algorithm));
+  }
   p.bias = r.floats("bias", channels);
   return [=](const Frame& f, const Parallel* parallel) {
     Linear now = p;
@@ -215,7 +221,8 @@ Step step_of(const std::string& op, Reader& r, int64_t in_chans) {
   if (op == "stem") return stem(r, in_chans);
   if (op == "linear") return linear(r, false);
   if (op == "linear_int8") return linear(r, true);
-  if (op == "local_block") return local_block(r);
+  if (op == "local_block") return local_block(r, false);
+  if (op == "local_block_int8") return local_block(r, true);
   if (op == "window_attention") return window_attention(r);
   if (op == "gated_concat") return gated_concat(r);
   if (op == "mixer") return mixer(r);

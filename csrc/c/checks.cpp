@@ -114,7 +114,7 @@ void check(const Linear& p) {
     check_given("filters", p.filters);
     check_given("filter_bias", p.filter_bias);
     check_apart(p.out, p.maps[0], "maps[0]");
-    require(p.algorithm == Algorithm::direct, "algorithm must be HIFUSE_DIRECT with rows of HIFUSE_DEPTHWISE");
+    require(p.algorithm != Algorithm::strassen, "algorithm must be HIFUSE_DIRECT or HIFUSE_INT8 with rows of HIFUSE_DEPTHWISE");
   }
   depth *= patches ? 4 : 1;
   check_matrix(p.dtype, p.algorithm, p.columns, depth);

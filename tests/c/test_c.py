@@ -37,6 +37,7 @@ from hifuse_fast.cli import main
 from hifuse_fast.inference.make import Packer
 from hifuse_fast.inference.source import read_source
 from hifuse_fast.ops.prepared.linear.native import Linear
+from hifuse_fast.ops.prepared.local_block.native import LocalBlock
 from hifuse_fast.ops.prepared.mlp.native import Mlp
 from hifuse_fast.testing import golden_uniform
 from tests.support.frozen import VARIANTS, make
@@ -127,13 +128,13 @@ def test_it_gives_the_bits_of_python(name: str, programs: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_gives_the_bits_of_int8(dtype: torch.dtype, programs: Path, tmp_path: Path) -> None:
-    """Every linear and MLP in 8 bits, by scales that nobody calibrated."""
+    """Every linear, local block and MLP in 8 bits, by scales that nobody calibrated."""
     model = make(torch.float32, **QUICK)
     plain = optimize_for_inference(model, dtype, backend="native")
     scales = {
         name: {"input_scale": 0.03, **({"hidden_scale": 0.02} if isinstance(op, Mlp) else {})}
         for name, op in plain._made.items()
-        if isinstance(op, (Linear, Mlp))
+        if isinstance(op, (Linear, LocalBlock, Mlp))
     }
     network = OptimizedHiFuse(plain.configuration, Packer(read_source(model).weights, dtype, "native", scales))
     network.save(tmp_path / "x.safetensors")
