@@ -112,9 +112,27 @@ class Parser {
       if (next == '\\')
         escaped(found);
       else
-        found += next;
+        character(static_cast<unsigned char>(next), found);
     }
   }
+
+  // One of UTF-8, whose first byte has been read.
+  void character(uint32_t first, std::string& to) {
+    if (first < 0x80) return utf8(first, to);
+    const int more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
+    bool fits = first >= 0xc2 && first <= 0xf4;
+    uint32_t code = first & (0x3fu >> more);
+    for (int i = 0; i < more && fits; ++i) {
+      const uint32_t next = at_ < text_.size() ? static_cast<unsigned char>(text_[at_++]) : 0;
+      fits = (next & 0xc0) == 0x80;
+      code = code << 6 | (next & 0x3f);
+    }
+    constexpr uint32_t kLeast[] = {0x80, 0x800, 0x10000};
+    expect(fits && code >= kLeast[more - 1] && is_character(code), "UTF-8");
+    utf8(code, to);
+  }
+
+  static bool is_character(uint32_t code) { return code < 0xd800 || (code >= 0xe000 && code <= 0x10ffff); }
 
   void escaped(std::string& to) {
     expect(at_ < text_.size(), "more");
@@ -132,6 +150,7 @@ class Parser {
       expect(low >= 0xdc00 && low < 0xe000, "the second half of a character");
       code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
     }
+    expect(is_character(code), "a whole character");
     utf8(code, to);
   }
 

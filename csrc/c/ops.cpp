@@ -73,7 +73,11 @@ void pack_filters(const hifuse_pack_filters_params& p, void* packed, const Paral
 
 const char* keep(const char* message) noexcept {
   try {
-    return (kept = message).c_str();
+    kept = message;
+    // Names of a file may hold what a terminal would obey.
+    for (char& each : kept)
+      if (static_cast<unsigned char>(each) < 0x20 || each == 0x7f) each = '?';
+    return kept.c_str();
   } catch (...) {
     return "there is not enough memory for a message";
   }
