@@ -75,8 +75,16 @@ def hint(x: Any) -> str:
     return ""
 
 
+_REFUSED = {
+    "MaskedTensor": "a MaskedTensor, whose mask has no meaning to a network: fill in what is masked, or call get_data()",
+    "DTensor": "a DTensor: share work by DistributedDataParallel or fully_shard, or call to_local() or full_tensor()",
+}
+
+
 def check_dense(name: str, x: Tensor) -> None:
-    """Raise TypeError for a sparse or a nested tensor."""
+    """Raise TypeError for a sparse, nested, masked or distributed tensor."""
+    if type(x).__name__ in _REFUSED:
+        raise TypeError(f"{name} must be a plain tensor, got {_REFUSED[type(x).__name__]}")
     if x.is_nested:
         raise TypeError(f"{name} must be one dense tensor, got a nested one: pad its parts to one size, or pass each alone")
     if x.layout != torch.strided:

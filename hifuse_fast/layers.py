@@ -17,8 +17,9 @@ from torch.nn.modules import module as hooks
 from hifuse_fast import ops
 from hifuse_fast.checks import check_rate
 from hifuse_fast.ops.functions.batch_norm.reference import finish
+from hifuse_fast.ops.functions.convolution import convolution, is_bound
 from hifuse_fast.ops.functions.layer_norm.reference import patches
-from hifuse_fast.ops.functions.mixer.reference import convolve
+from hifuse_fast.ops.functions.layout import convolve
 
 
 def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
@@ -30,7 +31,8 @@ def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
     """
     if type(child) is not kind or is_patched(kind) or not _as_imported():
         return False
-    for weight in child._parameters.values():
+    own = child.__dict__
+    for weight in (*child._parameters.values(), *child._buffers.values(), *(own.get(name) for name in _NAMES)):
         if type(weight) not in _WEIGHTS and getattr(type(weight), "__torch_function__", None) is not _NO_FUNCTION:
             return False
     return not (
@@ -61,6 +63,7 @@ def is_patched(kind: type[nn.Module]) -> bool:
     return kind in _FORWARDS and kind.forward is not _FORWARDS[kind]
 
 
+_NAMES = ("weight", "bias", "relative_position_bias_table")  # a weight that is no parameter is an attribute of the module
 _WEIGHTS = (nn.Parameter, Tensor, type(None))
 _NO_FUNCTION = torch._C._disabled_torch_function_impl  # of a subclass that changes no function of PyTorch, as a fake tensor
 _CALL, _CONVOLVE = nn.Module.__call__, nn.Conv2d.forward
@@ -140,6 +143,10 @@ class Conv2d(nn.Conv2d):
     channels_last = True
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_bound(x) and self.stride == self.dilation == (1, 1) and self.padding_mode == "zeros":
+            top, left = self._reversed_padding_repeated_twice[::2]
+            if top == left and sum(self._reversed_padding_repeated_twice) == 4 * top:
+                return convolution(x, self.weight, self.bias, padding=top, groups=self.groups)
         return convolve(super().forward, x, self.weight)
 
 

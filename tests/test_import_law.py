@@ -57,10 +57,17 @@ LAW = {
     "ops/functions/fused.py": ["backends.flops", "backends.select", "backends.transforms"],
     "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.fused", "ops.functions.*.reference"],
     "ops/functions/padding.py": [],
-    "ops/functions/*/reference.py": ["ops.functions.padding", "ops.functions.*.reference"],
+    "ops/functions/layout.py": [],
+    "ops/functions/*/reference.py": [
+        "backends.transforms",
+        "ops.functions.convolution",
+        "ops.functions.layout",
+        "ops.functions.padding",
+        "ops.functions.*.reference",
+    ],
     "ops/functions/*/limits.py": [],  # what the kernels of an op serve, whatever their language
     "ops/functions/*/composed.py": [],  # what triton.py and cuda.py of an op share
-    "ops/functions/*/native.py": ["backends.native", "ops.functions.*.limits"],
+    "ops/functions/*/native.py": ["backends.native", "ops.functions.layout", "ops.functions.*.limits"],
     "ops/functions/*/triton*.py": [
         "backends.triton",
         "backends.tables",

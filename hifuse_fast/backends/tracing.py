@@ -1,4 +1,4 @@
-"""What torch.compile must be told: of functions that it cannot trace, and of numbers that do not vary."""
+"""What torch.compile must be told: of functions that it cannot trace, and of numbers that it shall not ask for."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ def constant(function: Function) -> Function:
     return function
 
 
-def take_floats_as_constants() -> None:
-    """While torch.compile traces: floats that are read from now on, as `eps`, are constants with a guard, as ints are.
+def trace_for_every_size() -> None:
+    """While torch.compile traces with dynamic sizes: from here on it makes code that serves every size.
 
-    With dynamic sizes they would be symbols, each an input of the graph. AOTAutograd would find that operators take no such
-    symbols, and have everything traced a second time.
+    - Floats that are read, as `eps`, are constants with a guard, as ints are. They would be symbols, each an input of the
+      graph. AOTAutograd would find that operators take no such symbols, and have everything traced a second time.
+    - PyTorch asks no size that it need not know. It would ask whether a map or a number of windows is 1, to know strides, and
+      whether a batch is 16, to choose among convolutions; a graph would be bound to each answer. Now it takes the general one.
     """
     if torch.compiler.is_dynamo_compiling():
-        _take_floats_as_constants()
+        _change_settings()
+
+
+_changed: list[tuple[Any, str]] = []  #: settings that are changed by us, and not by the user
 
 
 @constant
-def _take_floats_as_constants() -> bool:
+def _change_settings() -> bool:
     from torch._dynamo import callback, config
+    from torch.fx.experimental import _config as symbols
 
-    if not config.specialize_float:
-        config.specialize_float = _Floats.constant = True
-        if _as_before not in callback.callback_handler.end_callbacks:
-            callback.callback_handler.register_end_callback(_as_before)
+    for settings, name in ((config, "specialize_float"), (symbols, "backed_size_oblivious")):
+        if not getattr(settings, name, True):
+            setattr(settings, name, True)
+            _changed.append((settings, name))
+    if _as_before not in callback.callback_handler.end_callbacks:
+        callback.callback_handler.register_end_callback(_as_before)
     return True
-
-
-class _Floats:
-    constant = False  #: by us, and not by the user
 
 
 def _as_before(_: Any) -> None:
     """Called when a compilation ends, also by an error."""
-    if _Floats.constant:
-        torch._dynamo.config.specialize_float = _Floats.constant = False
+    while _changed:
+        setattr(*_changed.pop(), False)

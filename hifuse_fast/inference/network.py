@@ -20,7 +20,7 @@ from hifuse_fast.backends import transforms
 from hifuse_fast.backends.native.tape import Tape, call, recorded
 from hifuse_fast.backends.native.threads import own_threads
 from hifuse_fast.backends.select import BackendError, traced_for_others
-from hifuse_fast.backends.tracing import take_floats_as_constants
+from hifuse_fast.backends.tracing import trace_for_every_size
 from hifuse_fast.checkpoints.read import RECORD
 from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_images
@@ -154,7 +154,7 @@ class OptimizedHiFuse(nn.Module):
 
         What would switch gradients or autocast off where they are off is left out: each is a subgraph in an exported program.
         """
-        take_floats_as_constants()
+        trace_for_every_size()
         backends = {op.backend for op in self._made.values()} if torch.compiler.is_exporting() else set()
         if backends - {"reference"} and traced_for_others():
             raise RuntimeError(f"torch.onnx.export cannot take a frozen network, whose ops ONNX has not: {_NO_ONNX}")

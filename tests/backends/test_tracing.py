@@ -1,4 +1,4 @@
-"""What torch.compile is told: floats are constants with a guard, and PyTorch's setting is as before."""
+"""What torch.compile is told: floats are constants, no size is asked for, and PyTorch's settings are as before."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental import _config as symbols
 
-from hifuse_fast.backends.tracing import take_floats_as_constants
+from hifuse_fast.backends.tracing import trace_for_every_size
+from hifuse_fast.layers import Conv2d
 
 
 class Plus(nn.Module):
     eps = 0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        take_floats_as_constants()
+        trace_for_every_size()
         return x + self.eps
 
 
@@ -36,9 +38,33 @@ def test_a_float_is_no_input_of_the_graph_and_a_new_one_is_compiled() -> None:
     names = [node.name for node in counter.graphs[0].graph.nodes if node.op == "placeholder"]
     assert not [name for name in names if "eps" in name]
     assert not config.specialize_float
+    assert not symbols.backed_size_oblivious
     model.eps = 0.25
     assert torch.equal(compiled(x), x + 0.25)
     assert counter.frame_count == 2
+
+
+def test_sides_of_one_and_batches_of_many_are_served_by_one_graph() -> None:
+    class Convolved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = Conv2d(5, 7, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            trace_for_every_size()
+            out: Tensor = self.conv(x)[:, ::2].mul(2)
+            return out
+
+    model, counter = Convolved(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+    for size in [(2, 8, 9), (20, 3, 4), (3, 1, 6), (4, 7, 1), (1, 90, 90), (1, 1, 1)]:
+        x = torch.randn(*size, 5, requires_grad=True)
+        found, expected = compiled(x), model(x)
+        torch.testing.assert_close(found, expected)
+        wanted = (x, *model.parameters())
+        for a, e in zip(*(torch.autograd.grad(y.square().sum(), wanted) for y in (found, expected)), strict=True):
+            torch.testing.assert_close(a, e)
+    assert counter.frame_count == 1
 
 
 def test_the_setting_is_as_before_where_compiling_fails_or_the_graph_breaks() -> None:
@@ -52,14 +78,16 @@ def test_the_setting_is_as_before_where_compiling_fails_or_the_graph_breaks() ->
     with pytest.raises(Exception, match="graph_break"):
         torch.compile(Broken(), dynamic=True, fullgraph=True, backend="eager")(x)
     assert not config.specialize_float
+    assert not symbols.backed_size_oblivious
     assert torch.equal(torch.compile(Broken(), dynamic=True, backend="eager")(x), x + 1)
     assert not config.specialize_float
 
 
 @pytest.mark.parametrize("chosen", [True, False])
 def test_what_the_user_set_stays(chosen: bool) -> None:
-    with config.patch(specialize_float=chosen):
+    with config.patch(specialize_float=chosen), symbols.patch(backed_size_oblivious=chosen):
         for _ in range(2):
             torch._dynamo.reset()
             torch.compile(Plus(), dynamic=True, backend="eager")(torch.ones(3))
             assert config.specialize_float is chosen
+            assert symbols.backed_size_oblivious is chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -36,9 +37,9 @@ def results(model: HiFuse, images: Tensor, call: object = None) -> list[Tensor]:
     return [out.detach(), *grads, *(b.clone() for b in model.buffers())]
 
 
-def graphs(model: HiFuse, sizes: list[tuple[int, int, int]]) -> int:
+def graphs(model: HiFuse, sizes: list[tuple[int, int, int]], compiler: str = "aot_eager") -> int:
     """How many graphs serve the sizes; each result is what the model gives that is not compiled."""
-    eager, counter = copy.deepcopy(model), CompileCounterWithBackend("aot_eager")
+    eager, counter = copy.deepcopy(model), CompileCounterWithBackend(compiler)
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
     for size in sizes:
         images = some_images(*size)
@@ -66,3 +67,10 @@ def test_one_exported_program() -> None:
         program = torch.export.export(model, (some_images(2, 72, 104),), dynamic_shapes=shapes).module()
         for size in [(2, 72, 104), (3, 64, 40), (2, 224, 100), (4, 100, 224), (5, 96, 224), (2, 300, 33), (17, 70, 64)]:
             torch.testing.assert_close(program(some_images(*size)), model(some_images(*size)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("training", [False, True])
+def test_one_graph_of_inductor(training: bool) -> None:
+    """PyTorch's own compiler writes C++ for every size."""
+    assert graphs(narrow(depths=(1, 1, 1, 1), conv_depths=(1, 1, 1, 1)).train(training), SIZES, "inductor") == 1

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.masked import masked_tensor
 
 from hifuse_fast import HiFuse, optimize_for_inference
 from hifuse_fast.blocks import InvertedMLP, WindowAttention
@@ -80,6 +82,35 @@ def squeeze(width: int) -> nn.Module:
     torch.manual_seed(2)
     layers = nn.Conv2d(width, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, width, 1)
     return nn.Sequential(*layers).double()
+
+
+def test_a_weight_of_another_class_that_is_no_parameter() -> None:
+    """As a replica of a module has its weights, and whoever computes them at each call."""
+    model = narrow()
+    for module in (model.layers2.blocks[0].attn.proj, model.fu2.residual.bn1):
+        weight = module.weight.detach()
+        del module.weight
+        module.weight = weight.as_subclass(Scaled)  # type: ignore[assignment]
+    with official():
+        expected = model(some_images())
+    torch.testing.assert_close(model(some_images()).as_subclass(Tensor), expected.as_subclass(Tensor))
+    assert not torch.allclose(expected.as_subclass(Tensor), narrow()(some_images()))
+
+
+def test_masked_and_distributed_images_are_refused_by_name() -> None:
+    class DTensor(Tensor):
+        pass
+
+    with pytest.raises(TypeError, match=r"images must be a plain tensor, got a MaskedTensor.*get_data"):
+        narrow()(masked_tensor(some_images(), some_images() > 0))
+    with pytest.raises(TypeError, match=r"images must be a plain tensor, got a DTensor.*fully_shard"):
+        narrow()(some_images().as_subclass(DTensor))
+
+
+def test_a_network_of_fake_tensors() -> None:
+    with FakeTensorMode():
+        model = HiFuse(3, dims=(16, 32, 48, 64), num_heads=(1, 2, 2, 2), drop_path_rate=0.1).eval()
+        assert model(torch.empty(2, 3, 33, 40)).shape == (2, 3)
 
 
 def test_a_squeeze_sees_the_largest_values_and_the_means_one_after_the_other() -> None:

@@ -35,6 +35,7 @@ class Call:
     kernels: tuple[str, ...] = ("native", "triton")
     bound: Callable[[torch.dtype], Bound] = lambda dtype: RULE
     images_apart: bool = True
+    make: Callable[[str, Tensors], Any] | None = None  #: of a prepared op: makes it of the tensors
 
     def outputs(self, backend: str, tensors: Tensors) -> list[Tensor]:
         found = self.run(backend, tensors)
@@ -63,16 +64,19 @@ def _concat(tensors: Tensors, backend: str) -> Tensor:
 
 
 def _prepared(op: str, maps: Tensors, weights: Tensors, kernels: Any = None, bound: Any = None, **options: Any) -> Call:
-    def run(backend: str, tensors: Tensors) -> Any:
+    def make(backend: str, tensors: Tensors) -> Any:
         dtype = tensors[next(iter(maps))].dtype
         own = {name: tensor for name, tensor in tensors.items() if name in weights}
+        chosen = {name: option for name, option in options.items() if backend != "reference" or name != "algorithm"}
+        return getattr(ops, f"prepare_{op}")(**own, **chosen, dtype=dtype, backend=backend)
+
+    def run(backend: str, tensors: Tensors) -> Any:
         given = {name: tensors[name] for name in maps}
         residual = {"residual": given.pop("residual")} if "residual" in given else {}
-        chosen = {name: option for name, option in options.items() if backend != "reference" or name != "algorithm"}
-        return getattr(ops, f"prepare_{op}")(**own, **chosen, dtype=dtype, backend=backend)(*given.values(), **residual)
+        return make(backend, tensors)(*given.values(), **residual)
 
     usual = tuple(sorted(OPS[f"prepare_{op}"], key=("native", "triton", "cuda").index))
-    return Call(f"prepare_{op}", run, maps, weights, kernels or usual, bound or (lambda _: RULE))
+    return Call(f"prepare_{op}", run, maps, weights, kernels or usual, bound or (lambda _: RULE), make=make)
 
 
 def _mixer(algorithm: str) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,11 +18,13 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from hifuse_fast import ops, use_backend
 from hifuse_fast.backends import tables
 from hifuse_fast.backends.native import library as native
+from hifuse_fast.backends.tracing import trace_for_every_size
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging, WindowAttention
 from hifuse_fast.layers import LayerNorm
 from hifuse_fast.ops.functions.padding import pad_to_multiple
 from tests.support.calls import FUNCTIONS, Call
 from tests.support.kernels import device_of, kernels
+from tests.support.modules import assert_same
 
 pytestmark = pytest.mark.gpu
 SIZES = [(2, 5, 9), (3, 14, 21), (2, 33, 12), (4, 7, 8), (5, 28, 50)]  # batch, height, width
@@ -61,6 +64,42 @@ def test_blocks() -> None:
         for size in SIZES:
             x = torch.randn(*size, 16, dtype=torch.float64)
             torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count == 1
+
+
+class OfEverySize(EveryOp):
+    def forward(self, x: Tensor) -> Tensor:
+        trace_for_every_size()
+        return super().forward(x)
+
+
+@pytest.mark.slow  # traces for seconds
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("training", [False, True])
+def test_one_graph_for_every_batch_and_side(training: bool, backend: str) -> None:
+    """In float32 PyTorch's convolutions ask for a batch of 16; strides, for sides of 1, and for windows of which there is 1."""
+    torch.manual_seed(0)
+    model, counter = OfEverySize().train(training), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+    sizes = [(2, 18, 28), (17, 9, 10), (3, 8, 12), (4, 3, 5), (1, 20, 10), (1, 200, 100)]
+    sides_of_one = [] if training else [(3, 8, 1), (5, 1, 9), (6, 1, 1)]
+    for size in sizes + sides_of_one:
+        x, state, found = torch.randn(*size, 16), copy.deepcopy(model.state_dict()), []
+        for call in (compiled, model):
+            model.load_state_dict(state)
+            model.zero_grad()
+            with torch.set_grad_enabled(training), use_backend(backend):
+                out = call(x)
+            if training:
+                out.square().sum().backward()
+            found.append(
+                [
+                    out.detach(),
+                    *(p.grad.clone() for p in model.parameters() if p.grad is not None),
+                    *(b.clone() for b in model.buffers()),
+                ]
+            )
+        assert_same(*found, tolerance=1e-4)
     assert counter.frame_count == 1
 
 

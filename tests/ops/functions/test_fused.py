@@ -206,6 +206,25 @@ def test_transforms_give_the_values_of_the_reference(transform: str) -> None:
     assert value("auto").abs().max() > 0.01
 
 
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_transforms_within_transforms(op: str) -> None:
+    call, tensors = leaves(op, torch.float64, torch.device("cpu"))
+    name, x = next(iter(tensors.items()))
+    rest = {key: t.detach() for key, t in tensors.items() if key != name}
+
+    def value(t: Tensor) -> Tensor:
+        return scalar(call, {name: x.detach() + t * x.detach().cos(), **rest})
+
+    at = torch.tensor(0.1, dtype=torch.float64)
+    expected = torch.autograd.functional.hessian(value, at)
+    for found in (
+        torch.func.jacrev(torch.func.jacrev(value))(at),
+        torch.func.hessian(value)(at),
+        torch.autograd.functional.hessian(value, at, vectorize=True, outer_jacobian_strategy="forward-mode"),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("op", "kernel"), NAMED)
 def test_batched_gradients(op: str, kernel: str) -> None:
     call, tensors = leaves(op, torch.float32, device_of(kernel))

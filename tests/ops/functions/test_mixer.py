@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hifuse_fast.backends import tables
 from hifuse_fast.ops import mixer
-from hifuse_fast.ops.functions.mixer.reference import _is_channels_last
+from hifuse_fast.ops.functions.layout import is_channels_last
 from hifuse_fast.testing import relative_error
 from tests.support.functional import DTYPES, check_compiles, check_parity
 from tests.support.kernels import DEVICE, kernels, uniform
@@ -225,4 +225,4 @@ def test_the_reference_is_served_to_vmap(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(each, mixer(z, weight))
     for layout in (torch.channels_last, torch.contiguous_format):
         weight = weights[0].contiguous(memory_format=layout)
-        assert _is_channels_last(weight) == weight.is_contiguous(memory_format=torch.channels_last)
+        assert is_channels_last(weight) == weight.is_contiguous(memory_format=torch.channels_last)

@@ -19,4 +19,5 @@ def patches(x: Tensor) -> Tensor:
     """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), 4C], pixels in the order (row, column) = (0, 0) (1, 0) (0, 1) (1, 1)."""
     batch, height, width, channels = x.shape
     x = pad_to_multiple(x, 2).reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
-    return x.permute(0, 1, 3, 4, 2, 5).flatten(3)
+    # No `flatten`: PyTorch's older vmap, of autograd.functional, cannot take it.
+    return x.permute(0, 1, 3, 4, 2, 5).reshape(batch, (height + 1) // 2, (width + 1) // 2, 4 * channels)
