@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 from hifuse_fast import BackendError, load_optimized, optimize_for_inference
 from hifuse_fast.backends import tables
+from hifuse_fast.backends.cuda import launch
 from hifuse_fast.inference.configuration import ALGORITHMS
 from hifuse_fast.testing import assert_within_rule
 from tests.support.frozen import image, narrow, run
@@ -29,6 +32,16 @@ def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
+@contextlib.contextmanager
+def launched() -> Iterator[list[str]]:
+    """Collects the entry points of the CUDA library that are called within the block."""
+    found: list[str] = []
+    call = launch._call
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_call", lambda kept, stream: found.append(kept.entry) or call(kept, stream))
+        yield found
+
+
 @pytest.mark.parametrize("backend", TRITON + CUDA)
 @pytest.mark.parametrize(
     ("options", "dtype"),
@@ -44,7 +57,12 @@ def test_it_is_close_to_float64(options: dict[str, Any], dtype: torch.dtype, bac
     expected = run(model, x.to(dtype).double())
     frozen, eager = (optimize_for_inference(model.float(), dtype, backend=each) for each in (backend, "reference"))
     assert {op.backend for op in frozen._made.values()} == {backend}
-    actual = frozen(x)
+    with launched() as kernels:
+        actual = frozen(x)
+    if backend == "cuda" and dtype != torch.float32:
+        blocks = sum(frozen.configuration.conv_depths), sum(frozen.configuration.depths)
+        assert (kernels.count("local_block"), kernels.count("global_block")) == blocks
+        assert not {"depthwise_norm_forward", "window_attention_forward"} & set(kernels)
     assert actual.dtype == dtype
     if dtype == torch.float32:
         torch.testing.assert_close(actual, eager(x), rtol=1e-5, atol=1e-5)
