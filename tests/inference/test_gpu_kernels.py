@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,9 @@ import torch
 
 from hifuse_fast import BackendError, load_optimized, optimize_for_inference
 from hifuse_fast.backends import tables
-from hifuse_fast.backends.cuda import launch
 from hifuse_fast.inference.configuration import ALGORITHMS
 from hifuse_fast.testing import assert_within_rule
+from tests.support.emulation import launched
 from tests.support.frozen import image, narrow, run
 from tests.support.kernels import DEVICE, kernels, needs_gpu
 
@@ -30,16 +28,6 @@ FAST = {"dense": torch.float16, "depthwise": torch.bfloat16}  # of the variants,
 def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which PyTorch allows cuDNN in float32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@contextlib.contextmanager
-def launched() -> Iterator[list[str]]:
-    """Collects the entry points of the CUDA library that are called within the block."""
-    found: list[str] = []
-    call = launch._call
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "_call", lambda kept, stream: found.append(kept.entry) or call(kept, stream))
-        yield found
 
 
 @pytest.mark.parametrize("backend", TRITON + CUDA)

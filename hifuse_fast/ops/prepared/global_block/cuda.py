@@ -60,7 +60,7 @@ class GlobalBlock(PreparedOp):
 
 def by_head(rows: Tensor, heads: int) -> Tensor:
     """[3 C, ...], rows of q, k and v -> [heads, 3, HEAD, ...], filled up with zeros."""
-    return filled_heads(rows.unflatten(0, (3, heads, -1)), 2).transpose(0, 1)
+    return filled_heads(rows.unflatten(0, (3, heads, -1)), 2).transpose(0, 1).contiguous()
 
 
 def filled_heads(x: Tensor, dim: int) -> Tensor:

@@ -17,7 +17,7 @@ class GlobalBlock(nn.Module):
         super().__init__()
         self.qkv, self.attention, self.output = qkv, attention, output
         self.whole: PreparedOp | None = None  #: what does the same in one launch
-        self._made_of = qkv, attention, output
+        self._made_of = self._parts()
 
     def forward(self, x: Tensor, maps: Any) -> Tensor:
         if self.whole is not None and self._is_as_made():
@@ -33,7 +33,10 @@ class GlobalBlock(nn.Module):
 
     def _is_as_made(self) -> bool:
         """Whether nobody would miss the calls of the parts."""
-        parts = self.qkv, self.attention, self.output
         hooked = of_all_modules._global_forward_hooks or of_all_modules._global_forward_pre_hooks
-        hooked = hooked or any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
-        return not hooked and all(part is made for part, made in zip(parts, self._made_of, strict=True))
+        return not hooked and self._parts() == self._made_of
+
+    def _parts(self) -> list[tuple[Any, ...]]:
+        """The parts with their hooks: those that users get have one from the beginning."""
+        parts = self.qkv, self.attention, self.output
+        return [(part, "forward" in vars(part), *part._forward_hooks, *part._forward_pre_hooks) for part in parts]
