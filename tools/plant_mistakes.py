@@ -38,8 +38,14 @@ NAME = "hifuse_fast._cuda_emulated"
 #: What the shipped kernels do in a call, by its name.
 Right = Callable[[str], dict[str, list[str]]]
 
-# What one call of attention needs: the copies are compiled for this width alone, which makes them quick to compile.
-NARROW = ("window_attention_launch.h", "if (head_dim <= 16) return", "return")
+# What no call needs is cut from the copies, which makes them quick to compile: all widths but one, and float16.
+CUTS = (
+    ("window_attention_launch.h", "if (head_dim <= 16) return", "return"),
+    ("local_block.cu", "return launch_local_block<T, kWide>(op, stream);", "return nullptr;"),
+    ("local_block.cu", "return local_block_of<f16>(op, stream);", "return nullptr;"),
+    ("global_block.cu", "return launch_global_block<T, kWide>(op, stream);", "return nullptr;"),
+    ("global_block.cu", "return global_block_of<f16>(op, stream);", "return nullptr;"),
+)
 SOURCES = sorted({source for call in CALLS.values() for source in call.sources})  #: files that are compiled again
 _INCLUDE = re.compile(r'^#include ["<]([^">]+)', re.MULTILINE)
 
@@ -92,11 +98,11 @@ def plant(mistake: Mistake | None, folder: Path, commands: Commands, shipped: Pa
     """
     original, kernels = ROOT / "csrc/cuda", folder / "cuda"
     shutil.copytree(original, kernels)
-    name, old, new = NARROW
-    launch = (kernels / name).read_text()
-    if old not in launch:
-        raise ValueError(f"{name} has no {old!r}")
-    (kernels / name).write_text(launch.replace(old, new, 1))
+    for name, old, new in CUTS:
+        text = (kernels / name).read_text()
+        if old not in text:
+            raise ValueError(f"{name} has no {old!r}")
+        (kernels / name).write_text(text.replace(old, new, 1))
     if mistake is not None:
         path = kernels / mistake.file
         path.write_text(mistake.edited(path.read_text()))
@@ -105,7 +111,7 @@ def plant(mistake: Mistake | None, folder: Path, commands: Commands, shipped: Pa
         command, object_file = commands.compiled[original / name]
         files = included(kernels / name)
         if mistake is None or mistake.file not in files:
-            if NARROW[0] not in files:
+            if not files & {cut for cut, *_ in CUTS}:
                 continue
             if shipped is not None:
                 objects[object_file] = shipped / f"{name}.o"

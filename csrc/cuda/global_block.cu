@@ -15,6 +15,13 @@ static const char* launch_global_block(const GlobalBlock& op, void* stream) {
                         stream);
 }
 
+template <class T>
+static const char* global_block_of(const GlobalBlock& op, void* stream) {
+  const int64_t heads = op.shape.num_heads;
+  if (heads * op.shape.head_dim <= kNarrow && heads <= kNarrow / 32) return launch_global_block<T, kNarrow>(op, stream);
+  return launch_global_block<T, kWide>(op, stream);
+}
+
 const char* global_block(const GlobalBlock& op, void* stream) {
   const WindowAttentionShape& s = op.shape;
   const int64_t channels = s.num_heads * s.head_dim;
@@ -23,12 +30,9 @@ const char* global_block(const GlobalBlock& op, void* stream) {
     return "a whole block has up to 6 heads of up to 32 channels";
   if (s.window_size > 7) return "windows of a whole block are up to 7 x 7";
   if (s.batch * s.height * s.width >= INT32_MAX) return "the maps have more than 2^31 pixels";
-  const bool narrow = channels <= kNarrow && s.num_heads <= kNarrow / 32;
   switch (s.dtype) {
-    case DType::bfloat16:
-      return narrow ? launch_global_block<bf16, kNarrow>(op, stream) : launch_global_block<bf16, kWide>(op, stream);
-    case DType::float16:
-      return narrow ? launch_global_block<f16, kNarrow>(op, stream) : launch_global_block<f16, kWide>(op, stream);
+    case DType::bfloat16: return global_block_of<bf16>(op, stream);
+    case DType::float16: return global_block_of<f16>(op, stream);
     default: return "whole blocks have kernels for bfloat16 and float16";
   }
 }

@@ -75,7 +75,7 @@ struct GlobalBlockKernel {
     for (int head = 0; head < s.heads; ++head) {
       Left<T> q[kTiles][2];
       {
-        float sums[kTiles][kAhead][4] = {};
+        float sums[kTiles][kAhead][4];
         part(sums, a, p, 3 * head, padded);
 #pragma unroll
         for (int m = 0; m < kTiles; ++m)
@@ -84,7 +84,7 @@ struct GlobalBlockKernel {
       }
 #pragma unroll 1
       for (int which = 1; which < 3; ++which) {
-        float sums[kTiles][kAhead][4] = {};
+        float sums[kTiles][kAhead][4];
         part(sums, a, p, 3 * head + which, padded);
         put(which == 1 ? mine.k : mine.v, sums, first);
       }
@@ -156,29 +156,31 @@ struct GlobalBlockKernel {
       }
     }
     __syncwarp();  // the results are there
-    each_chunk(pixel, [&](int row, int chunk, int at) {
-      if (at >= 0 && chunk * 8 < s.channels)
-        *reinterpret_cast<uint4*>(p.out + byte(p, at, chunk)) = mine.rows.at(first + row, chunk);
+    each_chunk(p, pixel, [&](int row, int chunk, bool kept, int64_t byte) {
+      if (kept) *reinterpret_cast<uint4*>(p.out + byte) = mine.rows.at(first + row, chunk);
     });
   }
 
  private:
-  // Calls f(row, chunk, the row's pixel) for each chunk of the warp's rows.
+  // Calls f(row, chunk, whether the row has a pixel, bytes of its chunk in the map) for each chunk of the warp's rows that the
+  // map has: four of each of eight rows at a time. Of other chunks it is false.
   template <class F>
-  static __device__ __forceinline__ void each_chunk(int pixel, const F& f) {
-#pragma unroll 4
-    for (int i = threadIdx.x % 32; i < kTiles * 16 * kChunks; i += 32)
-      f(i / kChunks, i % kChunks, __shfl_sync(0xffffffffu, pixel, i / kChunks));
-  }
-  static __device__ __forceinline__ int64_t byte(const Params& p, int pixel, int chunk) {
-    return int64_t(pixel) * (p.sizes.channels * 2) + chunk * 16;
+  static __device__ __forceinline__ void each_chunk(const Params& p, int pixel, const F& f) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int eight = 0; eight < kTiles * 16; eight += 8) {
+      const int row = eight + lane / 4, at = __shfl_sync(0xffffffffu, pixel, row);
+      const int64_t byte = int64_t(at) * (p.sizes.channels * 2) + lane % 4 * 16;
+#pragma unroll
+      for (int four = 0; four < kChunks; four += 4)
+        f(row, four + lane % 4, at >= 0 && (four + lane % 4) * 8 < p.sizes.channels, byte + four * 16);
+    }
   }
 
   // Starts copies of the warp's tokens, with zeros where there are none.
   static __device__ __forceinline__ void load(const Params& p, OfWindow& mine, int first, int pixel) {
-    each_chunk(pixel, [&](int row, int chunk, int at) {
-      const bool kept = at >= 0 && chunk * 8 < p.sizes.channels;
-      cp_async_16(&mine.rows.at(first + row, chunk), kept ? p.x + byte(p, at, chunk) : p.x, kept);
+    each_chunk(p, pixel, [&](int row, int chunk, bool kept, int64_t byte) {
+      cp_async_16(&mine.rows.at(first + row, chunk), kept ? p.x + byte : p.x, kept);
     });
     cp_async_commit();
   }
@@ -190,16 +192,12 @@ struct GlobalBlockKernel {
     for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
       for (int step = 0; step < 2 * kSteps; ++step) a[m][step] = mine.rows.left(first + 16 * m, step);
-      float sum[2] = {0.0f, 0.0f}, mean[2], squares[2] = {0.0f, 0.0f};
-      each_pair(a[m], p, [&](uint32_t& pair, int i) {
-        const float2 x = unpack<T>(pair);
-        sum[i] += x.x + x.y;
-      });
+      float one[2], sum[2] = {0.0f, 0.0f}, squares[2] = {0.0f, 0.0f};
 #pragma unroll
-      for (int i = 0; i < 2; ++i) mean[i] = row_sum(sum[i]) * inverse, sum[i] = 0.0f;
+      for (int i = 0; i < 2; ++i) one[i] = unpack<T>(__shfl_sync(0xffffffffu, a[m][0].r[i], threadIdx.x % 32 / 4 * 4)).x;
       each_pair(a[m], p, [&](uint32_t& pair, int i) {
         const float2 x = unpack<T>(pair);
-        const float left = x.x - mean[i], right = x.y - mean[i];
+        const float left = x.x - one[i], right = x.y - one[i];
         sum[i] += left + right;
         squares[i] = fmaf(right, right, fmaf(left, left, squares[i]));
       });
@@ -207,24 +205,24 @@ struct GlobalBlockKernel {
                                   {row_sum(sum[1]), row_sum(squares[1]), inverse, p.eps}};
       each_pair(a[m], p, [&](uint32_t& pair, int i) {
         const float2 x = unpack<T>(pair);
-        pair = pack<T>(centred[i](x.x - mean[i]), centred[i](x.y - mean[i]));
+        pair = pack<T>(centred[i](x.x - one[i]), centred[i](x.y - one[i]));
       });
     }
   }
-  // Calls f(pair, whether it is of the lower row) for each pair of numbers that are channels of the map.
+  // Calls f(pair, whether it is of the lower row) for each pair of numbers that are channels of the map; the others stay zero.
   template <class F>
   static __device__ __forceinline__ void each_pair(Left<T> (&a)[2 * kSteps], const Params& p, const F& f) {
 #pragma unroll
-    for (int step = 0; step < 2 * kSteps; ++step)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (16 * step + i / 2 * 8 < p.sizes.channels) f(a[step].r[i], i % 2);
+    for (int chunk = 0; chunk < kChunks; ++chunk)
+      if (8 * chunk < p.sizes.channels) {
+        f(a[chunk / 2].r[chunk % 2 * 2], 0);
+        f(a[chunk / 2].r[chunk % 2 * 2 + 1], 1);
+      }
   }
 
   // q, k or v of a head: part 3 head, 3 head + 1 or 3 head + 2 of the weight.
   static __device__ __forceinline__ void part(float (&sums)[kTiles][kAhead][4], const Operands& a, const Params& p, int part,
                                               const bool (&padded)[kTiles][2]) {
-    multiply_packed<T, kSteps>(sums, [&](int m, int step) -> const Left<T>& { return a[m][step]; }, p.qkv + part * kPart);
     const int at = kHead * part + threadIdx.x % 4 * 2;
 #pragma unroll
     for (int n = 0; n < kAhead; ++n) {
@@ -234,10 +232,11 @@ struct GlobalBlockKernel {
       for (int m = 0; m < kTiles; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          sums[m][n][2 * i] += padded[m][i] ? padding.x : bias.x;
-          sums[m][n][2 * i + 1] += padded[m][i] ? padding.y : bias.y;
+          sums[m][n][2 * i] = padded[m][i] ? padding.x : bias.x;
+          sums[m][n][2 * i + 1] = padded[m][i] ? padding.y : bias.y;
         }
     }
+    multiply_packed<T, kSteps>(sums, [&](int m, int step) -> const Left<T>& { return a[m][step]; }, p.qkv + part * kPart);
   }
   static __device__ __forceinline__ void put(Head& tile, const float (&sums)[kTiles][kAhead][4], int first) {
     const int lane = threadIdx.x % 32;

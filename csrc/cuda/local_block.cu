@@ -15,16 +15,19 @@ static const char* launch_local_block(const LocalBlock& op, void* stream) {
                         stream);
 }
 
+template <class T>
+static const char* local_block_of(const LocalBlock& op, void* stream) {
+  if (op.channels <= kNarrow) return launch_local_block<T, kNarrow>(op, stream);
+  return launch_local_block<T, kWide>(op, stream);
+}
+
 const char* local_block(const LocalBlock& op, void* stream) {
   if (op.channels % 8 || op.channels < 8 || op.channels > kWide) return "channels must be a multiple of 8 from 8 to 192";
   // Tiles have pixels that are not on the map.
   if (op.batch * (op.height + 8) * (op.width + 16) >= INT32_MAX) return "the maps have more than 2^31 pixels";
-  const bool narrow = op.channels <= kNarrow;
   switch (op.dtype) {
-    case DType::bfloat16:
-      return narrow ? launch_local_block<bf16, kNarrow>(op, stream) : launch_local_block<bf16, kWide>(op, stream);
-    case DType::float16:
-      return narrow ? launch_local_block<f16, kNarrow>(op, stream) : launch_local_block<f16, kWide>(op, stream);
+    case DType::bfloat16: return local_block_of<bf16>(op, stream);
+    case DType::float16: return local_block_of<f16>(op, stream);
     default: return "whole blocks have kernels for bfloat16 and float16";
   }
 }

@@ -107,7 +107,7 @@ struct LocalBlockKernel {
   static __device__ __forceinline__ void convolve(const Params& p, Shared& shared) {
     const int lane = threadIdx.x % 32, first = threadIdx.x / kLanes * kRun, above = corner(first);
     const float inverse = 1.0f / static_cast<float>(p.channels);
-    float c[kQuads][kRun][4], sum[kRun] = {};
+    float c[kQuads][kRun][4];
     // Channels beyond the map's are zeros, and no sum has them.
     const auto channel = [&](int j) { return 4 * (lane % kLanes + j * kLanes); };
 #pragma unroll
@@ -137,27 +137,24 @@ struct LocalBlockKernel {
           }
         }
       }
-#pragma unroll
-      for (int k = 0; k < kRun; ++k) sum[k] += (c[j][k][0] + c[j][k][1]) + (c[j][k][2] + c[j][k][3]);
     }
 
-    float squares[kRun] = {};
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
-      const float mean = over_lanes(sum[k]) * inverse;
-      sum[k] = 0.0f;
+      const float one = __shfl_sync(0xffffffffu, c[0][k][0], lane / kLanes * kLanes);
+      float sum = 0.0f, squares = 0.0f;
 #pragma unroll
       for (int j = 0; j < kQuads; ++j) {
         if (channel(j) >= p.channels) continue;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float& x = c[j][k][i];
-          x -= mean;
-          sum[k] += x;
-          squares[k] = fmaf(x, x, squares[k]);
+          x -= one;
+          sum += x;
+          squares = fmaf(x, x, squares);
         }
       }
-      const Centred centred(over_lanes(sum[k]), over_lanes(squares[k]), inverse, p.eps);
+      const Centred centred(over_lanes(sum), over_lanes(squares), inverse, p.eps);
 #pragma unroll
       for (int j = 0; j < kQuads; ++j) {
         const float (&x)[4] = c[j][k];

@@ -53,14 +53,17 @@ __device__ __forceinline__ void multiply_packed(float (&x)[kTiles][kColumns][4],
   }
 }
 
-// The mean and the spread of a row, of sums over its numbers. They are centred twice, by the first mean and by what is left:
-// rounding of the first one would be seen in a row of equal numbers.
+// The norm of a row, of sums over the distances of its numbers from one of them. Equal numbers leave nothing, to the last bit.
+// That one is at most as far from the mean as the root of their count times their spread, so the variance errs by 2^-23 of it
+// for each number at most.
 struct Centred {
-  float rest, scale;  // a number is to be ((x - first mean) - rest) scale
-  __device__ __forceinline__ Centred(float sum, float squares, float inverse, float eps) : rest(sum * inverse) {
-    scale = rsqrtf(fmaxf(squares * inverse - rest * rest, 0.0f) + eps);
+  float rest, scale;
+  __device__ __forceinline__ Centred(float sum, float squares, float inverse, float eps) {
+    const float mean = sum * inverse;
+    scale = rsqrtf(fmaxf(squares * inverse - mean * mean, 0.0f) + eps);
+    rest = -mean * scale;
   }
-  __device__ __forceinline__ float operator()(float centred) const { return fmaf(centred, scale, -rest * scale); }
+  __device__ __forceinline__ float operator()(float distance) const { return fmaf(distance, scale, rest); }
 };
 
 // there + gelu(a), there + gelu(b), in place of two numbers.

@@ -36,7 +36,7 @@ MISTAKES = (
     Mistake(
         "channels beyond the map in the spread",
         _LOCAL,
-        "float squares[kRun]",
+        "float sum = 0.0f, squares",
         "if (channel(j) >= p.channels) continue;",
         "",
         "local block",

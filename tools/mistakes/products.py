@@ -21,6 +21,6 @@ MISTAKES = (
     Mistake("a row of the map too many", _ROWS, _LEFT, "r < p.rows ?", "r <= p.rows ?", "tiles"),
     Mistake("channels beyond the map", _ROWS, _LEFT, "is_on_map(j) && left > 0", "is_on_map(j)", "tiles"),
     Mistake("no __syncwarp before statistics are read", _ROWS, _NORM, "__syncwarp();", "", "tiles"),
-    Mistake("two blocks write one part", _KERNEL, "float* sums(", "int64_t(part) * gridDim.x", "int64_t(0)", "parts"),
+    Mistake("two blocks write one part of a sum", _KERNEL, "float* sums(", "int64_t(part) * gridDim.x", "int64_t(0)", "parts"),
     Mistake("a part begins a step late", _KERNEL, "alone ?", "int(blockIdx.y) * p.steps_of_part", "blockIdx.y", "parts"),
 )

@@ -109,6 +109,15 @@ def test_a_token_that_is_not_finite_stays_in_its_window(backend: str) -> None:
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.parametrize("backend", CUDA)
+def test_tokens_of_equal_numbers_have_no_spread(backend: str) -> None:
+    """Large ones, whose distance from the zeros of channels that no map has would be no number of float16."""
+    case = Case((1, 4, 5), 2, 8)
+    x = torch.full_like(case.x, 1000, dtype=torch.float16)
+    expected = run(block(case, torch.float16, "reference"), x)
+    torch.testing.assert_close(run(block(case, torch.float16, backend), x), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", CUDA)
 @cases
