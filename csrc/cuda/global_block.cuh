@@ -137,22 +137,28 @@ struct GlobalBlockKernel {
     load(p, mine, first, pixel);
 #pragma unroll 1
     for (int column = 0; column < s.channels; column += kHead) {
-      float sums[kTiles][kAhead][4] = {};
+      const int at = column + lane % 4 * 2;
+      float sums[kTiles][kAhead][4];
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        const bool kept = at + 8 * n < s.channels;
+        const float2 bias = kept ? *reinterpret_cast<const float2*>(p.bias + at + 8 * n) : float2{0.0f, 0.0f};
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) sums[m][n][0] = sums[m][n][2] = bias.x, sums[m][n][1] = sums[m][n][3] = bias.y;
+      }
       multiply_packed<T, kSteps>(
           sums, [&](int m, int step) -> const Left<T>& { return a[m][step]; }, p.weight + column / kHead * kPart);
       cp_async_wait<0>();
       __syncwarp();  // the tokens are there again
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
-        const int at = column + 8 * n + lane % 4 * 2;
-        if (at >= s.channels) continue;
-        const float2 bias = *reinterpret_cast<const float2*>(p.bias + at);
+        if (at + 8 * n >= s.channels) continue;
 #pragma unroll
         for (int m = 0; m < kTiles; ++m)
 #pragma unroll
           for (int i = 0; i < 2; ++i)
-            add_gelu<T>(mine.rows.template word<uint32_t>(first + 16 * m + 8 * i + lane / 4, at), sums[m][n][2 * i] + bias.x,
-                        sums[m][n][2 * i + 1] + bias.y);
+            add_gelu<T>(mine.rows.template word<uint32_t>(first + 16 * m + 8 * i + lane / 4, at + 8 * n), sums[m][n][2 * i],
+                        sums[m][n][2 * i + 1]);
       }
     }
     __syncwarp();  // the results are there

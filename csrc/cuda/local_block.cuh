@@ -37,22 +37,15 @@ struct LocalBlockKernel {
   };
 
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
-    const int tiles = p.rows * p.columns, image = blockIdx.x / tiles, tile = blockIdx.x - image * tiles;
-    const int y = tile / p.columns * kHeight, x = tile % p.columns * kWidth;
-    const int64_t first = int64_t(image) * p.height * p.width;
-    // Bytes from the map's first one.
-    const auto place = [&](int v, int u, int chunk) {
-      return (first + int64_t(v) * p.width + u) * (p.channels * 2) + chunk * 16;
-    };
-
+    const Corner from(p, blockIdx.x);
     each_chunk<kAround>(p, [&](int column, int chunk) {
-      const int u = x + column - 1;
+      const int u = from.x + column - 1;
       const bool inside = unsigned(u) < unsigned(p.width);
 #pragma unroll
       for (int row = 0; row < kHeight + 2; ++row) {
-        const int v = y + row - 1;
+        const int v = from.y + row - 1;
         const bool kept = inside && unsigned(v) < unsigned(p.height);
-        cp_async_16(&shared.x.at(row * kAround + column, chunk), kept ? p.x + place(v, u, chunk) : p.x, kept);
+        cp_async_16(&shared.x.at(row * kAround + column, chunk), kept ? p.x + from.byte(p, v, u, chunk) : p.x, kept);
       }
     });
     cp_async_commit();
@@ -83,17 +76,35 @@ struct LocalBlockKernel {
     }
     __syncthreads();  // the results are there
 
+    // Computed again: in registers it would be one number too many.
+    const Corner to(p, computed_here(blockIdx.x));
     each_chunk<kWidth>(p, [&](int column, int chunk) {
-      if (x + column >= p.width) return;
+      if (to.x + column >= p.width) return;
 #pragma unroll
       for (int row = 0; row < kHeight; ++row)
-        if (y + row < p.height)
-          *reinterpret_cast<uint4*>(p.out + place(y + row, x + column, chunk)) =
+        if (to.y + row < p.height)
+          *reinterpret_cast<uint4*>(p.out + to.byte(p, to.y + row, to.x + column, chunk)) =
               shared.x.at((row + 1) * kAround + column + 1, chunk);
     });
   }
 
  private:
+  // The first pixel of a block's tile, and where the image lies.
+  struct Corner {
+    int64_t first;
+    int y, x;
+
+    __device__ __forceinline__ Corner(const Params& p, int block) {
+      const int tiles = p.rows * p.columns, image = block / tiles, tile = block - image * tiles;
+      first = int64_t(image) * p.height * p.width;
+      y = tile / p.columns * kHeight, x = tile % p.columns * kWidth;
+    }
+    // Of a chunk of a pixel, from the map's first one.
+    __device__ __forceinline__ int64_t byte(const Params& p, int v, int u, int chunk) const {
+      return (first + int64_t(v) * p.width + u) * (p.channels * 2) + chunk * 16;
+    }
+  };
+
   // Calls f(column, chunk) for each chunk of kCount pixels side by side.
   template <int kCount, class F>
   static __device__ __forceinline__ void each_chunk(const Params& p, const F& f) {

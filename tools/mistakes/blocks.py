@@ -31,8 +31,10 @@ MISTAKES = (
         "unsigned(u) <= unsigned(p.width)",
         "local block",
     ),
-    Mistake("a line below the map is stored", _LOCAL, "", "y + row < p.height", "y + row <= p.height", "local block"),
-    Mistake("a column beside the map is stored", _LOCAL, "", "x + column >= p.width", "x + column > p.width", "local block"),
+    Mistake("a line below the map is stored", _LOCAL, "", "to.y + row < p.height", "to.y + row <= p.height", "local block"),
+    Mistake(
+        "a column beside the map is stored", _LOCAL, "", "to.x + column >= p.width", "to.x + column > p.width", "local block"
+    ),
     Mistake(
         "channels beyond the map in the spread",
         _LOCAL,
