@@ -128,8 +128,9 @@ struct GatedConcatNorm {
     RowExchange exchange;
     RowParameters scale, shift;
     float2 filters[kSide * kSide];
-    float2 of_channels[kMost];  // largest value and mean
-    float units[kMost], channel_gates[kMost], pixel_gates[kPixels];
+    float2 of_channels[kMost];           // largest value and mean
+    float4 channel_gates[2][kMost / 8];  // in halves of chunks, which lie in banks of their own
+    float units[kMost], pixel_gates[kPixels];
   };
 
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
@@ -154,13 +155,9 @@ struct GatedConcatNorm {
     squeeze(p, shared);
     for (int i = threadIdx.x; first + i < end; i += kThreads) shared.pixel_gates[i] = pixel_gate(p, shared, image, first + i);
     __syncthreads();
-    for (int channel = threadIdx.x; channel < s.channels; channel += kThreads) {
-      float total = 0.0f;
-      for (int unit = 0; unit < p.squeezed; ++unit)
-        total = fmaf(p.expand[int64_t(channel) * p.squeezed + unit], shared.units[unit], total);
-      const float gate = sigma(total);
-      shared.channel_gates[channel] = p.twice ? sigma(gate) : gate;
-    }
+    for (int channel = threadIdx.x; channel < (s.channels + 7) / 8 * 8; channel += kThreads)
+      reinterpret_cast<float*>(&shared.channel_gates[channel / 4 % 2][channel / 8])[channel % 4] =
+          channel < s.channels ? channel_gate(p, shared, channel) : 0.0f;
     __syncthreads();
 
     const RowLane l(row_shape);
@@ -175,9 +172,15 @@ struct GatedConcatNorm {
       for (int i = 0; i < kRowChunks; ++i) {
         const int map = l.left[i] > 0 ? l.part[i] : 0;
         load_eight(x[i], p.maps[map], row * s.channels + l.channel[i], kept ? l.left[i] : 0, row_shape.vectors);
-        const float gate = map == 1 && kept ? shared.pixel_gates[pixel - first] : 1.0f;
+        if (map == 0) {
+          const float4 low = shared.channel_gates[0][l.channel[i] / 8], high = shared.channel_gates[1][l.channel[i] / 8];
+          x[i][0] *= low.x, x[i][1] *= low.y, x[i][2] *= low.z, x[i][3] *= low.w;
+          x[i][4] *= high.x, x[i][5] *= high.y, x[i][6] *= high.z, x[i][7] *= high.w;
+        } else if (map == 1) {
+          const float gate = kept ? shared.pixel_gates[pixel - first] : 1.0f;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) x[i][j] *= map == 0 && j < l.left[i] ? shared.channel_gates[l.channel[i] + j] : gate;
+          for (int j = 0; j < 8; ++j) x[i][j] *= gate;
+        }
       }
       normalise(one, scale, row_shape, l, group, p.eps);
       if (!kept) continue;
@@ -214,6 +217,14 @@ struct GatedConcatNorm {
       }
       if (lane == 0) shared.units[unit] = relu(of_largest) + relu(of_mean);
     }
+  }
+
+  static __device__ __forceinline__ float channel_gate(const Params& p, const Shared& shared, int channel) {
+    float total = 0.0f;
+    for (int unit = 0; unit < p.squeezed; ++unit)
+      total = fmaf(p.expand[int64_t(channel) * p.squeezed + unit], shared.units[unit], total);
+    const float gate = sigma(total);
+    return p.twice ? sigma(gate) : gate;
   }
 
   // A pixel takes its 49 neighbours one by one, as the threads beside it do, from the cache.

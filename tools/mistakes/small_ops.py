@@ -82,7 +82,7 @@ MISTAKES = (
     ),
     Mistake("no barrier before statistics of channels are read", _GATES, "struct GatedConcatNorm", _BARRIER, "", "gates"),
     Mistake("no barrier before units of gates are read", _GATES, "pixel_gate(p, shared", _BARRIER, "", "gates"),
-    Mistake("no barrier before gates are read", _GATES, "p.twice ?", _BARRIER, "", "gates"),
+    Mistake("no barrier before gates are read", _GATES, "channel_gate(p, shared, channel)", _BARRIER, "", "gates"),
     Mistake("a neighbour beside the map", _GATES, "", "x + dx >= s.width", "x + dx > s.width", "gates"),
     Mistake("a neighbour below the map", _GATES, "", "s.height - 1", "s.height", "gates"),
     Mistake("a pixel too many has statistics of channels", _GATES, "", "lane == 0 && kept", "lane == 0", "gates"),
