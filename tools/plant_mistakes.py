@@ -1,8 +1,8 @@
 """Plants mistakes in the shipped CUDA kernels, one at a time, and shows that the emulation or its results tell of each.
 
-tools/mistakes.py has the mistakes. One is planted in a copy of the kernels, of which the emulated library is built, and a small
-call runs in all orders and landings. The emulation must say what is wrong, or results must have other bits than those of the
-shipped kernels.
+tools/mistakes has the mistakes, and the calls that meet them. One is planted in a copy of the kernels, of which the emulated
+library is built, and the call runs in all orders and landings. The emulation must say what is wrong, or results must have
+other bits than those of the shipped kernels.
 
     python -m tools.plant_mistakes                 all of them; `make test-all` does the same as tests
     python -m tools.plant_mistakes --only barrier  those whose name has this word
@@ -12,6 +12,7 @@ It needs a build folder in which `make test` has built the emulated library.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -34,12 +35,18 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "native"
 NAME = "hifuse_fast._cuda_emulated"
 
-#: What the shipped kernels do in a call, by its name and whether the backward runs too.
-Right = Callable[[str, bool], dict[str, list[str]]]
+#: What the shipped kernels do in a call, by its name.
+Right = Callable[[str], dict[str, list[str]]]
 
-# What one call needs: the copies are compiled for this width alone, which makes them quick to compile.
-NARROW = ("window_attention_launch.h", "if (head_dim <= 16) return", "return")
-SOURCES = ("window_attention.cu", "window_attention_forward_bf16.cu", "window_attention_backward_bf16.cu", "sum_of_parts.cu")
+# What no call needs is cut from the copies, which makes them quick to compile: all widths but one, and float16.
+CUTS = (
+    ("window_attention_launch.h", "if (head_dim <= 16) return", "return"),
+    ("local_block.cu", "return launch_local_block<T, kWide>(op, stream);", "return nullptr;"),
+    ("local_block.cu", "return local_block_of<f16>(op, stream);", "return nullptr;"),
+    ("global_block.cu", "return launch_global_block<T, kWide>(op, stream);", "return nullptr;"),
+    ("global_block.cu", "return global_block_of<f16>(op, stream);", "return nullptr;"),
+)
+SOURCES = sorted({source for call in CALLS.values() for source in call.sources})  #: files that are compiled again
 _INCLUDE = re.compile(r'^#include ["<]([^">]+)', re.MULTILINE)
 
 
@@ -86,25 +93,29 @@ def included(source: Path) -> set[str]:
 def plant(mistake: Mistake | None, folder: Path, commands: Commands, shipped: Path | None = None) -> Path:
     """Build the emulated library with a mistake, or with none, in a folder; return its path.
 
-    `shipped` is the folder of the library without a mistake. Its objects serve where the mistake, or the call, is not in them.
+    `shipped` is the folder of the library without a mistake. Objects that have no mistake in them come from there, or where
+    nothing of them is cut for speed from the build.
     """
     original, kernels = ROOT / "csrc/cuda", folder / "cuda"
     shutil.copytree(original, kernels)
-    name, old, new = NARROW
-    launch = (kernels / name).read_text()
-    if old not in launch:
-        raise ValueError(f"{name} has no {old!r}")
-    (kernels / name).write_text(launch.replace(old, new, 1))
+    for name, old, new in CUTS:
+        text = (kernels / name).read_text()
+        if old not in text:
+            raise ValueError(f"{name} has no {old!r}")
+        (kernels / name).write_text(text.replace(old, new, 1))
     if mistake is not None:
         path = kernels / mistake.file
         path.write_text(mistake.edited(path.read_text()))
     objects = {path: path for path in commands.objects}
-    for name in SOURCES:
+    for name in SOURCES if mistake is None else CALLS[mistake.met_by].sources:
         command, object_file = commands.compiled[original / name]
-        met = mistake is None or ((mistake.backward or "backward" not in name) and mistake.file in included(kernels / name))
-        if shipped is not None and not met:
-            objects[object_file] = shipped / f"{name}.o"
-            continue
+        files = included(kernels / name)
+        if mistake is None or mistake.file not in files:
+            if not files & {cut for cut, *_ in CUTS}:
+                continue
+            if shipped is not None:
+                objects[object_file] = shipped / f"{name}.o"
+                continue
         objects[object_file] = output = folder / f"{name}.o"
         command = [f"-I{kernels}" if word == f"-I{original}" else word for word in command]
         subprocess.run([*command, "-w", "-o", str(output), "-c", str(kernels / name)], check=True)
@@ -114,14 +125,9 @@ def plant(mistake: Mistake | None, folder: Path, commands: Commands, shipped: Pa
     return library
 
 
-def observe(library: Path, call: str, backward: bool) -> dict[str, list[str]]:
+def observe(library: Path, call: str) -> dict[str, list[str]]:
     """Run a call with a library in a process of its own. Of each run: what the emulation said, or a hash of the results."""
-    return in_process("tools.plant_mistakes", library, call, "backward" if backward else "forward")
-
-
-def in_process(tool: str, *call: object) -> dict[str, list[str]]:
-    """What a tool of mistakes observes of a call, in a process of its own."""
-    command = [sys.executable, "-m", tool, "--observe", *map(str, call)]
+    command = [sys.executable, "-m", "tools.plant_mistakes", "--observe", str(library), call]
     environment = {**os.environ, "HIFUSE_CUDA_EMULATED": "1"}
     done = subprocess.run(command, check=True, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300)
     found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
@@ -138,32 +144,19 @@ def load(library: Path) -> None:
     sys.modules[NAME] = module
 
 
-def _observe(library: Path, name: str, backward: bool) -> dict[str, list[str]]:
+def _observe(library: Path, name: str) -> dict[str, list[str]]:
     load(library)
 
     import torch
 
     from hifuse_fast.backends.cuda import launch
-    from hifuse_fast.ops import window_attention
     from tests.support.emulation import runs
 
-    call = CALLS[name]
+    call, found = CALLS[name], {}
     launch.EMULATED_MULTIPROCESSORS = call.multiprocessors
-    generator = torch.Generator().manual_seed(0)
-    width, entries = call.num_heads * call.head_dim, (2 * call.window - 1) ** 2
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(torch.bfloat16)
-
-    inputs = [draw(*call.shape, 3 * width), draw(entries, call.num_heads).float(), draw(3 * width)]
-    grad = draw(*call.shape, width)
-    found = {}
     for run in runs():
-        leaves = [each.clone().requires_grad_(backward) for each in inputs]
-        options = {"num_heads": call.num_heads, "window_size": call.window, "shift_size": call.shift}
         try:
-            out = window_attention(leaves[0], leaves[1], qkv_bias=leaves[2], backend="cuda", **options)
-            results = [out.detach(), *(torch.autograd.grad(out, leaves, grad) if backward else ())]
+            results = call.run()
         except RuntimeError as error:
             found[run] = ["error", str(error)]
             continue
@@ -200,13 +193,9 @@ def judge(found: dict[str, list[str]], right: dict[str, list[str]]) -> Verdict:
     return Verdict(len(messages), wrong, messages[0] if messages else "")
 
 
-def observe_right(library: Path, call: str, backward: bool) -> dict[str, list[str]]:
+def observe_right(library: Path, call: str) -> dict[str, list[str]]:
     """What a library without mistakes does: RuntimeError unless all runs end well, with equal bits."""
-    return passed(observe(library, call, backward), call)
-
-
-def passed(found: dict[str, list[str]], call: str) -> dict[str, list[str]]:
-    """What was observed of a call; RuntimeError unless all runs ended well, with equal bits."""
+    found = observe(library, call)
     if len({tuple(result) for result in found.values()}) != 1 or any(kind != "bits" for kind, _ in found.values()):
         raise RuntimeError(f"the shipped kernels do not pass the call {call}: {found}")
     return found
@@ -214,22 +203,23 @@ def passed(found: dict[str, list[str]], call: str) -> dict[str, list[str]]:
 
 @click.command()
 @click.option("--build", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="Where the library was built.")
-@click.option("--only", default="", help="Mistakes whose names have this word.")
-@click.option("--observe", "observed", nargs=3, default=None, hidden=True)
-def main(build: Path, only: str, observed: tuple[str, str, str] | None) -> None:
+@click.option("--only", default="", help="Mistakes whose names, files or calls have this word.")
+@click.option("--observe", "observed", nargs=2, default=None, hidden=True)
+def main(build: Path, only: str, observed: tuple[str, str] | None) -> None:
     """Plant mistakes in the CUDA kernels and see whether they are caught."""
     if observed is not None:
-        path, call, direction = observed
-        click.echo(json.dumps(_observe(Path(path), call, direction == "backward")))
+        path, call = observed
+        click.echo(json.dumps(_observe(Path(path), call)))
         return
     commands = Commands.of(build.resolve())
+    chosen = [each for each in MISTAKES if any(only in word for word in (each.name, each.file, each.met_by))]
     missed = 0
     with tempfile.TemporaryDirectory() as folder:
         shipped = plant(None, Path(folder) / "shipped", commands)
-        right = {(call, backward): observe_right(shipped, call, backward) for call in CALLS for backward in (False, True)}
-        for number, mistake in enumerate(each for each in MISTAKES if only in each.name):
+        right = functools.cache(functools.partial(observe_right, shipped))
+        for number, mistake in enumerate(chosen):
             library = plant(mistake, Path(folder) / str(number), commands, shipped.parent)
-            verdict = judge(observe(library, mistake.call, mistake.backward), right[mistake.call, mistake.backward])
+            verdict = judge(observe(library, mistake.met_by), right(mistake.met_by))
             missed += not verdict.caught
             click.echo(verdict.line(mistake))
             shutil.rmtree(Path(folder) / str(number))

@@ -145,26 +145,24 @@ int64_t depthwise_convolution_backward_scratch(const DepthwiseNorm& op, int mult
 const char* depthwise_convolution_backward(const DepthwiseNorm& op, const void* dc, void* dx, float* dtaps, void* scratch,
                                            int multiprocessors, void* stream);
 
-// ---- gates -----------------------------------------------------------------------------------------------------------------
+// ---- gated_concat ----------------------------------------------------------------------------------------------------------
 
-// Gates of pixels: sigma of the 7x7 convolution of `statistics`, [batch, height, width, 2], with zeros around. filters [7, 7,
-// 2], bias [1] and gates [batch, height, width] are float32.
-struct PixelGates {
-  int64_t batch, height, width;
-  Typed statistics;
-  const float *filters, *bias;
-};
-const char* pixel_gates(const PixelGates& op, float* gates, void* stream);
-
-// Gates of channels: sigma of expand (ReLU(squeeze a) + ReLU(squeeze b)) of the two rows a, b of `statistics`, [batch, 2,
-// channels]; `twice` takes sigma of that. squeeze [squeezed, channels], expand [channels, squeezed] and gates [batch, channels]
-// are float32.
-struct ChannelGates {
-  int64_t batch, channels, squeezed;
+// The norm of [g', l', x], of maps [batch, height, width, channels] of `dtype`; what is no map is float32. A gate of g is sigma
+// of expand (ReLU(squeeze a) + ReLU(squeeze b)), a and b the largest value and the mean of each channel of an image; `twice`
+// takes sigma of that. A gate of l is sigma of the 7x7 convolution of the largest value and the mean of each pixel, with zeros
+// around.
+struct GatedConcat {
+  DType dtype;
+  int64_t batch, height, width, channels, squeezed;
   bool twice;
-  Typed statistics;
-  const float *squeeze, *expand;
+  float eps;
+  const void *local_map, *global_map, *x;
+  const float *filters, *filter_bias;  // [7, 7, 2], [1]
+  const float *squeeze, *expand;       // [squeezed, channels], [channels, squeezed]
+  const float *scale, *shift;          // [3 channels]
+  void* out;                           // [batch, height, width, 3 channels]
 };
-const char* channel_gates(const ChannelGates& op, float* gates, void* stream);
+int64_t gated_concat_scratch(const GatedConcat& op, int multiprocessors);
+const char* gated_concat(const GatedConcat& op, void* scratch, void* stream);
 
 }  // namespace hifuse::cuda

@@ -34,6 +34,7 @@ from hifuse_fast.inference.watch import Watch
 from hifuse_fast.model import STRIDE
 from hifuse_fast.ops.functions.padding import next_multiple, pad_to_multiple
 from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.global_block import prepare_global_block
 from hifuse_fast.options import STAGES, HiFuseOptions
 
 
@@ -314,7 +315,7 @@ class Stage(nn.Module):
             for block in (f"stages.{i}.{j}" for j in range(c.conv_depths[i]))
         )
         self.global_blocks = nn.ModuleList(
-            GlobalBlock(
+            _global_block(
                 make,
                 block,
                 c.algorithm,
@@ -347,22 +348,12 @@ class Stage(nn.Module):
         return out
 
 
-class GlobalBlock(nn.Module):
-    """See `hifuse_fast.blocks.GlobalBlock`."""
-
-    def __init__(self, make: Maker, module: str, algorithm: str, *, eps: float, **attention: Any) -> None:
-        super().__init__()
-        self.qkv = make("linear", fold.qkv, module, norm="row", eps=eps, algorithm=algorithm)
-        self.attention = make("window_attention", fold.attention, module, **attention)
-        self.output = make("linear", fold.output, module, activation="gelu", algorithm=algorithm)
-
-    def forward(self, x: Tensor, maps: Maps) -> Tensor:
-        qkv = self.qkv(x, out=maps.take(*x.shape[:3], 3 * x.shape[3]))
-        attended = self.attention(qkv, out=maps.take(*x.shape))
-        maps.give(qkv)
-        out: Tensor = self.output(attended, residual=x, out=maps.take(*x.shape))
-        maps.give(x, attended)
-        return out
+def _global_block(make: Maker, module: str, algorithm: str, *, eps: float, **attention: Any) -> nn.Module:
+    return prepare_global_block(
+        make("linear", fold.qkv, module, norm="row", eps=eps, algorithm=algorithm),
+        make("window_attention", fold.attention, module, **attention),
+        make("linear", fold.output, module, activation="gelu", algorithm=algorithm),
+    )
 
 
 class Fusion(nn.Module):

@@ -12,6 +12,7 @@ from hifuse_fast import BackendError, load_optimized, optimize_for_inference
 from hifuse_fast.backends import tables
 from hifuse_fast.inference.configuration import ALGORITHMS
 from hifuse_fast.testing import assert_within_rule
+from tests.support.emulation import launched
 from tests.support.frozen import image, narrow, run
 from tests.support.kernels import DEVICE, kernels, needs_gpu
 
@@ -44,7 +45,12 @@ def test_it_is_close_to_float64(options: dict[str, Any], dtype: torch.dtype, bac
     expected = run(model, x.to(dtype).double())
     frozen, eager = (optimize_for_inference(model.float(), dtype, backend=each) for each in (backend, "reference"))
     assert {op.backend for op in frozen._made.values()} == {backend}
-    actual = frozen(x)
+    with launched() as kernels:
+        actual = frozen(x)
+    if backend == "cuda" and dtype != torch.float32:
+        blocks = sum(frozen.configuration.conv_depths), sum(frozen.configuration.depths)
+        assert (kernels.count("local_block"), kernels.count("global_block")) == blocks
+        assert not {"depthwise_norm_forward", "window_attention_forward"} & set(kernels)
     assert actual.dtype == dtype
     if dtype == torch.float32:
         torch.testing.assert_close(actual, eager(x), rtol=1e-5, atol=1e-5)

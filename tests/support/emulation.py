@@ -5,13 +5,15 @@ On a GPU nothing is emulated, and there a call simply runs again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.cuda import library
+from hifuse_fast.backends.cuda import launch, library
 
 #: Orders in which threads and blocks run, and when asynchronous copies land: as late as they may, or at once.
 RUNS = list(itertools.product(("forward", "reverse", "random"), ("late", "early")))
@@ -37,6 +39,16 @@ def check_runs(call: Callable[[], Sequence[Tensor]]) -> None:
         first = results if first is None else first
         for place, (one, other) in enumerate(zip(first, results, strict=True)):
             assert torch.equal(one, other), f"result {place} has other bits in the run {name}"
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[list[str]]:
+    """Collects the entry points of the CUDA library that are called within the block."""
+    found: list[str] = []
+    call = launch._call
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_call", lambda kept, stream: found.append(kept.entry) or call(kept, stream))
+        yield found
 
 
 def stages_used_once() -> list[str]:

@@ -13,9 +13,10 @@
 
 namespace hifuse {
 void bind_batch_norm(pybind11::module_& m);
+void bind_blocks(pybind11::module_& m);
 void bind_concat_norm(pybind11::module_& m);
 void bind_depthwise_norm(pybind11::module_& m);
-void bind_gates(pybind11::module_& m);
+void bind_gated_concat(pybind11::module_& m);
 void bind_layer_norm(pybind11::module_& m);
 void bind_max_mean(pybind11::module_& m);
 void bind_product(pybind11::module_& m);
@@ -41,9 +42,10 @@ PYBIND11_MODULE(HIFUSE_MODULE, m) {
       },
       "Name, mangled type, threads, blocks that a multiprocessor is to hold, and bytes of shared memory of every kernel.");
   hifuse::bind_batch_norm(m);
+  hifuse::bind_blocks(m);
   hifuse::bind_concat_norm(m);
   hifuse::bind_depthwise_norm(m);
-  hifuse::bind_gates(m);
+  hifuse::bind_gated_concat(m);
   hifuse::bind_layer_norm(m);
   hifuse::bind_max_mean(m);
   hifuse::bind_product(m);

@@ -12,6 +12,7 @@ from torch import Tensor
 from hifuse_fast import BackendError
 from hifuse_fast.ops import prepare_local_block
 from hifuse_fast.ops.prepared.base import PreparedOp
+from tests.support.emulation import check_runs
 from tests.support.kernels import kernels, uniform
 from tests.support.prepared import DTYPES, check_determinism, check_parity, matrix, place
 
@@ -50,6 +51,33 @@ def test_reference_is_the_definition(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_parity(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
     check_parity(prepare_local_block, weights(shape[3]), [uniform("x", *shape)], dtype, kernel, options={"eps": 1e-3})
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 17, 96), (1, 5, 18, 192), (2, 2, 3, 104), (1, 17, 8, 24)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kernel", kernels("prepare_local_block", "cuda"))
+def test_whole_blocks_in_one_kernel(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
+    """Tiles at each edge of a map, of 8 x 8 and of 4 x 16 pixels; channels that fill up a kernel's or do not."""
+    check_parity(prepare_local_block, weights(shape[3]), [uniform("x", *shape)], dtype, kernel, options={"eps": 1e-3})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 9, 17, 96), (1, 5, 18, 192), (2, 2, 3, 104)], ids=str)
+@pytest.mark.parametrize("kernel", kernels("prepare_local_block", "cuda"))
+def test_all_runs_give_the_same_bits(shape: tuple[int, ...], kernel: str) -> None:
+    op = prepare_local_block(**place(kernel, weights(shape[3]), torch.bfloat16), dtype=torch.bfloat16, backend=kernel)
+    x = place(kernel, uniform("x", *shape), torch.bfloat16)
+    check_runs(lambda: [op(x)])
+
+
+@pytest.mark.parametrize("kernel", kernels("prepare_local_block", "cuda"))
+def test_a_row_of_equal_numbers_has_no_spread(kernel: str) -> None:
+    """Its norm is zero, and what is left of a rounded mean is not divided by the root of eps."""
+    w = {name: torch.zeros_like(tensor) for name, tensor in weights(24).items()}
+    w = w | {"filter_bias": w["filter_bias"] + 1000.3, "weight": weights(24)["weight"]}
+    op = prepare_local_block(**place(kernel, w, torch.bfloat16), dtype=torch.bfloat16, backend=kernel)
+    x = place(kernel, uniform("x", 1, 3, 3, 24), torch.bfloat16)
+    torch.testing.assert_close(op(x), x, rtol=0, atol=0)
 
 
 def prepared(kernel: str, channels: int = 8) -> PreparedOp:

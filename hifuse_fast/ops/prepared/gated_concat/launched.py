@@ -1,10 +1,9 @@
-"""The gated concatenation over launchers: the gates, then the function's forward, in the language of a backend's file."""
+"""What the gated concatenations in Triton and in CUDA have in common: their tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 class GatedConcat(PreparedOp):
     """See `prepare_gated_concat`. Gates and what makes them are float32."""
 
-    concat_norm: ClassVar[ModuleType]  #: the launchers of the function, of the backend whose class this is
     filters: Tensor  # [7, 7, 2]
     filter_bias: Tensor
     squeeze: Tensor
@@ -24,32 +22,9 @@ class GatedConcat(PreparedOp):
     shift: Tensor
 
     @staticmethod
-    def pixel_gates(x: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
-        """[B, H, W, 1] of a map."""
-        raise NotImplementedError
-
-    @staticmethod
-    def channel_gates(x: Tensor, squeeze: Tensor, expand: Tensor, twice: bool) -> Tensor:
-        """[B, 1, 1, C] of a map."""
-        raise NotImplementedError
-
-    @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
         return PreparedOp.pack({**tensors, "filters": tensors["filters"].permute(1, 2, 0)}, torch.float32)
 
     @staticmethod
     def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
         return PreparedOp.layout({**shapes, "filters": (7, 7, 2)}, torch.float32)
-
-    @torch.no_grad()
-    def forward(self, local_map: Tensor, global_map: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        out = x.new_empty((*x.shape[:3], 3 * x.shape[3])) if out is None else out
-        gates = [
-            self.channel_gates(global_map, self.squeeze, self.expand, self.options["double_sigmoid"]),
-            self.pixel_gates(local_map, self.filters, self.filter_bias),
-            None,
-        ]
-        written: Tensor = self.concat_norm.write(
-            [global_map, local_map, x], gates, self.scale, self.shift, self.options["eps"], out
-        )
-        return written

@@ -6,9 +6,6 @@ of channels a program squeezes the whole vector of an image, which is little, an
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import ClassVar
-
 import torch
 import triton
 import triton.language as tl
@@ -117,6 +114,14 @@ def channel_gates(x: Tensor, squeeze: Tensor, expand: Tensor, twice: bool) -> Te
 
 
 class GatedConcat(launched.GatedConcat):
-    concat_norm: ClassVar[ModuleType] = concat_norm
-    pixel_gates = staticmethod(pixel_gates)
-    channel_gates = staticmethod(channel_gates)
+    """See `prepare_gated_concat`."""
+
+    @torch.no_grad()
+    def forward(self, local_map: Tensor, global_map: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        out = x.new_empty((*x.shape[:3], 3 * x.shape[3])) if out is None else out
+        gates = [
+            channel_gates(global_map, self.squeeze, self.expand, self.options["double_sigmoid"]),
+            pixel_gates(local_map, self.filters, self.filter_bias),
+            None,
+        ]
+        return concat_norm.write([global_map, local_map, x], gates, self.scale, self.shift, self.options["eps"], out)

@@ -1,4 +1,5 @@
-"""The local block in CUDA C++: convolution and norm in one kernel, then the product with what follows it."""
+"""The local block in CUDA C++: one kernel (csrc/cuda/local_block.cuh), or for what that does not serve convolution and norm in
+one, then the product with what follows it."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hifuse_fast.backends.cuda import blocks
+from hifuse_fast.backends.cuda.launch import DTYPES, begins_aligned, launch
 from hifuse_fast.backends.cuda.product import product
 from hifuse_fast.ops.functions.depthwise_norm import cuda as depthwise_norm
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
@@ -19,30 +22,45 @@ def why_not(*, input_scale: float | None = None, **call: Any) -> str | None:
 
 
 class LocalBlock(PreparedOp):
-    """See `prepare_local_block`. The norm is without scale and shift, for which the launcher is given ones and zeros."""
+    """See `prepare_local_block`. The norm is without scale and shift, for which a launcher is given ones and zeros."""
 
     filters: Tensor  # see `depthwise_norm.by_tap`
     filter_bias: Tensor
-    weight: Tensor
+    weight: Tensor  # of one kernel see `blocks.operands`
     bias: Tensor
-    ones: Tensor
+    ones: Tensor  # of two kernels
     zeros: Tensor
 
     @staticmethod
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        channels = len(tensors["bias"])
+        filters = {"filters": depthwise_norm.by_tap(tensors["filters"], dtype)}
+        if blocks.serve(dtype, channels):
+            room = blocks.room(channels)
+            vectors = PreparedOp.pack({name: tensors[name] for name in ("filter_bias", "bias")}, torch.float32)
+            return filters | vectors | {"weight": blocks.operands(tensors["weight"].detach().to(dtype), room, room)}
         like = tensors["filter_bias"].float()
         constants = {"ones": torch.ones_like(like), "zeros": torch.zeros_like(like)}
-        return PreparedOp.pack(tensors, dtype) | {"filters": depthwise_norm.by_tap(tensors["filters"], dtype), **constants}
+        return PreparedOp.pack(tensors, dtype) | filters | constants
 
     @staticmethod
     def layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **options: Any) -> Layout:
-        constants = (shapes["filter_bias"], torch.float32)
-        taps = ((9, depthwise_norm.filled_up(shapes["filters"][0])), torch.float32)
-        return PreparedOp.layout(shapes, dtype) | {"filters": taps, "ones": constants, "zeros": constants}
+        channels = shapes["bias"]
+        vector = (channels, torch.float32)
+        taps = {"filters": ((9, depthwise_norm.filled_up(channels[0])), torch.float32)}
+        if blocks.serve(dtype, *channels):
+            room = blocks.room(*channels)
+            return taps | {"filter_bias": vector, "bias": vector, "weight": ((room // 8, room // 32, 32, 8), dtype)}
+        return PreparedOp.layout(shapes, dtype) | taps | {"ones": vector, "zeros": vector}
 
     @torch.no_grad()
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        eps = self.options["eps"]
+        eps, x = self.options["eps"], x.contiguous()
+        out = torch.empty_like(x) if out is None else out
+        if self.weight.dim() == 4:
+            into = out if begins_aligned(out) else torch.empty_like(out)
+            reads = (x, self.filters, self.filter_bias, self.weight, self.bias)
+            launch("local_block", (DTYPES[x.dtype], *x.shape), (eps,), reads, (into,))
+            return out if into is out else out.copy_(into)
         normed = depthwise_norm.write(x, self.filters, self.filter_bias, self.ones, self.zeros, eps, x.dtype, x.dtype)
-        out = torch.empty_like(normed) if out is None else out
-        return product([normed], self.weight, self.bias, out, activation="gelu", residual=x.contiguous())
+        return product([normed], self.weight, self.bias, out, activation="gelu", residual=x)

@@ -1,54 +1,8 @@
-"""Mistakes in the shipped CUDA kernels, as edits of their files, and the calls that meet them.
-
-tools/plant_mistakes.py plants them. A kernel that changes takes its edits along: one that no longer applies is an error.
-"""
+"""Mistakes in the kernels of window attention, forward and backward."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of window attention in bfloat16."""
-
-    window: int
-    shift: int
-    head_dim: int
-    num_heads: int
-    shape: tuple[int, int, int]
-    multiprocessors: int = 1
-
-
-CALLS = {
-    # A block of threads has four windows or more.
-    "whole": Call(7, 3, 32, 1, (3, 12, 19)),
-    "blocks": Call(9, 4, 8, 1, (2, 11, 20)),
-    # The gradients of parameters have more parts than SumOfParts has warps, and the last warp that has any has fewer.
-    "many parts": Call(2, 1, 8, 1, (1, 6, 22), multiprocessors=16),
-}
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """An edit: of `old`, at its first place behind `behind`, into `new`. `call` and `backward` say which call meets it."""
-
-    name: str
-    file: str
-    behind: str
-    old: str
-    new: str
-    call: str = "whole"
-    backward: bool = False
-
-    def edited(self, text: str) -> str:
-        """The text of the file with the mistake in it."""
-        start = text.find(self.behind)
-        at = text.find(self.old, start + len(self.behind)) if start >= 0 else -1
-        if at < 0:
-            raise ValueError(f"mistake {self.name!r}: {self.file} has no {self.old!r} behind {self.behind!r}")
-        return text[:at] + self.new + text[at + len(self.old) :]
-
+from tools.mistakes.mistake import Mistake
 
 _WHOLE, _BLOCKS = "struct WindowAttentionForwardWhole", "struct WindowAttentionForwardBlocks"
 _FORWARD, _BACKWARD = "window_attention_forward.cuh", "window_attention_backward.cuh"
