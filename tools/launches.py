@@ -2,9 +2,9 @@
 
     python -m tools.launches [--batch 1] [--model hifuse_small]
 
-The network stands on the meta device, its kernels and the library's on record as if on an H200, with the tables of sm_90. Of the
-library an operator counts as one kernel; it may be more, as where a product is cut along its depth. A view and an empty tensor
-are none. One image is bound by their number: each costs a launch, which a CUDA graph makes cheaper and does not remove.
+The network stands on the meta device, its kernels and the library's on record as if on an H200, with the tables of sm_90. An
+operator of the library counts as one kernel; it may be more, as where a product is cut along its depth. A view and an empty
+tensor are none. One image is bound by their number: each costs a launch, which a CUDA graph makes cheaper and does not remove.
 """
 
 from __future__ import annotations
@@ -38,7 +38,22 @@ BACKENDS = ("triton", "cuda")
 ARCHITECTURE, SIZE, NUM_CLASSES = "sm_90", 224, 1000
 REST = "the network itself"
 #: Operators of the library that launch nothing, beside views.
-FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view"}
+FREE = {
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view",
+    "promote_types",
+}  # fmt: skip
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "alias",
+    "lift_fresh",
+    "_unsafe_view",
+    "promote_types",
+}
+SHARE = 256  #: pixels that a block of CUDA's `max_mean` takes of an image; where there are more, another kernel merges
 COLUMNS = ("part", "calls", "kernels a call", "in all", "which")
 
 
@@ -60,7 +75,9 @@ class _Library(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func.namespace == "aten" and not func.is_view and name not in FREE:
             self._record.launches.append(LibraryCall(name))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        # Of maps in channels-last memory cuDNN's are so too, those of the meta device are not, and would have to be copied.
+        return out.contiguous(memory_format=torch.channels_last) if name == "convolution" else out
 
 
 class _Shapes:
@@ -134,7 +151,7 @@ def _names(launched: Any) -> list[str]:
         return [f"{folder if file.startswith('triton') else file} {name}"]
     # The one finishes the sums that several blocks have begun, the other merges what they saw; see csrc/cuda.
     cut = launched.entry == "product" and launched.writes[2] is not None
-    merged = launched.entry == "max_mean_forward" and not launched.sizes[3] and launched.sizes[1] > 32
+    merged = launched.entry == "max_mean_forward" and not launched.sizes[3] and launched.sizes[1] > SHARE
     return [launched.entry, *[f"{launched.entry}, end"] * (cut or merged)]
 
 

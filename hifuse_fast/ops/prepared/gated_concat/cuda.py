@@ -35,5 +35,9 @@ def channel_gates(x: Tensor, squeeze: Tensor, expand: Tensor, twice: bool) -> Te
 
 class GatedConcat(launched.GatedConcat):
     concat_norm: ClassVar[ModuleType] = concat_norm
-    pixel_gates = staticmethod(pixel_gates)
-    channel_gates = staticmethod(channel_gates)
+
+    def gates(self, local_map: Tensor, global_map: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            channel_gates(global_map, self.squeeze, self.expand, self.options["double_sigmoid"]),
+            pixel_gates(local_map, self.filters, self.filter_bias),
+        )

@@ -23,14 +23,8 @@ class GatedConcat(PreparedOp):
     scale: Tensor
     shift: Tensor
 
-    @staticmethod
-    def pixel_gates(x: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
-        """[B, H, W, 1] of a map."""
-        raise NotImplementedError
-
-    @staticmethod
-    def channel_gates(x: Tensor, squeeze: Tensor, expand: Tensor, twice: bool) -> Tensor:
-        """[B, 1, 1, C] of a map."""
+    def gates(self, local_map: Tensor, global_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the channels of the global map, [B, 1, 1, C], and of the pixels of the local one, [B, H, W, 1]."""
         raise NotImplementedError
 
     @staticmethod
@@ -44,12 +38,8 @@ class GatedConcat(PreparedOp):
     @torch.no_grad()
     def forward(self, local_map: Tensor, global_map: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         out = x.new_empty((*x.shape[:3], 3 * x.shape[3])) if out is None else out
-        gates = [
-            self.channel_gates(global_map, self.squeeze, self.expand, self.options["double_sigmoid"]),
-            self.pixel_gates(local_map, self.filters, self.filter_bias),
-            None,
-        ]
         written: Tensor = self.concat_norm.write(
-            [global_map, local_map, x], gates, self.scale, self.shift, self.options["eps"], out
-        )
+            [global_map, local_map, x], [*self.gates(local_map, global_map), None], self.scale, self.shift,
+            self.options["eps"], out,
+        )  # fmt: skip
         return written
