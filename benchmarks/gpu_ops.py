@@ -1,4 +1,6 @@
-"""Every call of the ops at 224 x 224, and two whole blocks, on a CUDA device against peers: `python -m benchmarks.gpu_ops`.
+"""Every call of the ops at 224 x 224, two whole blocks, and the frozen mixers, on a CUDA device against peers.
+
+    python -m benchmarks.gpu_ops
 
 Engines: the reference, eager; `compile`, torch.compile (max-autotune) of the reference; for window attention also `sdpa` (one
 additive mask) and `flex` (FlexAttention, compiled with all around it); ours, for an op each backend that has kernels of it on a
@@ -60,7 +62,9 @@ def all_cases(names: str, batches: Iterable[int], dtypes: Iterable[str], modes: 
     wanted = [name.strip() for name in names.split(",")]
     found = [subject for subject in subjects() if any(name in subject.name for name in wanted)]
     modes, dtypes = list(modes), list(dtypes)
-    return [Case(s, batch, dtype, mode) for batch in batches for dtype in dtypes for s in found for mode in modes]
+    return [
+        Case(s, batch, dtype, mode) for batch in batches for dtype in dtypes for s in found for mode in modes if mode in s.modes
+    ]
 
 
 def run(function: Function, inputs: Inputs, grad: Tensor | None) -> list[Tensor]:

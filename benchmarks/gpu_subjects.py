@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from hifuse_fast import GlobalBlock, LocalBlock, use_backend
 from hifuse_fast.backends.select import candidates
 from hifuse_fast.ops.functions.window_attention import reference as definition
-from hifuse_fast.tuning.calls import STAGES, WINDOW, Call, all_calls
+from hifuse_fast.tuning.calls import MODES, STAGES, WINDOW, Call, PreparedCall, all_calls
+from hifuse_fast.tuning.frozen_calls import algorithm_calls, frozen_calls
 
 Inputs = Mapping[str, Tensor]
 Function = Callable[[Inputs], Tensor]
@@ -28,6 +29,8 @@ Function = Callable[[Inputs], Tensor]
 @dataclass(frozen=True)
 class Block:
     """A block of the network, with the interface of a `Call`; its inputs are x and its parameters."""
+
+    modes: ClassVar[tuple[str, ...]] = MODES
 
     kind: str  #: "global" or "local"
     stage: int
@@ -93,12 +96,16 @@ Subject = Call | Block
 
 
 def subjects() -> list[Subject]:
-    """Blocks, then the calls of the ops."""
-    return [*(Block(kind, stage) for kind in ("global", "local") for stage in STAGES), *all_calls()]
+    """Blocks, then the calls of the ops; of the prepared ones the mixers, by each algorithm that there is on a GPU."""
+    mixers = [call for call in (*frozen_calls(), *algorithm_calls()) if call.op == "prepare_mixer"]
+    return [*(Block(kind, stage) for kind in ("global", "local") for stage in STAGES), *all_calls(), *mixers]
 
 
 def engines(subject: Subject) -> dict[str, Callable[[Subject, int, torch.device], Function]]:
     """What can run it, by name; the reference first, ours last."""
+    if isinstance(subject, PreparedCall):
+        names = [name for name in candidates(subject.op, "cuda") if subject.has_kernels(name)]
+        return {name: _prepared(name) for name in ("reference", *names)}
     found: dict[str, Any] = {"reference": _backend("reference"), "compile": _compiled}
     if isinstance(subject, Call) and subject.op == "window_attention":
         found |= {"sdpa": _sdpa, "flex": _flex}
@@ -110,6 +117,24 @@ def engines(subject: Subject) -> dict[str, Callable[[Subject, int, torch.device]
 def _backend(backend: str) -> Callable[[Subject, int, torch.device], Function]:
     def build(subject: Subject, _batch: int, _device: torch.device) -> Function:
         return lambda inputs: subject(inputs, backend)
+
+    return build
+
+
+def _prepared(backend: str) -> Callable[[Any, int, torch.device], Function]:
+    """The prepared op; weights are packed before the calls that are timed."""
+
+    def build(call: PreparedCall, _batch: int, _device: torch.device) -> Function:
+        bound: list[tuple[Inputs, Callable[[], list[Tensor]]]] = []  # of the bench's inputs, and of the same in float64
+
+        def run(inputs: Inputs) -> Tensor:
+            known = next((bind for given, bind in bound if given is inputs), None)
+            if known is None:
+                known = call.bind(inputs, None, backend)
+                bound.append((inputs, known))
+            return known()[0]
+
+        return run
 
     return build
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import click
 import torch
 
-from hifuse_fast.backends import select
 from hifuse_fast.backends.cuda import library
 from hifuse_fast.tuning.calls import DTYPES, Call
 from hifuse_fast.tuning.frozen_calls import network_calls
@@ -41,7 +40,7 @@ def calls() -> list[Call]:
     """The network's calls of each op that has CUDA kernels, those on its smallest maps."""
     found: dict[str, list[Call]] = {}
     for call in network_calls():
-        if "cuda" in select.OPS[call.op]:
+        if call.has_kernels("cuda"):
             found.setdefault(call.op, []).append(call)
     return [call for each in found.values() for call in each if call.stage == max(other.stage for other in each)]
 

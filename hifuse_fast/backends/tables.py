@@ -99,6 +99,11 @@ def override(kernel: str, config: Config) -> Iterator[None]:
         _override.update(before)
 
 
+def overridden() -> dict[str, Config]:
+    """What `override` has set."""
+    return dict(_override)
+
+
 @contextlib.contextmanager
 def lookups() -> Iterator[list[tuple[str, str]]]:
     """Collects the (kernel, key) that are looked up within the block."""

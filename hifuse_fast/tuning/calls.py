@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast import ops
+from hifuse_fast.backends.select import OPS
 
 WINDOW = 7
 STAGES = {1: (56, 96, 3), 2: (28, 192, 6), 3: (14, 384, 12), 4: (7, 768, 24)}  # side, channels, heads
@@ -50,6 +51,11 @@ class Call:
     flop_per_image: float  #: forward; the backward has two products for each of the forward's
     options: Mapping[str, Any] = field(default_factory=dict)
     arguments: Callable[[Mapping[str, Tensor]], tuple[list[Tensor], dict[str, Any]]] = _by_name
+    only: str = ""  #: the one backend whose algorithm it asks for by name, if it does: there is nothing to choose then
+
+    def has_kernels(self, backend: str) -> bool:
+        """Whether the backend has kernels for it."""
+        return backend in OPS[self.op] and self.only in ("", backend)
 
     @property
     def name(self) -> str:

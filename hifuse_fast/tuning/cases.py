@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from hifuse_fast.backends import tables
 from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.triton.compile import Compilation, compilations, resources
 from hifuse_fast.tuning.calls import DTYPES, Call
@@ -60,13 +61,15 @@ class Cuda:
     """The current CUDA device."""
 
     def __init__(self) -> None:
-        self._held: tuple[Case, Callable[[], list[Tensor]]] | None = None
+        self._held: tuple[Case, dict[str, tables.Config], Callable[[], list[Tensor]]] | None = None
 
     def _bound(self, case: Case) -> Callable[[], list[Tensor]]:
-        if self._held is None or self._held[0] is not case:
+        # What a prepared op packs may depend on the configuration.
+        overridden = tables.overridden()
+        if self._held is None or self._held[0] is not case or self._held[1] != overridden:
             self._held = None  # before the next inputs are made
-            self._held = (case, case.bind("cuda"))
-        return self._held[1]
+            self._held = (case, overridden, case.bind("cuda"))
+        return self._held[2]
 
     def results(self, case: Case) -> list[Tensor]:
         found = self._bound(case)()

@@ -6,6 +6,7 @@ Needs no Triton.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -30,8 +31,15 @@ def frozen_calls() -> tuple[Call, ...]:
 
 @cache
 def network_calls() -> tuple[Call, ...]:
-    """Every call there is: of the ops with gradients, then of the prepared ones."""
-    return all_calls() + frozen_calls()
+    """Every call there is: of the ops with gradients, of the prepared ones, of their other algorithms."""
+    return all_calls() + frozen_calls() + algorithm_calls()
+
+
+@cache
+def algorithm_calls() -> tuple[Call, ...]:
+    """The same by an algorithm that has kernels of its own: they are tuned and reported, and "auto" may come to take it."""
+    mixers = [call for call in frozen_calls() if call.op == "prepare_mixer" and call.stage > 1]
+    return tuple(replace(call, part="winograd2", options={"algorithm": "winograd2"}, only="triton") for call in mixers)
 
 
 def _linear(

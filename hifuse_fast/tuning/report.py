@@ -26,7 +26,6 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from hifuse_fast.backends import select
 from hifuse_fast.backends.cuda import library as cuda
 from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.triton import compile as ahead
@@ -104,7 +103,7 @@ def report(
 def _compilations(call: Call, architecture: str, dtypes: Iterable[str], batches: Iterable[int]) -> list[Compilation]:
     """What the call launches without and, where it has them, with gradients."""
     with recording(architecture) as record:
-        for batch, dtype, mode in itertools.product(batches, dtypes, call.modes if "triton" in select.OPS[call.op] else ()):
+        for batch, dtype, mode in itertools.product(batches, dtypes, call.modes if call.has_kernels("triton") else ()):
             inputs = call.inputs(batch, DTYPES[dtype], "meta")
             call.run(inputs, None if mode == "forward" else call.gradient(batch, DTYPES[dtype], "meta"), "triton")
     return ahead.compilations(record)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 
-from hifuse_fast.backends import select
 from hifuse_fast.backends.cuda import library
 from hifuse_fast.tuning.calls import DTYPES, Call
 from hifuse_fast.tuning.frozen_calls import network_calls
@@ -76,7 +75,7 @@ def count(calls: Sequence[Call], dtype: str = "bfloat16") -> list[Traffic]:
 
 def is_counted(call: Call) -> bool:
     """Whether the call is small enough, and of an op that has CUDA kernels."""
-    return SIDE in call.name and "cuda" in select.OPS[call.op]
+    return SIDE in call.name and call.has_kernels("cuda")
 
 
 def measure(names: Sequence[str]) -> tuple[list[Traffic], str | None]:

@@ -58,7 +58,8 @@ def plan(calls: Iterable[Call], architecture: str, dtypes: Iterable[str], batche
     """
     found: dict[Key, list[Case]] = {}
     for call, dtype, batch in itertools.product(calls, dtypes, batches):
-        for backend, mode in itertools.product((*select.candidates(call.op, DEVICE), "auto"), call.modes):
+        backends = [call.only] if call.only else [*select.candidates(call.op, DEVICE), "auto"]
+        for backend, mode in itertools.product(backends, call.modes):
             case = Case(call, batch, dtype, mode, backend)
             for key in _looked_up(case, architecture):
                 if is_choice(key[0]) == (backend == "auto"):

@@ -50,6 +50,19 @@ def test_blocks_are_measured_with_all_their_parameters(name: str, mode: str) -> 
     assert len(measured.subject.inputs(1, torch.float32, CPU)) == {"g": 10, "l": 7}[name[0]]
 
 
+def test_frozen_mixers_are_measured_by_each_algorithm() -> None:
+    """Forward alone; each backend runs those that it has."""
+    found = gpu_ops.all_cases("prepare_mixer", [64], ["bfloat16"], calls.MODES)
+    assert [(each.name.split()[1], each.mode) for each in found] == [("dense", "forward")] * 4 + [("winograd2", "forward")] * 3
+    engines = [list(gpu_subjects.engines(each.subject)) for each in (found[0], found[-1])]
+    assert engines == [["reference", "triton", "cuda"], ["reference", "triton"]]
+    narrow = dataclasses.replace(found[-1].subject, maps={"z": (3, 3, 4)}, parameters={"weight": (4, 4, 3, 3)}, out=(3, 3, 4))
+    measured = dataclasses.replace(found[-1], subject=narrow, batch=2)
+    limits = turns.Limits({"bfloat16": 1e12}, 1e11)
+    rows_of = gpu_ops.measure(measured, ("reference", "triton"), CPU, limits=limits, budget_s=0.0)
+    assert [(row.engine, row.ms_p50 is not None) for row in rows_of] == [("reference", True), ("triton", True)]
+
+
 SLOW_PEERS = [pytest.param(f"{name} 7x7x768", marks=pytest.mark.slow) for name in ("local_block", "max_mean over pixels")]
 
 

@@ -17,6 +17,7 @@ from hifuse_fast.backends import select, tables
 from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.tables import Config
 from hifuse_fast.tuning import calls, rank, table_file, tune
+from hifuse_fast.tuning.calls import choose
 from hifuse_fast.tuning.frozen_calls import network_calls
 
 KERNEL, KEY = "layer_norm_forward", "128"
@@ -102,7 +103,7 @@ def test_the_plan_has_every_configured_kernel_of_the_calls() -> None:
     assert all(1 <= len(found) <= tune.MOST_CASES for found in keys.values())
     assert {case.mode for case in keys[KERNEL, KEY]} == {"forward"}
     assert {case.mode for case in keys["layer_norm_backward", KEY]} == {"forward+backward"}
-    assert looked_up >= {"pixel_gates", "channel_gates"}  # of the frozen network alone
+    assert looked_up >= {"gates_statistics", "gates"}  # of the frozen network alone
     pickle.loads(pickle.dumps(list(keys.values())))  # other processes compile for them
 
 
@@ -115,6 +116,15 @@ def test_ops_come_after_the_tiles_and_weigh_training_and_inference() -> None:
     assert {(case.batch, case.mode) for case in found} == {(batch, mode) for batch in (64, 1) for mode in calls.MODES}
     assert {case.backend for case in found} == {"auto"}
     assert {case.backend for case in keys[KERNEL, KEY]} == {"triton"}
+
+
+def test_an_algorithm_is_measured_with_many_images_and_with_one() -> None:
+    """In calls that may take either; those that ask for it by name tune its kernels, and no backend is chosen for them."""
+    keys = tune.plan(choose("prepare_mixer", network_calls()), "sm_90", ["bfloat16"], (64, 1))
+    found = keys["mixer_winograd", "16-bit 576"]
+    assert {(case.call.part, case.batch, case.backend) for case in found} >= {("dense", n, "triton") for n in (64, 1)}
+    assert {case.call.part for case in keys["mixer_winograd_input", "16-bit 576"]} == {"winograd2"}
+    assert {case.call.part for case in keys["prepare_mixer", "16-bit 576 dense"]} == {"dense"}
 
 
 def test_every_kernel_of_the_tables_has_candidates() -> None:

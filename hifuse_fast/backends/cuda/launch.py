@@ -22,6 +22,7 @@ from hifuse_fast.backends.cuda import library
 #: The dtypes of maps, as csrc/arguments.h counts them.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ALIGNMENT = 16  #: bytes, of which the addresses are multiples that kernels are given
+OF_A_LARGE_GPU = 132  # multiprocessors of an H200
 EMULATED_MULTIPROCESSORS = 1  # so that a block of threads has several windows of a small map
 
 _emulation = threading.Lock()  # which knows the memory and the errors of one launch at a time
@@ -181,7 +182,9 @@ def scratch(entry: str, sizes: Sequence[int], numbers: Sequence[float], like: Te
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many multiprocessors a device has."""
+    """How many multiprocessors a device has; a large GPU's for the meta device, which stands for one."""
+    if device.type == "meta":
+        return OF_A_LARGE_GPU
     if device.type != "cuda":
         return EMULATED_MULTIPROCESSORS
     return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)

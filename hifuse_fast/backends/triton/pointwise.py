@@ -30,6 +30,30 @@ def _finish_kernel(
 
 
 @triton.jit
+def _activate_kernel(
+    z_ptr,  # [length]: what goes into GELU, and then what comes out of it
+    residual_ptr,  # [results]
+    bias_ptr,  # [N] or None
+    out_ptr,  # [results]
+    length, results,
+    N: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # The first programs prepare what the next product is added to, the others are those of GELU.
+    others = tl.cdiv(results, BLOCK)
+    if tl.program_id(0) < others:
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        i = start + tl.arange(0, BLOCK)
+        y = tl.load(residual_ptr + i, mask=i < results, other=0.0).to(tl.float32)
+        if bias_ptr is not None:
+            y += tl.load(bias_ptr + ((start % N).to(tl.int32) + tl.arange(0, BLOCK)) % N).to(tl.float32)
+        tl.store(out_ptr + i, y.to(out_ptr.dtype.element_ty), mask=i < results)
+    else:
+        i = (tl.program_id(0) - others).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        z = tl.load(z_ptr + i, mask=i < length, other=0.0).to(tl.float32)
+        tl.store(z_ptr + i, device.gelu(z, z_ptr.dtype.element_ty).to(z_ptr.dtype.element_ty), mask=i < length)
+
+
+@triton.jit
 def _gelu_backward_kernel(
     grad_ptr,  # [rows, N]
     z_ptr,  # [rows, N]
@@ -57,6 +81,15 @@ def finish(z: Tensor, residual: Tensor | None, out: Tensor, *, gelu: bool) -> No
     """Write residual + gelu(z), or without GELU residual + z, to `out`, which may be an input. All are contiguous and alike."""
     config = tables.lookup("linear_finish", "*", tables.architecture(z.device))
     launch(_finish_kernel, (blocks(z.numel(), config["BLOCK"]),), z, residual, out, z.numel(), GELU=gelu, **config)
+
+
+def activate(z: Tensor, residual: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Write gelu(z) to `z`, and residual + bias, a bias of the columns, to `out`, to which a product is to be added. So the
+    library's product needs no pass after it. All are contiguous, `residual` and `out` alike, [rows, N].
+    """
+    config = tables.lookup("linear_finish", "*", tables.architecture(z.device))
+    grid = (blocks(out.numel(), config["BLOCK"]) + blocks(z.numel(), config["BLOCK"]),)
+    launch(_activate_kernel, grid, z, residual, bias, out, z.numel(), out.numel(), N=out.shape[1], **config)
 
 
 def gelu_backward(grad: Tensor, z: Tensor, dz: Tensor, *, need_bias: bool) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from hifuse_fast import BackendError
+from hifuse_fast.backends import tables
+from hifuse_fast.backends.record import recording
 from hifuse_fast.ops import prepare_mixer
 from hifuse_fast.ops.prepared.mixer.bounds import bound
 from hifuse_fast.testing import assert_within_rule
@@ -25,6 +27,12 @@ SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 40), (2, 1, 9, 33), (1, 18, 14
 FOUR_TILES = [(1, 7, 7, 96), (1, 6, 5, 40), (1, 8, 8, 16), (2, 3, 8, 33), (1, 4, 13, 8), (4, 1, 2, 72)]
 DEPTHWISE_SHAPES = [(2, 7, 7, 36), *SHAPES[1:6]]  # PyTorch's float64 takes long for many channels
 ALGORITHMS = [(dtype, algorithm) for dtype in DTYPES for algorithm in ("direct", "winograd2", "winograd4")]
+
+
+def has(backend: str, algorithm: str) -> bool:
+    """Whether the backend has the algorithm; the reference takes any name for its own."""
+    others = {"triton": ("direct", "winograd2"), "cuda": ("direct",)}
+    return algorithm in others.get(backend, (algorithm,))
 
 
 def weight(channels: int, depthwise: bool) -> Tensor:
@@ -51,8 +59,10 @@ def test_reference_is_the_definition(shape: tuple[int, ...], depthwise: bool) ->
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_parity(shape: tuple[int, ...], dtype: torch.dtype, algorithm: str, kernel: str) -> None:
     rule = partial(assert_within_rule, bound=bound(algorithm, dtype))
-    if kernel in ("triton", "cuda") and algorithm != "direct":
-        pytest.skip("its convolution is the direct one")
+    if not has(kernel, algorithm):
+        pytest.skip("it has no such algorithm")
+    if kernel == "triton" and dtype == torch.bfloat16:
+        rule = assert_within_rule
     if kernel == "triton" and dtype == torch.float32:  # the vendor's: channels last, oneDNN is a third as exact
         rule = partial(assert_within_rule, bound=bound("winograd2", dtype))
     check_parity(
@@ -115,7 +125,7 @@ def test_auto_keeps_the_largest_bound(dtype: torch.dtype, kernel: str) -> None:
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
 def test_batch_0(backend: str) -> None:
     for dtype, algorithm in ALGORITHMS:
-        if backend in ("triton", "cuda") and algorithm != "direct":
+        if not has(backend, algorithm):
             continue
         none = place(backend, torch.empty(0, 3, 5, 8), dtype)
         assert prepared(backend, 8, dtype, algorithm=algorithm)(none).shape == (0, 3, 5, 8)
@@ -138,8 +148,8 @@ def test_images_are_apart(dtype: torch.dtype, algorithm: str, kernel: str) -> No
 @pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_bits_whatever_the_threads(dtype: torch.dtype, algorithm: str, kernel: str) -> None:
-    if kernel in ("triton", "cuda") and algorithm != "direct":
-        pytest.skip("its convolution is the direct one")
+    if not has(kernel, algorithm):
+        pytest.skip("it has no such algorithm")
     op = prepared(kernel, 40, dtype, algorithm=algorithm)
     check_determinism(op, place(kernel, uniform("z", 2, 19, 23, 40), dtype))
 
@@ -156,6 +166,87 @@ def test_an_image_does_not_change_its_neighbours(dtype: torch.dtype, backend: st
     torch.testing.assert_close(out[::2], expected[::2])
 
 
+TRITON = kernels("prepare_mixer", "triton")
+
+
+def by_size(pixels: int, scratch: int = 1) -> Any:
+    """As if the table said so."""
+    return tables.override("mixer_winograd", {"pixels": pixels, "scratch": scratch})
+
+
+def launched(op: Any, z: Tensor) -> set[str]:
+    with recording("sm_90") as record:
+        op(z)
+    return {each.kernel.fn.__name__ for each in record.launches}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", TRITON)
+def test_the_table_says_from_how_many_pixels_on_winograd_is_taken(dtype: torch.dtype, kernel: str) -> None:
+    few, many = (place(kernel, torch.ones(1, 3, side, 8), dtype) for side in (6, 7))
+    both = {"_winograd_input_kernel", "_winograd_output_kernel"}
+    with by_size(21):
+        op = prepared(kernel, 8, dtype)
+        assert op.options["algorithm"] == "direct_or_winograd2"
+        assert set(op.packed()) == {"weight", "filters"}
+        assert launched(op, few) == {"_finish_kernel"}
+        assert launched(op, many) == both
+        assert launched(prepared(kernel, 8, dtype, algorithm="winograd2"), few) == both
+        for other in (prepared(kernel, 8, dtype, algorithm="direct"), prepared(kernel, 8, dtype, depthwise=True)):
+            assert set(other.packed()) == {"weight"}
+            assert not launched(other, many) & both
+        assert prepared(kernel, 8, torch.float16).options["algorithm"] == "direct"  # where it would overflow
+    assert launched(op, many) == {"_finish_kernel"}  # packed for both, on a GPU whose table says never
+    assert prepared(kernel, 8, dtype).options["algorithm"] == "direct"
+
+
+@pytest.mark.parametrize("architecture", tables.architectures())
+def test_winograd_is_off_where_nothing_was_measured(architecture: str) -> None:
+    entries = tables.table(architecture)["mixer_winograd"]
+    assert all(entry["pixels"] == 0 for entry in entries.values() if entry["origin"] == "predicted")
+
+
+@pytest.mark.parametrize("most", [2**31 - 1, 40], ids=str)  # pixels that are counted at a time: three images, or one by one
+@pytest.mark.parametrize("kernel", TRITON)
+def test_winograd_in_parts(most: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 tiles, which begin and end within an image."""
+    monkeypatch.setattr("hifuse_fast.ops.prepared.mixer.triton.MOST_PIXELS", most)
+    z, options = uniform("z", 3, 5, 7, 9), {"algorithm": "winograd2"}
+    with by_size(0):
+        check_parity(prepare_mixer, {"weight": weight(9, False)}, [z], torch.bfloat16, kernel, options=options)
+
+
+@pytest.mark.parametrize("kernel", TRITON)
+def test_winograds_images_are_apart(kernel: str) -> None:
+    op, z = prepared(kernel, 8, algorithm="winograd2"), place(kernel, uniform("z", 3, 5, 7, 8), torch.float32)
+    poisoned = z.clone()
+    poisoned[1] = math.nan
+    out, expected = op(poisoned), op(z)
+    assert out[1].isnan().all()
+    torch.testing.assert_close(out[::2], expected[::2])
+
+
+@pytest.mark.parametrize("kernel", TRITON)
+def test_filters_are_transformed_before_they_are_rounded(kernel: str) -> None:
+    w = weight(3, False)
+    corner = w.float().sum((2, 3)) / 4  # at the point 1 along both axes
+    filters = prepare_mixer(w, algorithm="winograd2", dtype=torch.bfloat16, backend=kernel).filters
+    assert torch.equal(filters[5], corner.to(filters))
+    assert torch.equal(filters[3], w[..., 0, 2].float().to(filters))
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "direct_or_winograd2"])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_the_layout_is_that_of_what_triton_packs(depthwise: bool, algorithm: str) -> None:
+    module = importlib.import_module("hifuse_fast.ops.prepared.mixer.triton")
+    if depthwise and algorithm != "direct":
+        return
+    w = weight(6, depthwise)
+    packed = module.Mixer.pack({"weight": w}, torch.bfloat16, algorithm=algorithm)
+    layout = module.Mixer.layout({"weight": tuple(w.shape)}, torch.bfloat16, algorithm=algorithm)
+    assert {name: (tuple(x.shape), x.dtype) for name, x in packed.items()} == layout
+
+
 BAD = [
     ({"weight": torch.randn(8, 8, 3)}, ValueError, r"weight must be \[C, C, 3, 3\], got \[8, 8, 3\]"),
     ({"weight": torch.randn(8, 7, 3, 3)}, ValueError, r"weight must be \[C, C, 3, 3\]"),
@@ -166,15 +257,15 @@ BAD = [
     (
         {"backend": "triton", "algorithm": "winograd4"},
         BackendError,
-        "'triton' cannot serve prepare_mixer: its convolution",
+        r"'triton' cannot serve prepare_mixer: its convolutions are .*F\(2x2, 3x3\).*, not 'winograd4'",
     ),
     ({"dtype": torch.int8}, TypeError, "dtype must be one of"),
     ({"backend": "native", "dtype": torch.float64}, BackendError, "'native' cannot serve prepare_mixer"),
     ({"backend": "native", "dtype": torch.float16}, BackendError, "'native' cannot serve prepare_mixer"),
     (
-        {"backend": "triton", "algorithm": "winograd2"},
+        {"backend": "triton", "algorithm": "winograd2", "dtype": torch.float16},
         BackendError,
-        "'triton' cannot serve prepare_mixer: its convolution",
+        "'triton' cannot serve prepare_mixer: Winograd's algorithm adds four values",
     ),
 ]
 

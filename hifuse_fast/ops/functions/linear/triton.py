@@ -24,6 +24,8 @@ from hifuse_fast.ops.functions.linear import composed
 
 why_not = layer_norm.why_not  # of the width that is normalised, 1 for none
 
+FEW_RESULTS = 2**20  # of which tiles of 128 x 128 are fewer than half of a large GPU's multiprocessors
+
 # ---- Kernels -----------------------------------------------------------------------------------------------------------
 
 
@@ -148,13 +150,19 @@ def write(
     activation: str,
     keep: bool,
     out: Tensor | None = None,
+    by_size: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The result, in `out`, contiguous, where that is given; and what goes into GELU, empty where it is not to be kept."""
+    """The result, in `out`, contiguous, where that is given; and what goes into GELU, empty where it is not to be kept.
+
+    With `by_size` the table is asked for few results apart, as the frozen network does, which is called with one image too.
+    """
     (columns, depth), gelu = weight.shape, activation == "gelu"
     height, width = (blocks(n, 2 if rows == "patches" else 1) for n in x.shape[1:3])
     count = x.shape[0] * height * width
     dtype = weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype)
-    key = tables.key(depth, columns, "" if norm_weight is None else "norm", dtype=weight.dtype)
+    few = by_size and count * columns <= FEW_RESULTS
+    words = ["norm"] * (norm_weight is not None) + ["few"] * few
+    key = tables.key(depth, columns, *words, dtype=weight.dtype)
     config = dict(tables.lookup("linear_forward", key, tables.architecture(x.device)))
     fused = config.pop("fused") and count < 2**31 and (norm_weight is not None or gelu or residual is not None)
     if residual is not None:

@@ -24,10 +24,8 @@ from hifuse_fast.backends.triton.launch import why_not as why_not_triton
 from hifuse_fast.ops.functions.depthwise_norm import triton as depthwise_norm
 
 
-def why_not(*, device: torch.device, dtype: torch.dtype, algorithm: str = "auto", **_: Any) -> str | None:
+def why_not(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str | None:
     """The reason the Triton kernels cannot serve this call, or None."""
-    if algorithm not in ("auto", "direct"):
-        return f"its convolution is the direct one (algorithm 'auto' or 'direct'), not {algorithm!r}"
     return why_not_triton(device, dtype)
 
 
@@ -35,7 +33,7 @@ def why_not(*, device: torch.device, dtype: torch.dtype, algorithm: str = "auto"
 
 
 @triton.jit
-def _on_map(i, size):
+def on_map(i, size):
     """Whether 0 <= i < size, in one comparison: as an unsigned number -1 is large."""
     return i.to(tl.uint32) < size
 
@@ -63,7 +61,7 @@ def _dense_kernel(
         dy, dx = tap // 3 - 1, tap % 3 - 1
         k = step // 9 * BLOCK_K
         column, depth = k + tl.arange(0, BLOCK_K)[None, :], k + tl.arange(0, BLOCK_K)[:, None]
-        kept = (pixel < pixels) & _on_map(y + dy, height) & _on_map(x + dx, width) & (column < C)
+        kept = (pixel < pixels) & on_map(y + dy, height) & on_map(x + dx, width) & (column < C)
         z = tl.load(z_ptr + (start + ((dy * width + dx) * C + column)), mask=kept, other=0.0)
         weight = tl.load(weight_ptr + (n * (9 * C) + (tap * C + depth)), mask=(n < C) & (depth < C), other=0.0)
         acc = device.dot(z.to(weight.dtype), weight, PRECISION, acc)
@@ -93,7 +91,7 @@ def _depthwise_kernel(
     z_ptr += first
     acc = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for tap in tl.static_range(9):
-        kept = (pixel < pixels) & _on_map(y + (tap // 3 - 1), height) & _on_map(x + (tap % 3 - 1), width) & (column < C)
+        kept = (pixel < pixels) & on_map(y + (tap // 3 - 1), height) & on_map(x + (tap % 3 - 1), width) & (column < C)
         z = tl.load(z_ptr + (place + ((tap // 3 - 1) * width + (tap % 3 - 1)) * C), mask=kept, other=0.0)
         weight = tl.load(weight_ptr + (tap * C + column), mask=column < C, other=0.0)
         acc += z.to(weight.dtype).to(tl.float32) * weight.to(tl.float32)

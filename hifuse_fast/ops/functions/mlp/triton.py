@@ -155,12 +155,13 @@ def write(
     for i in range(parts):
         part = slice(i * size, (i + 1) * size)
         x = rows[part].to(expand.dtype)
-        h = _product(x, expand, expand_bias, scratch[: len(x)])
-        pointwise.finish(h, None, h, gelu=True)
+        h, y = _product(x, expand, expand_bias, scratch[: len(x)]), target[part]
         if added is None:
-            _product(h, project, project_bias, target[part])
+            pointwise.finish(h, None, h, gelu=True)
+            _product(h, project, project_bias, y)
         else:
-            pointwise.finish(_product(h, project, project_bias), added[part], target[part], gelu=False)
+            pointwise.activate(h, added[part], project_bias, y)
+            y.addmm_(h, project.t())
     return out
 
 

@@ -48,7 +48,10 @@ class Linear(PreparedOp):
             x, norm = self._concatenate(maps, norm, eps)
         one, zero = (None, None) if norm is None else self._affine(self.weight.shape[1])
         if activation != "relu" and not o["pool"]:
-            return linear.write(x, self.weight, self.bias, one, zero, residual, eps, rows, activation, False, out)[0]
+            written, _ = linear.write(
+                x, self.weight, self.bias, one, zero, residual, eps, rows, activation, False, out, by_size=True
+            )  # fmt: skip
+            return written
         columns, half = len(self.weight), 2 if rows == "patches" else 1
         product = torch.mm(linear.normalised_rows(x, one, zero, eps, rows, x.dtype), self.weight.t()).view(
             x.shape[0], x.shape[1] // half, x.shape[2] // half, columns

@@ -47,4 +47,7 @@ class LocalBlock(PreparedOp):
         normed = depthwise_norm.write(
             x, self.filters.t(), self.filter_bias, self.ones, self.zeros, eps, x.dtype, x.dtype
         )  # fmt: skip
-        return linear.write(normed, self.weight, self.bias, None, None, x, eps, "pixels", "gelu", False, out)[0]
+        written, _ = linear.write(
+            normed, self.weight, self.bias, None, None, x, eps, "pixels", "gelu", False, out, by_size=True
+        )  # fmt: skip
+        return written

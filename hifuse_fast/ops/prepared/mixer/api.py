@@ -22,14 +22,17 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
 
     with zero padding, no bias and the exact GELU. The op is called as `op(z, out=None)`: [B, H, W, C] -> [B, H, W, C].
 
-    Only kernels of a dense convolution have several algorithms; the reference has one, and so has a depthwise weight.
+    Only kernels of a dense convolution have several algorithms: those for CPUs all of them, Triton's "direct" and, but for
+    float16, "winograd2". CUDA's and the reference have one, and so has a depthwise weight. On Triton "auto" is "direct" but for
+    many pixels of channels for which the table of the architecture says otherwise; such an op keeps the filters twice.
     Winograd's F(2x2, 3x3) takes 4/9 of the multiplications of the direct algorithm. F(4x4, 3x3) takes 1/4 of them in float32,
     and 1/3 in bfloat16, where complex points keep the digits. Their rounding errors are larger, within the bounds in
     `bounds.py`.
 
     Args:
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
-        algorithm: "auto" (the fastest within the bounds for this dtype), "direct", "winograd2" or "winograd4".
+        algorithm: "auto" (the fastest within the bounds for this dtype), "direct", "winograd2" or "winograd4". An algorithm
+            asked for by name is that of every call.
         dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
