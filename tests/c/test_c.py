@@ -363,6 +363,9 @@ def test_files_that_do_not_fit_are_named(saved: Path, programs: Path, tmp_path: 
             (struct.pack("<Q", 5) + b'{"a":', "JSON is damaged at byte 5: expected more"),
             (struct.pack("<Q", 2) + b"{}", "it was not written by OptimizedHiFuse.save"),
             (struct.pack("<Q", 8) + b'{"a": 1e', "expected"),
+            (struct.pack("<Q", 7) + b'{"a\xff": ', "expected UTF-8"),
+            (struct.pack("<Q", 9) + b'{"\\ud800"', "expected a whole character"),
+            (struct.pack("<Q", 15) + b'{"\\u001b[m": 1}', "tensor ?[m: dtype is missing"),
         ]
     ):
         paths.append(tmp_path / f"damaged{i}")
