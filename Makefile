@@ -6,7 +6,7 @@
 #   make bench-ops      each op against its peers
 #   make bench-cpu      HiFuse in every engine for CPUs and a training step, half an hour
 #                         ARGS="--models hifuse_tiny --batch 1,8,32"
-#   make bench-int8     what INT8 changes of the demo's network, ours and OpenVINO's; after `make demo`
+#   make bench-quantised  what INT8 changes of the demo's network, ours and OpenVINO's; after `make demo`
 #   make bench-growth   whether a pixel costs as much in large images       ARGS="--models hifuse_tiny"
 #   make demo           a real task with patients: outlines of lung nodules, from the data to a report; a quarter of an hour
 #                         DEMO=folder  ARGS="--results benchmarks/results/demo.json"
@@ -49,7 +49,7 @@ BUILD := build/native
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc include -type f)
 CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'include/*.h' 'examples/*.c' 'tests/*.c')
 
-.PHONY: help setup bench bench-ops bench-cpu bench-int8 bench-growth demo kernel-report tune gpu-check test test-all test-asan test-tsan test-cpp lint format docs clean
+.PHONY: help setup bench bench-ops bench-cpu bench-quantised bench-growth demo kernel-report tune gpu-check test test-all test-asan test-tsan test-cpp lint format docs clean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -81,7 +81,7 @@ bench-cpu: setup $(VENV)/.peers
 	$(BIN)/python -m benchmarks.engines --output $(RESULTS) $(ARGS)
 	$(BIN)/python -m benchmarks.training --output $(RESULTS)
 
-bench-int8: setup $(VENV)/.peers
+bench-quantised: setup $(VENV)/.peers
 	$(BIN)/python -m benchmarks.int8 --folder "$(DEMO)" --results $(RESULTS)/int8.json $(ARGS)
 
 bench-growth: setup

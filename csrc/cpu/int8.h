@@ -110,7 +110,8 @@ using Int8 = PairsOfInt16;
 using Quantised = Int8::Element;
 
 #if defined(HIFUSE_AVX_VNNI)
-// vpdpbusd of 256 bits. An instruction in text: all around it stays code of AVX2, for every CPU of that set.
+// vpdpbusd of 256 bits. An instruction in text: all around it stays code of AVX2, for every CPU of that set. It was compiled
+// and never run: no CPU that has it was at hand. Its test runs where one is.
 struct QuadsByAvxVnni : QuadsOfUint8 {
   static void add(Vec<int32_t>& sum, Wide a, Wide b) { asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b)); }
 };

@@ -2,15 +2,16 @@
 
 The float32 network runs on the images. It says how large the inputs of each part are, and what its logits are. Then every
 part is put into int8 alone. A part is taken where it moves the logits by less than its share of what is allowed. The network
-of all that are taken must not change the class of more images than bfloat16 does; else the part that moves the logits most is
-given back, until half of the work would be lost.
+of all that are taken must not change the class of more images than bfloat16 does; else those parts are given back that move
+the logits most for the work they do, a few at a time, until half of the work would be lost.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from hifuse_fast.ops.prepared.base import PreparedOp
 
 LEAST_IMAGES = 32
 LEAST_WORK = 0.5  #: of the multiply-adds outside the mixers; with less in int8, a network is not called so
+GIVEN_BACK = 0.25  #: of the squared error of the parts in int8, each time that they change too many classes
 ALLOWED = 0.05  #: error of the logits, in units of their spread, that all parts may make together
 KEPT = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  #: shares of the largest magnitude that a scale may keep
 _ROWS = 1024  # of the inputs of a part that are kept, to choose its scales by
@@ -123,14 +125,18 @@ def calibrate(
         changed, error, largest, probability = differences(_logits(quantised, images), expected)
         if changed <= limit:
             break
-        worst = max(taken_now, key=lambda part: part.error)
-        parts = [_given_back(part) if part is worst else part for part in parts]
+        parts = _give_back(parts)
     certificate = Certificate(len(images), changed, other, limit, work, error / spread, largest, probability, tuple(parts))
     return quantised, certificate
 
 
-def _given_back(part: Part) -> Part:
-    return Part(**{**vars(part), "int8": False})
+def _give_back(parts: Sequence[Part]) -> list[Part]:
+    """The parts without those in int8 that have the most error for their work: so many that they make `GIVEN_BACK` of it."""
+    taken = sorted((part for part in parts if part.int8), key=lambda part: part.error**2 / part.work, reverse=True)
+    sums = itertools.accumulate((part.error**2 for part in taken), initial=0.0)
+    least = GIVEN_BACK * sum(part.error**2 for part in taken)
+    back = {part.name for part, before in zip(taken, sums, strict=False) if before < least} or {taken[0].name}
+    return [replace(part, int8=False) if part.name in back else part for part in parts]
 
 
 def _refuse(parts: Sequence[Part], work: float, limit: int) -> None:
