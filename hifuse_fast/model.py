@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hifuse_fast.backends.tracing import trace_for_every_size
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
@@ -367,9 +366,8 @@ def create_model(
 
 def _rising_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Rates that rise linearly from 0 to `rate` over all blocks, stage by stage."""
-    # On the CPU by name, and real: also where the model is built on the meta device or of fake tensors.
-    with unset_fake_temporarily():
-        rates = iter(torch.linspace(0, rate, sum(depths), device="cpu").tolist())
+    # On the CPU by name: also where the model is built on the meta device.
+    rates = iter(torch.linspace(0, rate, sum(depths), device="cpu").tolist())
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 

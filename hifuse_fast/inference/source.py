@@ -50,7 +50,7 @@ def read_source(model: Any) -> Source:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     network = network_of(model)
     check_eval(network)
-    weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
+    weights = _state(network)
     try:
         options = _options(network, weights)
         expected = new_network(HiFuseFeatures if isinstance(network, HiFuseFeatures) else HiFuse, options)
@@ -73,6 +73,16 @@ def read_source(model: Any) -> Source:
     indices = None if maps is None else tuple(each["index"] for each in maps)
     record = _record(network) if options.num_classes == getattr(network, "num_classes", None) else {}
     return Source(weights, options, settings, indices, record)
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a state_dict as the modules have them, whatever hooks on it would make of them."""
+    return {
+        f"{name}.{key}".removeprefix("."): tensor.detach()
+        for name, module in tree(network)
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and key not in module._non_persistent_buffers_set
+    }
 
 
 def _settings(network: nn.Module, expected: HiFuse) -> dict[str, Any]:

@@ -311,6 +311,9 @@ def test_what_changes_nothing_is_taken(model: Any, before: Tensor) -> None:
     changed.criterion = nn.CrossEntropyLoss().eval()
     changed.pos_drop = nn.Identity().eval()
     changed.note = "mine"
+    changed.get_extra_state = lambda: {"epoch": 3}  # type: ignore[method-assign]
+    for each in changed.modules():
+        each.register_state_dict_post_hook(lambda module, state, *_: state.update({key: None for key in state}))
     nn.SyncBatchNorm.convert_sync_batchnorm(changed)
     changed.fu2 = torch.compile(changed.fu2)
     assert_frozen_is(changed.eval(), before)

@@ -92,13 +92,8 @@ def test_one_graph_for_every_batch_and_side(training: bool, backend: str) -> Non
                 out = call(x)
             if training:
                 out.square().sum().backward()
-            found.append(
-                [
-                    out.detach(),
-                    *(p.grad.clone() for p in model.parameters() if p.grad is not None),
-                    *(b.clone() for b in model.buffers()),
-                ]
-            )
+            grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            found.append([out.detach(), *grads, *(b.clone() for b in model.buffers())])
         assert_same(*found, tolerance=1e-4)
     assert counter.frame_count == 1
 
