@@ -11,6 +11,8 @@
 
 namespace hifuse::cuda {
 
+inline constexpr int kMostOfGates = 1024;  // channels and units
+
 // The larger one; NaN is larger than any number.
 __device__ __forceinline__ float larger(float a, float b) { return b > a || b != b ? b : a; }
 
@@ -24,12 +26,13 @@ struct GateSizes {
 
 // The largest value and the sum over the pixels of each share of g, and the largest value and the mean over the channels of
 // each pixel of l.
+template <DType kDType>
 struct GateStatistics {
   static constexpr const char* kName = "gate_statistics";
   static constexpr int kThreads = kColumnThreads, kBlocks = 6, kWarps = kThreads / 32;
   struct Params {
     GateSizes sizes;
-    Typed local_map, global_map;
+    const void *local_map, *global_map;
     int lanes;              // of a pixel of l
     int of_global;          // blocks for g, which come first
     float *largest, *sums;  // [images, shares, channels]
@@ -59,7 +62,7 @@ struct GateStatistics {
 #pragma unroll 2
     for (int pixel = begin + c.row; pixel < end; pixel += kColumnRows) {
       float x[8];
-      load_eight(x, p.global_map, (int64_t(image) * s.pixels() + pixel) * s.channels + c.channel, c.left, s.vectors);
+      load_eight(x, {p.global_map, kDType}, (int64_t(image) * s.pixels() + pixel) * s.channels + c.channel, c.left, s.vectors);
 #pragma unroll
       for (int j = 0; j < 8; ++j) largest[j] = larger(largest[j], x[j]), sum[j] += x[j];
     }
@@ -91,7 +94,7 @@ struct GateStatistics {
     for (int channel = lane * 8; channel < s.channels; channel += p.lanes * 8) {
       const int left = kept ? s.channels - channel : 0;
       float x[8];
-      load_eight(x, p.local_map, int64_t(pixel) * s.channels + channel, left, s.vectors);
+      load_eight(x, {p.local_map, kDType}, int64_t(pixel) * s.channels + channel, left, s.vectors);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         if (j < left) most = larger(most, x[j]);
@@ -107,21 +110,22 @@ struct GateStatistics {
 };
 
 // The block (image, run of kPixels pixels).
+template <DType kDType>
 struct GatedConcatNorm {
   static constexpr const char* kName = "gated_concat";
   static constexpr int kThreads = kRowThreads, kBlocks = 4, kWarps = kThreads / 32, kPixels = 64;
-  static constexpr int kSide = 7, kReach = kSide / 2, kMost = 1024;  // channels and units
+  static constexpr int kSide = 7, kReach = kSide / 2, kMost = kMostOfGates;
   struct Params {
     GateSizes sizes;
     RowShape shape;
-    Typed maps[3];  // g, l, x
+    const void* maps[3];  // g, l, x
     const float *largest, *sums;
     const float2* of_pixels;
     const float *filters, *filter_bias, *squeeze, *expand;
     int squeezed;
     bool twice;
-    Typed scale, shift;
-    TypedResult out;
+    const float *scale, *shift;
+    void* out;
     float eps;
   };
   struct Shared {
@@ -138,8 +142,8 @@ struct GatedConcatNorm {
     const RowShape& row_shape = p.shape;
     const int runs = (s.pixels() + kPixels - 1) / kPixels, image = blockIdx.x / runs;
     const int first = (blockIdx.x - image * runs) * kPixels, end = min(first + kPixels, s.pixels());
-    shared.scale.load(p.scale, row_shape);
-    shared.shift.load(p.shift, row_shape);
+    shared.scale.load({p.scale, DType::float32}, row_shape);
+    shared.shift.load({p.shift, DType::float32}, row_shape);
     for (int i = threadIdx.x; i < kSide * kSide; i += kThreads)
       shared.filters[i] = float2{p.filters[2 * i], p.filters[2 * i + 1]};
     for (int channel = threadIdx.x; channel < s.channels; channel += kThreads) {
@@ -171,7 +175,7 @@ struct GatedConcatNorm {
 #pragma unroll
       for (int i = 0; i < kRowChunks; ++i) {
         const int map = l.left[i] > 0 ? l.part[i] : 0;
-        load_eight(x[i], p.maps[map], row * s.channels + l.channel[i], kept ? l.left[i] : 0, row_shape.vectors);
+        load_eight(x[i], {p.maps[map], kDType}, row * s.channels + l.channel[i], kept ? l.left[i] : 0, row_shape.vectors);
         if (map == 0) {
           const float4 low = shared.channel_gates[0][l.channel[i] / 8], high = shared.channel_gates[1][l.channel[i] / 8];
           x[i][0] *= low.x, x[i][1] *= low.y, x[i][2] *= low.z, x[i][3] *= low.w;
@@ -191,7 +195,7 @@ struct GatedConcatNorm {
         shared.shift.get(bias, row_shape, l, i);
 #pragma unroll
         for (int j = 0; j < 8; ++j) x[i][j] = fmaf(x[i][j], weight[j], bias[j]);
-        store_eight(p.out, row * row_shape.width() + l.column(row_shape, i), x[i], l.left[i], row_shape.vectors);
+        store_eight({p.out, kDType}, row * row_shape.width() + l.column(row_shape, i), x[i], l.left[i], row_shape.vectors);
       }
     }
   }
@@ -257,13 +261,11 @@ int64_t gated_concat_scratch(const GatedConcat& op, int) {
   return 8 * (op.batch * op.height * op.width + op.batch * gate_shares(op) * op.channels);
 }
 
-const char* gated_concat(const GatedConcat& op, void* scratch, void* stream) {
-  if (!is_float(op.dtype)) return kNoFloat64;
-  if (!fits(3, op.channels)) return kTooWide;
-  if (op.channels > GatedConcatNorm::kMost || op.squeezed > GatedConcatNorm::kMost)
-    return "gates are of more than 1024 channels or units";
+template <DType kDType>
+static const char* gated_concat_of(const GatedConcat& op, void* scratch, void* stream) {
+  using Statistics = GateStatistics<kDType>;
+  using Kernel = GatedConcatNorm<kDType>;
   const int64_t pixels = op.batch * op.height * op.width;
-  if (too_many(pixels)) return kTooMany;
   const auto begins = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const bool vectors = op.channels % 8 == 0 && begins(op.local_map) && begins(op.global_map) && begins(op.x) && begins(op.out);
   const GateSizes sizes{static_cast<int>(op.batch),
@@ -276,35 +278,46 @@ const char* gated_concat(const GatedConcat& op, void* scratch, void* stream) {
   const int64_t count = op.batch * sizes.shares * op.channels;
   float2* const of_pixels = static_cast<float2*>(scratch);
   float *const largest = reinterpret_cast<float*>(of_pixels + pixels), *const sums = largest + count;
-  const Typed local_map{op.local_map, op.dtype}, global_map{op.global_map, op.dtype}, x{op.x, op.dtype};
 
   int lanes = 1;
   while (lanes < 32 && lanes * 8 * 4 < op.channels) lanes *= 2;
-  const int64_t groups = GateStatistics::kThreads / lanes, of_global = op.batch * sizes.shares * sizes.slices;
-  const char* error = launch<GateStatistics>(
+  const int64_t groups = Statistics::kThreads / lanes, of_global = op.batch * sizes.shares * sizes.slices;
+  const char* error = launch<Statistics>(
       dim3(static_cast<unsigned>(of_global + (pixels + groups - 1) / groups)),
-      {sizes, local_map, global_map, lanes, static_cast<int>(of_global), largest, sums, of_pixels}, stream);
+      {sizes, op.local_map, op.global_map, lanes, static_cast<int>(of_global), largest, sums, of_pixels}, stream);
   if (error != nullptr) return error;
 
-  const int64_t runs = (op.height * op.width + GatedConcatNorm::kPixels - 1) / GatedConcatNorm::kPixels;
-  return launch<GatedConcatNorm>(dim3(static_cast<unsigned>(op.batch * runs)),
-                                 {sizes,
-                                  row_shape(3, op.channels, vectors),
-                                  {global_map, local_map, x},
-                                  largest,
-                                  sums,
-                                  of_pixels,
-                                  op.filters,
-                                  op.filter_bias,
-                                  op.squeeze,
-                                  op.expand,
-                                  static_cast<int>(op.squeezed),
-                                  op.twice,
-                                  {op.scale, DType::float32},
-                                  {op.shift, DType::float32},
-                                  {op.out, op.dtype},
-                                  op.eps},
-                                 stream);
+  const int64_t runs = (op.height * op.width + Kernel::kPixels - 1) / Kernel::kPixels;
+  return launch<Kernel>(dim3(static_cast<unsigned>(op.batch * runs)),
+                        {sizes,
+                         row_shape(3, op.channels, vectors),
+                         {op.global_map, op.local_map, op.x},
+                         largest,
+                         sums,
+                         of_pixels,
+                         op.filters,
+                         op.filter_bias,
+                         op.squeeze,
+                         op.expand,
+                         static_cast<int>(op.squeezed),
+                         op.twice,
+                         op.scale,
+                         op.shift,
+                         op.out,
+                         op.eps},
+                        stream);
+}
+
+const char* gated_concat(const GatedConcat& op, void* scratch, void* stream) {
+  if (!fits(3, op.channels)) return kTooWide;
+  if (op.channels > kMostOfGates || op.squeezed > kMostOfGates) return "gates are of more than 1024 channels or units";
+  if (too_many(op.batch * op.height * op.width)) return kTooMany;
+  switch (op.dtype) {
+    case DType::float32: return gated_concat_of<DType::float32>(op, scratch, stream);
+    case DType::bfloat16: return gated_concat_of<DType::bfloat16>(op, scratch, stream);
+    case DType::float16: return gated_concat_of<DType::float16>(op, scratch, stream);
+    default: return kNoFloat64;
+  }
 }
 
 }  // namespace hifuse::cuda
