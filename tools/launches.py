@@ -1,4 +1,4 @@
-"""The kernels that one call of the frozen network launches, part by part: of shapes alone, so nothing runs and no GPU is needed.
+"""The kernels that one call of the frozen network launches, part by part. It is read from shapes: nothing runs, without a GPU.
 
     python -m tools.launches [--batch 1] [--model hifuse_small]
 
@@ -42,17 +42,6 @@ FREE = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view",
     "promote_types",
 }  # fmt: skip
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "detach",
-    "alias",
-    "lift_fresh",
-    "_unsafe_view",
-    "promote_types",
-}
 SHARE = 256  #: pixels that a block of CUDA's `max_mean` takes of an image; where there are more, another kernel merges
 COLUMNS = ("part", "calls", "kernels a call", "in all", "which")
 
