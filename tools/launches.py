@@ -99,9 +99,10 @@ def kernels(backend: str, model: str = "hifuse_small", batch: int = 1, dtype: to
     Raises:
         BackendError: the backend is not here.
     """
-    options = create_model(model, NUM_CLASSES, device="meta").options.to_dict()
-    frozen = {"algorithm": "auto", "dtype": str(dtype).removeprefix("torch."), "memory_format": "channels_last"}
-    configuration = Configuration(**options, **frozen, out_indices=None, settings={})
+    configuration = Configuration(
+        **create_model(model, NUM_CLASSES, device="meta").options.to_dict(), algorithm="auto",
+        dtype=str(dtype).removeprefix("torch."), memory_format="channels_last", out_indices=None, settings={},
+    )  # fmt: skip
     network = OptimizedHiFuse(configuration, _Shapes(configuration, dtype, backend))
     found: list[Kernel] = []
     with recording(ARCHITECTURE) as record, _Library(record), _told_apart(network, record, found):
