@@ -18,7 +18,8 @@
 #   make lint           ruff, mypy, clang-format
 #   make format         let ruff and clang-format rewrite
 #   make docs           the tables of README and docs, from benchmarks/results
-#   make kernel-report  what every Triton and CUDA kernel takes of three architectures, without a GPU
+#   make kernel-report  what every Triton and CUDA kernel takes of three architectures, and how many a frozen call launches,
+#                         without a GPU
 #                         ARGS="--architectures sm_90"
 #   make tune           tile sizes and choices, measured on this GPU and written into the tables
 #                         ARGS="--kernels linear"
@@ -97,6 +98,7 @@ demo: setup $(OUTLINES)
 
 kernel-report: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.tuning.report $(ARGS)
+	$(BIN)/python -m tools.launches
 
 tune: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m hifuse_fast.tuning.tune $(ARGS)

@@ -1,4 +1,4 @@
-"""The kernels that one call of the frozen network launches, part by part: of shapes alone, so nothing runs and no GPU is needed.
+"""The kernels that one call of the frozen network launches, part by part. It is read from shapes: nothing runs, without a GPU.
 
     python -m tools.launches [--batch 1] [--model hifuse_small]
 
@@ -42,17 +42,6 @@ FREE = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view",
     "promote_types",
 }  # fmt: skip
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "detach",
-    "alias",
-    "lift_fresh",
-    "_unsafe_view",
-    "promote_types",
-}
 SHARE = 256  #: pixels that a block of CUDA's `max_mean` takes of an image; where there are more, another kernel merges
 COLUMNS = ("part", "calls", "kernels a call", "in all", "which")
 
@@ -110,9 +99,10 @@ def kernels(backend: str, model: str = "hifuse_small", batch: int = 1, dtype: to
     Raises:
         BackendError: the backend is not here.
     """
-    options = create_model(model, NUM_CLASSES, device="meta").options.to_dict()
-    frozen = {"algorithm": "auto", "dtype": str(dtype).removeprefix("torch."), "memory_format": "channels_last"}
-    configuration = Configuration(**options, **frozen, out_indices=None, settings={})
+    configuration = Configuration(
+        **create_model(model, NUM_CLASSES, device="meta").options.to_dict(), algorithm="auto",
+        dtype=str(dtype).removeprefix("torch."), memory_format="channels_last", out_indices=None, settings={},
+    )  # fmt: skip
     network = OptimizedHiFuse(configuration, _Shapes(configuration, dtype, backend))
     found: list[Kernel] = []
     with recording(ARCHITECTURE) as record, _Library(record), _told_apart(network, record, found):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from hifuse_fast import BackendError
+from hifuse_fast.backends import tables
+from hifuse_fast.backends.record import recording
 from hifuse_fast.ops import prepare_linear
 from hifuse_fast.ops.prepared.linear.bounds import STRASSEN
 from hifuse_fast.testing import assert_within_rule
@@ -177,6 +179,18 @@ def test_nothing_is_left_of_equal_values(rows: str, norm: str, scale: int, kerne
         for value in (1e-3, 0.1, 1 / 3, 1000.1, 12345.678, 1e10 / 3, 1e20 / 3):
             x = torch.full((1, 2, 2, depth), value, device=weight.device)
             assert not op(x).any(), f"{depth} times {value}: {op(x).flatten()[0]}"
+
+
+@pytest.mark.parametrize("kernel", kernels("prepare_linear", "triton"))
+def test_few_results_have_tiles_of_their_own(kernel: str) -> None:
+    """One kernel with small tiles, where the table has the vendor's product for many."""
+    op = prepare_linear(matrix("weight", 1152, 384), torch.zeros(1152), norm="row", dtype=torch.bfloat16, backend=kernel)
+    launched = {}
+    for side in (28, 42):
+        with recording("sm_90") as record, tables.lookups() as found:
+            op(place(kernel, torch.ones(1, side, side, 384), torch.bfloat16))
+        launched[found[0][1]] = [each.kernel.fn.__module__.split(".")[-2] for each in record.launches]
+    assert launched == {"16-bit 384 1152 norm few": ["linear"], "16-bit 384 1152 norm": ["layer_norm"]}
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])

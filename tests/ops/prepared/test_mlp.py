@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hifuse_fast import BackendError
 from hifuse_fast.backends import tables
+from hifuse_fast.backends.record import recording
 from hifuse_fast.ops import mlp, prepare_mlp
 from hifuse_fast.ops.prepared.linear.bounds import STRASSEN
 from hifuse_fast.testing import assert_within_rule
@@ -188,3 +189,13 @@ BAD_CALLS = [
 def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         prepared(backend)(*place(backend, arguments))
+
+
+@pytest.mark.parametrize("kernel", kernels("prepare_mlp", "triton"))
+def test_nothing_follows_the_last_product(kernel: str) -> None:
+    """The residual and the bias are what it is added to."""
+    op, u, residual = prepared(kernel), *place(kernel, (torch.ones(1, 2, 3, 8), torch.ones(1, 2, 3, 5)))
+    with recording("sm_90") as record:
+        op(u, residual=residual)
+        op(u)
+    assert [each.kernel.fn.__name__ for each in record.launches] == ["_activate_kernel", "_finish_kernel"]

@@ -1,8 +1,8 @@
 """The gated concatenation in Triton: what the gates look at, the gates, and the concatenation with its norm.
 
-Three kernels. What the gates of pixels and those of channels do is not alike, but neither waits for the other: so programs of both
-kinds are one launch, of which one image has too many. A gate of a pixel is a sum over 49 pixels, which a thread takes one by one,
-as its neighbours do, from the cache. For the gates of channels a program merges what others saw of shares of an image, squeezes
+Three kernels. The gates of pixels and those of channels are unlike, but neither waits for the other: so programs of both kinds
+share a launch, of which one image has too many. A gate of a pixel is a sum over 49 pixels, which a thread takes one by one, as
+its neighbours do, from the cache. For the gates of channels a program merges what others saw of shares of an image, squeezes
 the whole vector, which is little, and expands a block of it. Gates are float32.
 """
 
