@@ -136,7 +136,7 @@ def quantised(model: Any, images: Tensor, batch: int = 1) -> Any:
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(whole),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            batchwise_statistics=True,  # of each image, as in batches of one
+            batchwise_statistics=batch > 1,  # of each image, as in batches of one
             overflow_fix=overflow.DISABLE if has_vnni() else overflow.ENABLE,
         ),
     )
