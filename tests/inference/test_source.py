@@ -313,7 +313,7 @@ def test_what_changes_nothing_is_taken(model: Any, before: Tensor) -> None:
     changed.note = "mine"
     changed.get_extra_state = lambda: {"epoch": 3}  # type: ignore[method-assign]
     for each in changed.modules():
-        each.register_state_dict_post_hook(lambda module, state, *_: state.update({key: None for key in state}))
+        each.register_state_dict_post_hook(lambda module, state, *_: state.update(dict.fromkeys(state)))
     nn.SyncBatchNorm.convert_sync_batchnorm(changed)
     changed.fu2 = torch.compile(changed.fu2)
     assert_frozen_is(changed.eval(), before)
