@@ -55,7 +55,13 @@ LAW = {
     "backends/info.py": ["_version", "backends.native", "backends.cuda.library", "backends.select"],
     # An op. Kernels of one backend know nothing of another one, nor of the definition.
     "ops/functions/fused.py": ["backends.flops", "backends.select", "backends.transforms"],
-    "ops/functions/*/api.py": ["checks", "backends.select", "ops.functions.fused", "ops.functions.*.reference"],
+    "ops/functions/*/api.py": [
+        "checks",
+        "backends.select",
+        "backends.transforms",
+        "ops.functions.fused",
+        "ops.functions.*.reference",
+    ],
     "ops/functions/padding.py": [],
     "ops/functions/layout.py": [],
     "ops/functions/*/reference.py": [

@@ -44,17 +44,29 @@ def test_a_float_is_no_input_of_the_graph_and_a_new_one_is_compiled() -> None:
     assert counter.frame_count == 2
 
 
+class Convolved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = Conv2d(5, 7, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        trace_for_every_size()
+        out: Tensor = self.conv(x)[:, ::2].mul(2)
+        return out
+
+
+def test_a_compiled_transform_sees_through_convolutions() -> None:
+    model, x = Convolved(), torch.randn(3, 8, 9, 5)
+
+    def tangent(x: Tensor) -> Tensor:
+        found: Tensor = torch.func.jvp(model, (x,), (x.cos(),))[1]
+        return found
+
+    compiled = torch.compile(tangent, dynamic=True, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), tangent(x))
+
+
 def test_sides_of_one_and_batches_of_many_are_served_by_one_graph() -> None:
-    class Convolved(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = Conv2d(5, 7, 3, padding=1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            trace_for_every_size()
-            out: Tensor = self.conv(x)[:, ::2].mul(2)
-            return out
-
     model, counter = Convolved(), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
     for size in [(2, 8, 9), (20, 3, 4), (3, 1, 6), (4, 7, 1), (1, 90, 90), (1, 1, 1)]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hifuse_fast.backends import transforms
 from hifuse_fast.backends.select import autocast_dtype, current_backend, kernels_on
 from hifuse_fast.ops.functions.convolution import reference
 from hifuse_fast.ops.functions.fused import Fused, Product
@@ -19,11 +20,11 @@ MANY, LARGE = 16, 20480  #: images, and numbers of one image: PyTorch's convolut
 def is_bound(x: Tensor) -> bool:
     """Whether a convolution of this map by PyTorch's operator would bind what is traced to its batch or its size.
 
-    An exported program of the reference has no operator of ours.
+    Transforms of torch.func cannot see through an operator of ours, and an exported program of the reference has none.
     """
     if not torch.compiler.is_compiling() or not x.is_cpu or x.dtype != torch.float32 or autocast_dtype(x) is not None:
         return False
-    if torch.compiler.is_exporting() and current_backend() == "reference":
+    if transforms.active() or (torch.compiler.is_exporting() and current_backend() == "reference"):
         return False
     from torch.fx.experimental.symbolic_shapes import statically_known_true as known
 
