@@ -46,8 +46,13 @@ def launched() -> Iterator[list[str]]:
     """Collects the entry points of the CUDA library that are called within the block."""
     found: list[str] = []
     call = launch._call
+
+    def collect(kept: launch.Launch, stream: int) -> None:
+        found.append(kept.entry)
+        call(kept, stream)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "_call", lambda kept, stream: found.append(kept.entry) or call(kept, stream))
+        patch.setattr(launch, "_call", collect)
         yield found
 
 
