@@ -86,7 +86,7 @@ def optimize_for_inference(
             or "cuda" (on a GPU).
         algorithm: of convolutions and products. "auto" is the fastest: on a CPU Winograd's for the 3x3 convolutions, and in
             float32 Strassen's for MLPs and deep linears. "direct" rounds less, takes longer, and needs no more memory than the
-            weights of the model. On Triton both are the direct one.
+            weights of the model. On Triton both are the direct one, but where a table has measured Winograd's to be faster.
         channel_gate: "sigmoid" or "double_sigmoid", see `HFFBlock`; the model's own unless given, and "sigmoid" for an
             official instance.
         memory_format: torch.channels_last or torch.contiguous_format, of the maps that a `HiFuseFeatures` returns. Images are
