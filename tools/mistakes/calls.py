@@ -95,9 +95,9 @@ def _concat_norm(maps: Sequence[int], channels: int) -> list[Tensor]:
 
     draw, shape = _draws(), (*maps, channels)
     tensors = [draw(*shape), draw(*shape), draw(*shape), draw(*shape[:3], 1), draw(shape[0], 1, 1, channels)]
-    weight, bias = draw(3 * channels), draw(3 * channels)
+    tensors += [draw(3 * channels), draw(3 * channels)]
 
-    def run(a: Tensor, b: Tensor, c: Tensor, pixel: Tensor, channel: Tensor) -> Tensor:
+    def run(a: Tensor, b: Tensor, c: Tensor, pixel: Tensor, channel: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return ops.concat_norm(a, b, c, weight=weight, bias=bias, gates=[pixel, channel, None], backend="cuda")
 
     return _with_gradients(run, tensors)
