@@ -95,9 +95,9 @@ def _concat_norm(maps: Sequence[int], channels: int) -> list[Tensor]:
 
     draw, shape = _draws(), (*maps, channels)
     tensors = [draw(*shape), draw(*shape), draw(*shape), draw(*shape[:3], 1), draw(shape[0], 1, 1, channels)]
-    weight, bias = draw(3 * channels), draw(3 * channels)
+    tensors += [draw(3 * channels), draw(3 * channels)]
 
-    def run(a: Tensor, b: Tensor, c: Tensor, pixel: Tensor, channel: Tensor) -> Tensor:
+    def run(a: Tensor, b: Tensor, c: Tensor, pixel: Tensor, channel: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return ops.concat_norm(a, b, c, weight=weight, bias=bias, gates=[pixel, channel, None], backend="cuda")
 
     return _with_gradients(run, tensors)
@@ -137,6 +137,8 @@ CALLS = {
     "global block": Call(("global_block.cu",), partial(_global_block, (1, 5, 17), 2, 6, 2)),
     # Rows of 1000 numbers are those of two warps.
     "layer norm": Call(("layer_norm.cu", _PARTS), partial(_function, "layer_norm", [(1, 3, 5, 1000), (1000,), (1000,)])),
+    # Rows of which none is of two warps, which would wait for each other.
+    "narrow layer norm": Call(("layer_norm.cu", _PARTS), partial(_function, "layer_norm", [(1, 3, 5, 96), (96,), (96,)])),
     "concat norm": Call(("concat_norm.cu", _PARTS), partial(_concat_norm, (2, 3, 5), 344), multiprocessors=16),
     "depthwise norm": Call(("depthwise_norm.cu", _PARTS), partial(_function, "depthwise_norm", [(1, 3, 5, 1000), *_CONVOLVED])),
     "depthwise shares": Call(

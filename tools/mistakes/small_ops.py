@@ -9,7 +9,7 @@ _DEPTHWISE, _BATCH, _MAX, _GATES = "depthwise_norm.cu", "batch_norm.cu", "max_me
 _POINTWISE, _BARRIER = "pointwise.cuh", "__syncthreads();"
 
 MISTAKES = (
-    Mistake("no barrier before a norm's weights are read", _NORM, "struct NormForward", _BARRIER, "", "layer norm"),
+    Mistake("no barrier before a norm's weights are read", _NORM, "struct NormForward", _BARRIER, "", "narrow layer norm"),
     Mistake("a row too many is normalised", _NORM, "struct NormForward", "row >= p.count", "row > p.count", "layer norm"),
     Mistake("no barrier between the sums of a row's warps", _ROWS, "[turn_][warp][i] = x[i];", _BARRIER, "", "layer norm"),
     Mistake("sums of a row take no turns", _ROWS, "", "turn_ ^= 1;", "", "layer norm"),
