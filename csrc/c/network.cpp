@@ -28,7 +28,7 @@ struct hifuse_network {
 
 namespace {
 
-constexpr std::string_view kFormat = "hifuse_fast.optimized";
+constexpr std::string_view kFormat = "hifuse_fast.optimized", kVersion = "7";
 
 // What a training said of its network; the official ways where it said nothing.
 void read_record(const std::string* text, int64_t outputs, hifuse_network& network) {
@@ -56,9 +56,9 @@ const std::string& list_of_calls(const File& file) {
   require(format && *format == kFormat, "it was not written by OptimizedHiFuse.save");
   const std::string* const calls = file.metadata("calls");
   const std::string* const version = file.metadata("version");
-  require(calls, "it has no list of calls: its version is ", version ? *version : "missing",
-          ", and files of version 7 have one where the network gives logits or features and all its ops are native; "
-          "load it in Python on a CPU and save it again, or optimise the model again");
+  require(version && *version == kVersion, "version must be ", kVersion, ", got ", version ? *version : "none",
+          ": optimise the model again");
+  require(calls, "it has no list of calls, as those have whose network gives logits or features and whose ops are all native");
   return *calls;
 }
 

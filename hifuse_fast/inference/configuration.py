@@ -15,7 +15,6 @@ from hifuse_fast.model import check_out_indices
 from hifuse_fast.options import HiFuseOptions
 
 FORMAT, VERSION = FROZEN, "7"
-READ_VERSIONS = (VERSION, "6")  #: of files; those of version 6 have no list of calls, which Python does not need
 CERTIFICATE = "certificate"  #: the key of metadata, of a network in int8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 ALGORITHMS = ("auto", "direct")

@@ -31,7 +31,7 @@ from hifuse_fast.inference.configuration import (
     DTYPES,
     FORMAT,
     MEMORY_FORMATS,
-    READ_VERSIONS,
+    VERSION,
     Configuration,
 )
 from hifuse_fast.inference.network import OptimizedHiFuse
@@ -186,9 +186,8 @@ def load_optimized(path: str | os.PathLike[str], device: torch.device | str = "c
     path, device = Path(path), _check_device(device)
     metadata, tensors = _read(path)
     found = metadata.get("version")
-    if found not in READ_VERSIONS:
-        known = " or ".join(READ_VERSIONS)
-        raise CheckpointError(f"optimised network {path}: version must be {known}, got {found}: optimise the model again")
+    if found != VERSION:
+        raise CheckpointError(f"optimised network {path}: version must be {VERSION}, got {found}: optimise the model again")
     try:
         configuration = Configuration.from_dict(json.loads(metadata["configuration"]))
         maker = Unpacker(tensors, json.loads(metadata["ops"]), configuration, device)

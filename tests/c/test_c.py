@@ -317,7 +317,8 @@ def test_files_that_do_not_fit_are_named(saved: Path, programs: Path, tmp_path: 
     cases: list[tuple[Header, str]] = [
         (header, "runs"),
         (changed_metadata(header, format="pt"), "it was not written by OptimizedHiFuse.save"),
-        (changed_metadata(header, version="6", calls=None), "it has no list of calls: its version is 6"),
+        (changed_metadata(header, version="6"), "version must be 7, got 6: optimise the model again"),
+        (changed_metadata(header, calls=None), "it has no list of calls"),
         (changed_metadata(header, calls="[]"), "its list of calls must end with a map of one pixel"),
         (changed_metadata(header, calls="{}"), "calls must be an array, got an object"),
         (changed_metadata(header, calls="[" * 100), "JSON is damaged at byte 64: expected fewer brackets within brackets"),

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hifuse_fast import load_optimized, optimize_for_inference
+from hifuse_fast import optimize_for_inference
 from hifuse_fast.backends.native import library
 from hifuse_fast.backends.native.tape import Tape, call, recorded
 from hifuse_fast.inference.calls import list_calls
@@ -74,20 +74,6 @@ def test_maps_share_memory_as_the_pool_lets_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"features_only": True}, {"backend": "reference"}], ids=str)
 def test_there_is_none_where_other_calls_are_made(options: dict[str, Any], tmp_path: Path) -> None:
     assert "calls" not in saved(tmp_path / "x.safetensors", **options)
-
-
-@needs_native
-def test_files_of_version_6_are_read_and_written_anew(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    metadata = saved(path)
-    old = {key: value for key, value in metadata.items() if key != "calls"}
-    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {**old, "version": "6"})
-    network = load_optimized(path)
-    network.save(path)
-    again = metadata_of(path)
-    assert (again["version"], again["calls"]) == ("7", metadata["calls"])
-    x = image(dtype=torch.float32)
-    assert torch.equal(load_optimized(path)(x), network(x))
 
 
 def test_a_tape_may_keep_calls_without_making_them() -> None:
