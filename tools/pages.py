@@ -15,6 +15,7 @@ from statistics import median
 
 import click
 
+from benchmarks import int8
 from benchmarks.demo.result import Result
 from hifuse_fast.bench import rows, table
 from hifuse_fast.bench.rows import Row
@@ -128,6 +129,12 @@ def demo(_: Sequence[Row]) -> str:
     return Result.read(path).page() if path.exists() else NOT_MEASURED
 
 
+def int8_accuracy(_: Sequence[Row]) -> str:
+    """What int8 changes of the demo's network, of a file of its own."""
+    path = Path(__file__).parents[1] / RESULTS / "int8.json"
+    return int8.Result.read(path).page() if path.exists() else NOT_MEASURED
+
+
 def saved_for_backward(_: Sequence[Row]) -> str:
     """What autograd keeps of a training step, of no row at all."""
     head, body = saved.table()
@@ -153,6 +160,7 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "saved_for_backward": saved_for_backward,
     "gpu_choices": gpu_choices,
     "demo": demo,
+    "int8": int8_accuracy,
 }
 
 
