@@ -36,7 +36,7 @@ from hifuse_fast.tuning.report import show
 
 BACKENDS = ("triton", "cuda")
 ARCHITECTURE, SIZE, NUM_CLASSES = "sm_90", 224, 1000
-REST = "the network itself"
+REST, WHOLE = "the network itself", ".whole"
 #: Operators of the library that launch nothing, beside views.
 FREE = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view",
@@ -121,8 +121,10 @@ def _told_apart(network: nn.Module, record: Record, found: list[Kernel]) -> Iter
         record.launches.clear()
 
     handles = []
+    whole = {path.removesuffix(WHOLE) for path, _ in network.named_modules() if path.endswith(WHOLE)}
     for path, op in network.named_modules():
-        if isinstance(op, PreparedOp):
+        # The parts of a block that is one kernel are not called, unless one has a hook.
+        if isinstance(op, PreparedOp) and (path.endswith(WHOLE) or path.rpartition(".")[0] not in whole):
             handles.append(op.register_forward_pre_hook(partial(take, REST)))
             handles.append(op.register_forward_hook(partial(take, path)))
     yield
@@ -139,6 +141,8 @@ def _names(launched: Any) -> list[str]:
         *_, folder, file = launched.kernel.fn.__module__.split(".")
         name = launched.kernel.fn.__name__.strip("_").removesuffix("_kernel")
         return [f"{folder if file.startswith('triton') else file} {name}"]
+    if launched.entry == "gated_concat":
+        return ["gated_concat, statistics", "gated_concat"]
     # The one finishes the sums that several blocks have begun, the other merges what they saw; see csrc/cuda.
     cut = launched.entry == "product" and launched.writes[2] is not None
     merged = launched.entry == "max_mean_forward" and not launched.sizes[3] and launched.sizes[1] > SHARE

@@ -26,20 +26,24 @@ def trace_for_every_size() -> None:
       graph. AOTAutograd would find that operators take no such symbols, and have everything traced a second time.
     - PyTorch asks no size that it need not know. It would ask whether a map or a number of windows is 1, to know strides, and
       whether a batch is 16, to choose among convolutions; a graph would be bound to each answer. Now it takes the general one.
+      Only where there are no gradients: Inductor cannot compare the strides that a backward has then.
     """
     if torch.compiler.is_dynamo_compiling():
-        _change_settings()
+        _change_settings(torch.is_grad_enabled())
 
 
 _changed: list[tuple[Any, str]] = []  #: settings that are changed by us, and not by the user
 
 
 @constant
-def _change_settings() -> bool:
+def _change_settings(with_gradients: bool) -> bool:
     from torch._dynamo import callback, config
     from torch.fx.experimental import _config as symbols
 
-    for settings, name in ((config, "specialize_float"), (symbols, "backed_size_oblivious")):
+    wanted: list[tuple[Any, str]] = [(config, "specialize_float")]
+    if not with_gradients:
+        wanted.append((symbols, "backed_size_oblivious"))
+    for settings, name in wanted:
         if not getattr(settings, name, True):
             setattr(settings, name, True)
             _changed.append((settings, name))
