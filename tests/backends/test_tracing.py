@@ -66,17 +66,21 @@ def test_a_compiled_transform_sees_through_convolutions() -> None:
     torch.testing.assert_close(compiled(x), tangent(x))
 
 
-def test_sides_of_one_and_batches_of_many_are_served_by_one_graph() -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_sides_of_one_and_batches_of_many_are_served_by_one_graph(training: bool) -> None:
+    """With gradients, where PyTorch's settings stay as they are, by several."""
     model, counter = Convolved(), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
     for size in [(2, 8, 9), (20, 3, 4), (3, 1, 6), (4, 7, 1), (1, 90, 90), (1, 1, 1)]:
-        x = torch.randn(*size, 5, requires_grad=True)
-        found, expected = compiled(x), model(x)
+        x = torch.randn(*size, 5, requires_grad=training)
+        with torch.set_grad_enabled(training):
+            found, expected = compiled(x), model(x)
         torch.testing.assert_close(found, expected)
         wanted = (x, *model.parameters())
-        for a, e in zip(*(torch.autograd.grad(y.square().sum(), wanted) for y in (found, expected)), strict=True):
-            torch.testing.assert_close(a, e)
-    assert counter.frame_count == 1
+        if training:
+            for a, e in zip(*(torch.autograd.grad(y.square().sum(), wanted) for y in (found, expected)), strict=True):
+                torch.testing.assert_close(a, e)
+    assert counter.frame_count == (5 if training else 1)
 
 
 def test_the_setting_is_as_before_where_compiling_fails_or_the_graph_breaks() -> None:

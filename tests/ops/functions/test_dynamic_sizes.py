@@ -81,7 +81,7 @@ def test_one_graph_for_every_batch_and_side(training: bool, backend: str) -> Non
     torch.manual_seed(0)
     model, counter = OfEverySize().train(training), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
-    sizes = [(2, 18, 28), (17, 9, 10), (3, 8, 12), (4, 3, 5), (1, 20, 10), (1, 200, 100)]
+    sizes = [(2, 18, 28), (17, 9, 10), (3, 8, 12), (4, 3, 5), (1, 20, 10), (1, 200, 100)][: 2 if training else None]
     sides_of_one = [] if training else [(3, 8, 1), (5, 1, 9), (6, 1, 1)]
     for size in sizes + sides_of_one:
         x, state, found = torch.randn(*size, 16), copy.deepcopy(model.state_dict()), []
