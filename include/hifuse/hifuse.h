@@ -37,7 +37,7 @@ typedef struct hifuse_threads {
 /* ---- Networks -------------------------------------------------------------------------------------------------------------
  */
 
-/* What OptimizedHiFuse.save of hifuse_fast wrote, from version 7 of its files on, with all ops on the backend "native". */
+/* What OptimizedHiFuse.save of hifuse_fast wrote, version 7 of its files, with all ops on the backend "native". */
 typedef struct hifuse_network hifuse_network;
 
 typedef struct hifuse_images {
