@@ -33,12 +33,13 @@ from hifuse_fast.bench import cases, options, turns
 from hifuse_fast.bench import network as bench
 from hifuse_fast.bench.cases import Ready, Suite
 from hifuse_fast.bench.rows import Row, Verdict
-from hifuse_fast.testing import golden_image, golden_weights, l2_norm, wrong_gradients
+from hifuse_fast.testing import golden_image, golden_weights, l2_norm, moved, wrong_gradients
 from hifuse_fast.tuning.calls import DTYPES
 
 SUITE = "gpu_network"
 MODES = ("inference", "training")
 CHUNK = 32  # images of a call in float64, whose maps take four times the memory
+MOVED = 8  #: eager steps on moved images, which tell the error of PyTorch's that one step tells by chance alone
 
 Forward = Callable[[Tensor], Tensor]
 Options = tuple[tuple[str, Any], ...]
@@ -236,16 +237,23 @@ def judge_logits(eager: Tensor, exact: Tensor, actual: Tensor) -> Verdict:
     return replace(verdict, note=verdict.note.partition(", ")[0])
 
 
-def judge_step(subject: Subject, eager: list[Tensor], exact: list[Tensor], actual: list[Tensor]) -> Verdict:
-    """Loss and gradients against float64, over the errors that eager PyTorch makes in the same dtype.
+def eager_steps(subject: Subject) -> list[list[Tensor]]:
+    """Eager PyTorch's step on the images, and on images `moved` by a rounding, which together tell its error."""
+    images = [subject.images, *(moved(subject.images, seed) for seed in range(MOVED))]
+    return [step(subject.network, replace(subject, images=each), "reference") for each in images]
+
+
+def judge_step(subject: Subject, eager: Sequence[list[Tensor]], exact: list[Tensor], actual: list[Tensor]) -> Verdict:
+    """Loss and gradients against float64, over the largest errors of `eager_steps`, which are in the same dtype.
 
     The loss may be off by three times as much as eager's, plus one rounding; for gradients see `testing.wrong_gradients`. The
     error of the row is that of all gradients as one vector.
     """
     eps = torch.finfo(subject.dtype).eps
-    named = [dict(zip(subject.names, each[1:], strict=True)) for each in (actual, eager, exact)]
-    wrong = wrong_gradients(named[0], named[1], named[2], eps)
-    loss, eager_loss, size = (l2_norm([x]) for x in (actual[0] - exact[0], eager[0] - exact[0], exact[0]))
+    named, true, *plain = (dict(zip(subject.names, each[1:], strict=True)) for each in (actual, exact, *eager))
+    wrong = wrong_gradients(named, plain, true, eps)
+    loss, size = l2_norm([actual[0] - exact[0]]), l2_norm([exact[0]])
+    eager_loss = max(l2_norm([each[0] - exact[0]]) for each in eager)
     if not loss <= 3 * eager_loss + eps * size:
         wrong.insert(0, "the loss")
     note = f"loss {loss / size:.1e}" + (f", wrong {wrong[0]} and {len(wrong) - 1} more" if wrong else "")
@@ -276,11 +284,10 @@ def measure(
     engines = ENGINES[case.mode]
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=True, allow_tf32=False):
         subject = make_subject(case, device)
-        eager = engines["eager"](subject).call()
         if case.mode == "training":
-            judge: Callable[[Any], Verdict] = partial(judge_step, subject, eager, exact_step(subject))
+            judge: Callable[[Any], Verdict] = partial(judge_step, subject, eager_steps(subject), exact_step(subject))
         else:
-            judge = partial(judge_logits, eager, exact_logits(subject))
+            judge = partial(judge_logits, engines["eager"](subject).call(), exact_logits(subject))
         candidates = {
             name: cases.candidate(partial(engines[name], subject), judge, device, own=name.startswith("hifuse_fast"))
             for name in chosen_engines(case, chosen)

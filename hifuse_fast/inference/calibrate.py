@@ -29,7 +29,7 @@ GIVEN_BACK = 0.25  #: of the squared error of the parts in int8, each time that 
 ALLOWED = 0.05  #: error of the logits, in units of their spread, that all parts may make together
 KEPT = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  #: shares of the largest magnitude that a scale may keep
 _ROWS = 1024  # of the inputs of a part that are kept, to choose its scales by
-_ALONE = 64  # images on which each part is tried alone
+_ALONE = 16  # images on which each part is tried alone: 70 parts of Small, each a pass of them
 _BATCH = 8
 
 Scales = dict[str, dict[str, float]]  # of the parts in int8, by their names

@@ -111,7 +111,7 @@ def test_a_wrong_engine_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.skipif(select.why_not("linear", "triton", device=CPU, dtype=torch.float32) is not None, reason="no interpreter")
 def test_the_check_takes_a_step_on_the_triton_kernels() -> None:
     subject = gpu_network.make_subject(case("training"), CPU)
-    exact, eager = gpu_network.exact_step(subject), gpu_network.step(subject.network, subject, "reference")
+    exact, eager = gpu_network.exact_step(subject), gpu_network.eager_steps(subject)
     verdict = gpu_network.judge_step(subject, eager, exact, gpu_network.step(subject.network, subject, "triton"))
     assert verdict.ok, verdict.note
 
@@ -119,9 +119,9 @@ def test_the_check_takes_a_step_on_the_triton_kernels() -> None:
 def test_a_wrong_loss_is_seen() -> None:
     subject = gpu_network.make_subject(case("training"), CPU)
     exact, eager = gpu_network.exact_step(subject), gpu_network.step(subject.network, subject, "reference")
-    assert gpu_network.judge_step(subject, eager, exact, eager).ok
+    assert gpu_network.judge_step(subject, [eager], exact, eager).ok
     for factor in (1.2, float("nan")):
-        verdict = gpu_network.judge_step(subject, eager, exact, [eager[0] * factor, *eager[1:]])
+        verdict = gpu_network.judge_step(subject, [eager], exact, [eager[0] * factor, *eager[1:]])
         assert not verdict.ok
         assert "wrong the loss" in verdict.note
 
