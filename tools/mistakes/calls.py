@@ -58,6 +58,19 @@ def _product(shape: tuple[int, int, int], columns: int, depth: int, shortest: in
     return [product.product([x], weight, bias, out, norm="row", eps=1e-5, activation="gelu", residual=residual)]
 
 
+def _products(shape: tuple[int, int, int], columns: int, depth: int, shortest: int) -> list[Tensor]:
+    from hifuse_fast.backends.cuda import product
+
+    product.SHORTEST, draw = shortest, _draws()
+    x, weight, bias, residual = draw(*shape, depth), draw(columns, depth), draw(columns), draw(*shape, columns)
+    plain = product.Product([x], weight, bias, torch.empty_like(residual), norm="row", activation="gelu", residual=residual)
+    patches = product.Product(
+        [x], draw(columns, 4 * depth), None, draw(shape[0], *[n // 2 for n in shape[1:]], columns), "patches"
+    )
+    pooled = product.Product([x], weight, bias, torch.empty_like(patches.out), activation="relu", pool=True)
+    return product.products([plain, patches, pooled])
+
+
 def _local_block(shape: tuple[int, int, int, int]) -> list[Tensor]:
     from hifuse_fast.ops import prepare_local_block
 
@@ -131,6 +144,8 @@ CALLS = {
     # 132 rows are two tiles, 104 columns two; 232 channels are eight steps, of which the last one is not full.
     "tiles": Call(("product_bf16.cu",), partial(_product, (1, 11, 12), 104, 232)),
     "parts": Call(("product_bf16.cu",), partial(_product, (1, 3, 5), 24, 232, shortest=2), multiprocessors=1000),
+    # The first and the last have two tiles and eight steps, whose parts are apart; the second has one tile.
+    "several products": Call(("product_bf16.cu",), partial(_products, (1, 12, 12), 24, 232, 2), multiprocessors=1000),
     # Two tiles, each with pixels beyond the map; channels that are fewer than the kernel's.
     "local block": Call(("local_block.cu",), partial(_local_block, (1, 7, 9, 88))),
     # Three windows, two of them with padded tokens, and a seam along each axis.
