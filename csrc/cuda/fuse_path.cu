@@ -24,8 +24,8 @@ static const char* fuse_path_of(const FusePath& op, void* stream) {
 
 const char* fuse_path(const FusePath& op, void* stream) {
   if (op.channels % 8 || op.channels < 8 || op.channels > kWide) return "channels must be a multiple of 8 from 8 to 192";
-  if (op.fused_map != nullptr && (op.before % 8 || op.before < 8 || 2 * op.before > op.channels))
-    return "channels of the fused map must be a multiple of 8, and at most half of those of the other maps";
+  if (op.fused_map != nullptr && (op.before % 8 || op.before < 8 || 2 * op.before > (op.channels <= kNarrow ? kNarrow : kWide)))
+    return "channels of the fused map must be a multiple of 8, and not too many";
   if (op.batch * op.height * op.width >= INT32_MAX / 4) return "the maps have more than 2^29 pixels";
   switch (op.dtype) {
     case DType::bfloat16: return fuse_path_of<bf16>(op, stream);

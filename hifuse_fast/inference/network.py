@@ -34,6 +34,7 @@ from hifuse_fast.inference.watch import Watch
 from hifuse_fast.model import STRIDE
 from hifuse_fast.ops.functions.padding import next_multiple, pad_to_multiple
 from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.fuse_path import prepare_fuse_path
 from hifuse_fast.ops.prepared.global_block import prepare_global_block
 from hifuse_fast.ops.prepared.together import together
 from hifuse_fast.options import STAGES, HiFuseOptions
@@ -376,13 +377,13 @@ class Fusion(nn.Module):
         algorithm = {"algorithm": c.algorithm}
         gate = setting(f"{module}.channel_gate", c.channel_gate)
         eps, gated_eps = (setting(f"{module}.{norm}.eps", fold.EPS) for norm in ("norm2" if first else "norm1", "norm3"))
-        self.local_linear = make("linear", fold.conv_norm, f"{module}.W_l", **algorithm)
-        self.global_linear = make("linear", fold.conv_norm, f"{module}.W_g", **algorithm)
-        self.up: PreparedOp | None = None
-        if not first:
-            self.up = make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True, **algorithm)
         folding = fold.first_fusion if first else fold.fusion
-        self.fuse = make("linear", folding, module, norm="row", eps=eps, activation="gelu", **algorithm)
+        self.path = prepare_fuse_path(
+            local_linear=make("linear", fold.conv_norm, f"{module}.W_l", **algorithm),
+            global_linear=make("linear", fold.conv_norm, f"{module}.W_g", **algorithm),
+            up=None if first else make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True, **algorithm),
+            fuse=make("linear", folding, module, norm="row", eps=eps, activation="gelu", **algorithm),
+        )
         self.gated_concat = make(
             "gated_concat", fold.gated_concat, module, double_sigmoid=gate == "double_sigmoid", eps=gated_eps
         )
@@ -391,19 +392,12 @@ class Fusion(nn.Module):
 
     def forward(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps) -> Tensor:
         shape = local_map.shape
-        calls = [(self.local_linear, local_map, maps.take(*shape)), (self.global_linear, global_map, maps.take(*shape))]
-        if self.up is not None and fused_map is not None:
-            calls.append((self.up, fused_map, maps.take(*shape)))
-        w_l, w_g, *w_f = together(*calls)
-        if fused_map is not None:
-            maps.give(fused_map)
-        x = self.fuse(*w_f, w_l, w_g, out=maps.take(*shape))
-        maps.give(w_l, w_g)
+        x, w_f = self.path(local_map, global_map, fused_map, maps)
         z = self.gated_concat(local_map, global_map, x, out=maps.take(*shape[:3], 3 * shape[3]))
         maps.give(x)
         u = _replace(self.mixer, z, maps)
-        out: Tensor = self.mlp(u, residual=w_f[0] if w_f else None, out=maps.take(*shape))
-        maps.give(u, *w_f)
+        out: Tensor = self.mlp(u, residual=w_f, out=maps.take(*shape))
+        maps.give(u, *([] if w_f is None else [w_f]))
         return out
 
 
