@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -27,14 +27,12 @@ from hifuse_fast.backends import select
 from hifuse_fast.backends.cuda.launch import Launch as CudaLaunch
 from hifuse_fast.backends.record import Record, recording
 from hifuse_fast.bench.table import console
-from hifuse_fast.inference import network as network_module
 from hifuse_fast.inference.buffers import FreshMaps
 from hifuse_fast.inference.configuration import Configuration
 from hifuse_fast.inference.network import OptimizedHiFuse
 from hifuse_fast.inference.shapes import plain_shapes
 from hifuse_fast.ops.prepared.base import PreparedOp
-from hifuse_fast.ops.prepared.together import Call
-from hifuse_fast.ops.prepared.together import together as called_together
+from hifuse_fast.ops.prepared.linear.cuda import Linear
 from hifuse_fast.tuning.report import show
 
 BACKENDS = ("triton", "cuda")
@@ -130,15 +128,16 @@ def _told_apart(network: nn.Module, record: Record, found: list[Kernel]) -> Iter
         take(paths[op])
         return out
 
-    def together(*calls: Call) -> list[Tensor]:
+    def together(calls: Sequence[tuple[Linear, Tensor, Tensor]]) -> list[Tensor]:
         take(REST)
-        results = called_together(*calls)
+        results = joint(calls)
         first, *others = (paths[op] for op, *_ in calls)
         take(", ".join([first, *(path.rpartition(".")[2] for path in others)]))
         return results
 
+    joint = Linear.together
     # Hooks would have the parts of what is one launch called one after another.
-    with mock.patch.object(PreparedOp, "__call__", call), mock.patch.object(network_module, "together", together):
+    with mock.patch.object(PreparedOp, "__call__", call), mock.patch.object(Linear, "together", together):
         yield
     take(REST)
 

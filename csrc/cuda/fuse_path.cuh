@@ -64,8 +64,10 @@ struct FusePathKernel {
     each(sums, [](float x) { return gelu<T>(x); });
     __syncthreads();  // nobody reads rows any more
     put(sums, shared, kLocal);
-    __syncthreads();                                     // the results are there
-    const int to = computed_here(blockIdx.x) * kPixels;  // again: in registers it would be one number too many
+    __syncthreads();  // the results are there
+
+    // Computed again: in registers it would be one number too many.
+    const int to = computed_here(blockIdx.x) * kPixels;
     each_chunk<kPixels, kChunks>([&](int row, int chunk) {
       if (to + row < p.pixels && chunk * 8 < p.channels)
         *reinterpret_cast<uint4*>(p.out + byte(p, to + row, chunk)) = shared.rows.at(row, chunk);
