@@ -90,10 +90,18 @@ LAW = {
         "ops.functions.*.composed",
     ],
     "ops/prepared/base.py": ["checks", "backends.transforms"],
+    "ops/prepared/parts.py": ["ops.prepared.base"],  # of modules that one launch may stand for
+    "ops/prepared/together.py": [],
     "ops/prepared/int8.py": [],  # how values are rounded: part of the contract, and of two definitions
     "ops/prepared/*/api.py": ["checks", "backends.select", "ops.prepared.base", "ops.prepared.int8", "ops.functions.*.api"],
     "ops/prepared/*/bounds.py": ["testing"],  # for tests alone
-    "ops/prepared/*/reference.py": ["ops.functions.*.reference", "ops.prepared.base", "ops.prepared.int8"],
+    "ops/prepared/*/reference.py": [
+        "ops.functions.*.reference",
+        "ops.prepared.base",
+        "ops.prepared.int8",
+        "ops.prepared.parts",
+        "ops.prepared.together",
+    ],
     "ops/prepared/*/launched.py": ["ops.prepared.base"],  # what triton.py and cuda.py of an op share
     "ops/prepared/*/native.py": ["backends.native", "ops.functions.*.native", "ops.prepared.base", "ops.prepared.int8"],
     "ops/prepared/*/triton.py": [
@@ -245,7 +253,10 @@ def test_only_the_ptx_files_have_inline_ptx() -> None:
 def test_kernels_read_the_same_for_the_gpu_and_for_the_emulation() -> None:
     """No branch of the preprocessor in a kernel's file: what was tested is what runs."""
     for path in (ROOT / "csrc" / "cuda").rglob("*.cu*"):
-        assert not re.search(r"^\s*#\s*(if|ifdef|ifndef|elif)\b", path.read_text(), re.MULTILINE), path
+        branches = re.findall(r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b.*", path.read_text(), re.MULTILINE)
+        if path.name == "ptx.cuh":  # which the emulation does not read: an instruction may be of a later architecture
+            branches = [line for line in branches if not re.fullmatch(r"#if __CUDA_ARCH__ >= \d+", line)]
+        assert not branches, path
 
 
 def test_importing_the_package_is_light() -> None:

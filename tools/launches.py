@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
+from unittest import mock
 
 import click
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hifuse_fast import create_model, list_models, ops
@@ -32,11 +32,12 @@ from hifuse_fast.inference.configuration import Configuration
 from hifuse_fast.inference.network import OptimizedHiFuse
 from hifuse_fast.inference.shapes import plain_shapes
 from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.linear.cuda import Linear
 from hifuse_fast.tuning.report import show
 
 BACKENDS = ("triton", "cuda")
 ARCHITECTURE, SIZE, NUM_CLASSES = "sm_90", 224, 1000
-REST, WHOLE = "the network itself", ".whole"
+REST = "the network itself"
 #: Operators of the library that launch nothing, beside views.
 FREE = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view",
@@ -105,7 +106,7 @@ def kernels(backend: str, model: str = "hifuse_small", batch: int = 1, dtype: to
     )  # fmt: skip
     network = OptimizedHiFuse(configuration, _Shapes(configuration, dtype, backend))
     found: list[Kernel] = []
-    with recording(ARCHITECTURE) as record, _Library(record), _told_apart(network, record, found):
+    with recording(ARCHITECTURE) as record, _Library(record), _told_apart(network, record, found), network._lent():
         # A call without what autocast knows of its device.
         images = network._prepare(torch.empty(batch, 3, SIZE, SIZE, device="meta"))
         network._run(images, FreshMaps(network.dtype, network.device))
@@ -114,23 +115,31 @@ def kernels(backend: str, model: str = "hifuse_small", batch: int = 1, dtype: to
 
 @contextlib.contextmanager
 def _told_apart(network: nn.Module, record: Record, found: list[Kernel]) -> Iterator[None]:
-    """Within the block, what is launched goes to `found`, under the path of the op whose forward launched it."""
+    """Within the block, what is launched goes to `found`, under the path of the op or the ops that launched it."""
+    paths: dict[nn.Module, str] = {op: path for path, op in network.named_modules() if isinstance(op, PreparedOp)}
 
-    def take(part: str, *_: Any) -> None:
+    def take(part: str) -> None:
         found.extend(Kernel(part, name) for each in record.launches for name in _names(each))
         record.launches.clear()
 
-    handles = []
-    whole = {path.removesuffix(WHOLE) for path, _ in network.named_modules() if path.endswith(WHOLE)}
-    for path, op in network.named_modules():
-        # The parts of a block that is one kernel are not called, unless one has a hook.
-        if isinstance(op, PreparedOp) and (path.endswith(WHOLE) or path.rpartition(".")[0] not in whole):
-            handles.append(op.register_forward_pre_hook(partial(take, REST)))
-            handles.append(op.register_forward_hook(partial(take, path)))
-    yield
+    def call(op: PreparedOp, *args: Any, **named: Any) -> Any:
+        take(REST)
+        out = nn.Module.__call__(op, *args, **named)
+        take(paths[op])
+        return out
+
+    def together(calls: Sequence[tuple[Linear, Tensor, Tensor]]) -> list[Tensor]:
+        take(REST)
+        results = joint(calls)
+        first, *others = (paths[op] for op, *_ in calls)
+        take(", ".join([first, *(path.rpartition(".")[2] for path in others)]))
+        return results
+
+    joint = Linear.together
+    # Hooks would have the parts of what is one launch called one after another.
+    with mock.patch.object(PreparedOp, "__call__", call), mock.patch.object(Linear, "together", together):
+        yield
     take(REST)
-    for handle in handles:
-        handle.remove()
 
 
 def _names(launched: Any) -> list[str]:
@@ -143,10 +152,9 @@ def _names(launched: Any) -> list[str]:
         return [f"{folder if file.startswith('triton') else file} {name}"]
     if launched.entry == "gated_concat":
         return ["gated_concat, statistics", "gated_concat"]
-    # The one finishes the sums that several blocks have begun, the other merges what they saw; see csrc/cuda.
-    cut = launched.entry == "product" and launched.writes[2] is not None
+    # Another kernel merges what several blocks saw, see csrc/cuda/max_mean.cu.
     merged = launched.entry == "max_mean_forward" and not launched.sizes[3] and launched.sizes[1] > SHARE
-    return [launched.entry, *[f"{launched.entry}, end"] * (cut or merged)]
+    return [launched.entry, *[f"{launched.entry}, end"] * merged]
 
 
 def lines(found: list[Kernel]) -> list[list[str]]:

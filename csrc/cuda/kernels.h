@@ -24,6 +24,10 @@ inline std::vector<Listed>& listed() {
   return all;
 }
 
+// Whether launches of this thread may begin before those before them on their stream have ended: on sm_90 and later, where each
+// kernel of ours waits for them before it touches memory. In a CUDA graph that is captured, from CUDA 12.3 on, it stays so.
+inline thread_local bool begin_early = false;
+
 // Of all entry points: pointers are of the current device, which has so many multiprocessors, and `stream` is a cudaStream_t of
 // it. Maps begin at 16 bytes, and their strides are multiples of 16 bytes; so do scratch memory and rows of padded tokens.
 
@@ -36,8 +40,8 @@ int64_t window_attention_backward_scratch(const WindowAttentionShape& shape, int
 const char* window_attention_backward(const WindowAttentionBackward& arguments, void* scratch, int multiprocessors,
                                       void* stream);
 
-// A linear, half of an MLP, or a convolution. Its maps may begin anywhere and have any strides, but channels side by side.
-const char* product(const Product& arguments, void* stream);
+// Each a linear, half of an MLP, or a convolution. Maps may begin anywhere and have any strides, but channels side by side.
+const char* products(const Product* all, int count, const PartsRoom& room, void* stream);
 
 const char* gelu_backward(const GeluGradient& arguments, void* stream);
 const char* mixer_depthwise(const DepthwiseConvolution& arguments, void* stream);

@@ -15,6 +15,7 @@
 #include <typeinfo>
 
 #include "cuda/kernels.h"
+#include "start.cuh"
 
 namespace hifuse::cuda {
 
@@ -27,7 +28,15 @@ template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     entry(const __grid_constant__ typename Kernel::Params params) {
   extern __shared__ __align__(1024) unsigned char memory[];
-  Kernel::run(params, *reinterpret_cast<typename Kernel::Shared*>(memory));
+  start<Kernel>(params, *reinterpret_cast<typename Kernel::Shared*>(memory));
+}
+
+// Whether the code of a kernel that runs on this device waits for earlier launches: that for sm_90 and later does.
+inline bool waits(const void* kernel) {
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion >= 90;
+  cudaGetLastError();  // forgets it
+  return false;
 }
 
 // Launches a grid; an empty one is no launch. Returns null, or the text of the error, which no later call will meet again.
@@ -41,8 +50,18 @@ const char* launch(dim3 grid, const typename Kernel::Params& params, void* strea
     error = cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error == cudaSuccess) {
     void* arguments[] = {const_cast<typename Kernel::Params*>(&params)};
-    error = cudaLaunchKernel(reinterpret_cast<const void*>(entry<Kernel>), grid, dim3(Kernel::kThreads), arguments, kBytes,
-                             static_cast<cudaStream_t>(stream));
+    const auto* const kernel = reinterpret_cast<const void*>(entry<Kernel>);
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = dim3(Kernel::kThreads);
+    config.dynamicSmemBytes = kBytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &early;
+    config.numAttrs = begin_early && waits(kernel) ? 1 : 0;
+    error = cudaLaunchKernelExC(&config, kernel, arguments);
   }
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // forgets it

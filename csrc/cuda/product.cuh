@@ -21,22 +21,23 @@ struct ProductShape {
 
   static __device__ __forceinline__ int row() { return threadIdx.x / 64 * (kRows / 2); }  // of this warp
   static __device__ __forceinline__ int column() { return threadIdx.x / 32 % 2 * (kColumns / 2); }
-  static __device__ __forceinline__ int first_row(const ProductParams& p) { return int(blockIdx.x) / p.column_tiles * kRows; }
-  static __device__ __forceinline__ int first_column(const ProductParams& p) {
-    return int(blockIdx.x) % p.column_tiles * kColumns;
+  static __device__ __forceinline__ int first_row(const ProductParams& p, int tile) { return tile / p.column_tiles * kRows; }
+  static __device__ __forceinline__ int first_column(const ProductParams& p, int tile) {
+    return tile % p.column_tiles * kColumns;
   }
-  static __device__ __forceinline__ Out out(const ProductParams& p) {
+  static __device__ __forceinline__ Out out(const ProductParams& p, int tile) {
     const int lane = threadIdx.x % 32;
-    return {p, first_row(p), first_column(p), row() + lane / 4, column() + lane % 4 * 2};
+    return {p, first_row(p, tile), first_column(p, tile), row() + lane / 4, column() + lane % 4 * 2};
   }
-  // Where this thread's sums of a part of the tile lie, kThreads apart.
-  static __device__ __forceinline__ float* sums(const ProductParams& p, int part) {
-    return p.sums + (int64_t(part) * gridDim.x + blockIdx.x) * (kSums * kThreads) + threadIdx.x;
+  // Where this thread's sums of a part of a tile lie, kThreads apart.
+  static __device__ __forceinline__ float* sums(const ProductParams& p, int tile, int part) {
+    return p.sums + (int64_t(part) * p.tiles + tile) * (kSums * kThreads) + threadIdx.x;
   }
 };
 
-// The block (tile of rows, tile of columns; part), the columns first. With kParts the products of a result are added in parts:
-// by a block for each, or by one that keeps the sum of the parts in shared memory, in the same order.
+// The block (tile of rows, tile of columns; part), the columns first. With kParts there may be several products, one behind the
+// other, and those of a result are added in parts: by one block that keeps the sum of the parts in shared memory; or each part
+// has a block, and the last of them to end adds all, in the same order.
 template <class T, bool kParts>
 struct ProductTile : ProductShape<T> {
   using Shape = ProductShape<T>;
@@ -47,7 +48,7 @@ struct ProductTile : ProductShape<T> {
   using Right = Tile<T, kColumns, kDepth>;
   using Rows = LeftRows<T, Left, kRows, kThreads>;
   using Normed = RowNorm<T, Rows>;
-  using Params = ProductParams;
+  using Params = std::conditional_t<kParts, ProductsParams, ProductParams>;
   struct Stage {
     Left left;
     Right right;
@@ -59,13 +60,33 @@ struct ProductTile : ProductShape<T> {
     };
     typename Normed::Statistics statistics;
     float sums[kParts ? Shape::kSums * kThreads : 1];
+    unsigned before;  // how many parts of the tile were there
   };
 
-  static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
+  static __device__ __forceinline__ void run(const Params& params, Shared& shared) {
+    if constexpr (kParts) {
+      int i = 0, block = blockIdx.x;
+      for (; block >= params.product[i].blocks; ++i) block -= params.product[i].blocks;
+      const ProductParams& p = params.product[i];
+      run(p, shared, block % p.tiles, block / p.tiles);
+    } else {
+      run(params, shared, blockIdx.x, 0);
+    }
+  }
+
+  // Calls f(sum, its number).
+  template <class F>
+  static __device__ __forceinline__ void each(float (&x)[kM][kN][4], const F& f) {
+#pragma unroll
+    for (int i = 0; i < Shape::kSums; ++i) f(x[i / (4 * kN)][i / 4 % kN][i % 4], i);
+  }
+
+ private:
+  static __device__ __forceinline__ void run(const ProductParams& p, Shared& shared, int tile, int part) {
     const bool alone = kParts && p.sums != nullptr;  // with a part of its own
-    const int first_column = Shape::first_column(p), begin = alone ? int(blockIdx.y) * p.steps_of_part : 0;
+    const int first_column = Shape::first_column(p, tile), begin = alone ? part * p.steps_of_part : 0;
     const int end = alone ? min(begin + p.steps_of_part, p.steps) : p.steps;
-    Rows rows(p, Shape::first_row(p));
+    Rows rows(p, Shape::first_row(p, tile));
     if (p.norm != Norm::none) Normed::find(shared.statistics, p, rows);
     rows.seek(p, begin);
     Normed norm{rows.segment, rows.channel};
@@ -99,23 +120,32 @@ struct ProductTile : ProductShape<T> {
       }
     }
     if (alone) {
-      float* const sums = Shape::sums(p, blockIdx.y);
+      float* const sums = Shape::sums(p, tile, part);
       each(x, [&](float& y, int i) { sums[i * kThreads] = y; });
-      return;
+      if (!is_last(p, shared, tile)) return;
+      add_all_parts(p, x, tile);
+    } else if (kParts && p.parts > 1) {
+      each(x, [&](float& y, int i) { y = shared.sums[i * kThreads + threadIdx.x] + y; });
     }
-    if (kParts && p.parts > 1) each(x, [&](float& y, int i) { y = shared.sums[i * kThreads + threadIdx.x] + y; });
     __syncthreads();  // nobody reads a stage any more
-    Shape::out(p).finish(shared.out, x);
+    Shape::out(p, tile).finish(shared.out, x);
   }
 
-  // Calls f(sum, its number).
-  template <class F>
-  static __device__ __forceinline__ void each(float (&x)[kM][kN][4], const F& f) {
-#pragma unroll
-    for (int i = 0; i < Shape::kSums; ++i) f(x[i / (4 * kN)][i / 4 % kN][i % 4], i);
+  // Whether the blocks of all other parts of a tile have written their sums. Of these blocks one is told so, whichever it is.
+  static __device__ __forceinline__ bool is_last(const ProductParams& p, Shared& shared, int tile) {
+    __syncthreads();  // all sums of this part are written
+    if (threadIdx.x == 0) shared.before = count_arrival(p.counters + tile, p.parts);
+    __syncthreads();  // what thread 0 has been told holds for all
+    return int(shared.before) + 1 == p.parts;
   }
-
- private:
+  // Its own part too: in which order they are added does not depend on who comes last.
+  static __device__ __forceinline__ void add_all_parts(const ProductParams& p, float (&x)[kM][kN][4], int tile) {
+#pragma unroll 1
+    for (int part = 0; part < p.parts; ++part) {
+      const float* const sums = Shape::sums(p, tile, part);
+      each(x, [&](float& y, int i) { y = part == 0 ? sums[i * kThreads] : y + sums[i * kThreads]; });
+    }
+  }
   // Adds what this thread has summed up of a part to its sums of the parts before, and begins the next part.
   static __device__ __forceinline__ void add_part(float* sums, float (&x)[kM][kN][4], bool first) {
     each(x, [&](float& y, int i) {
@@ -186,28 +216,6 @@ struct ProductTile : ProductShape<T> {
         }
       }
     }
-  }
-};
-
-// Adds the parts of a tile of results, in order, and does what follows.
-template <class T>
-struct ProductFinish : ProductShape<T> {
-  using Shape = ProductShape<T>;
-  static constexpr const char* kName = "product_finish";
-  static constexpr int kThreads = Shape::kThreads, kBlocks = 2;
-  using Params = ProductParams;
-  struct Shared {
-    typename Shape::Out::Out out;
-  };
-
-  static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
-    float x[Shape::kM][Shape::kN][4];
-#pragma unroll 1
-    for (int part = 0; part < p.parts; ++part) {
-      const float* const sums = Shape::sums(p, part);
-      ProductTile<T, true>::each(x, [&](float& y, int i) { y = part == 0 ? sums[i * kThreads] : y + sums[i * kThreads]; });
-    }
-    Shape::out(p).finish(shared.out, x);
   }
 };
 

@@ -31,9 +31,18 @@ struct Product {
   bool pool;              // mean of the 2x2 patches of the result; of Source::pixels, the height and width even
   const void* residual;   // like out, or null
   int64_t steps_of_part;  // of the sum of a result: parts of so many steps have sums of their own, which are added in order
-  void* parts;            // where blocks of their own leave those, see product_launch.cuh; or null: one block adds all
+  bool apart;             // a block for each part, of which the last one to end adds them; else one block computes all
   void* before;           // like the rows times the columns, or null: what goes into the activation; not with `pool`
   void* out;              // [batch, height, width, columns], or half the height and width, rounded up
+};
+
+// Products that do not need each other's results, up to so many, are one launch. They have one dtype.
+inline constexpr int kMostProducts = 3;
+
+// Where blocks leave the parts of sums, and what counts them. Both are for all products whose parts are apart.
+struct PartsRoom {
+  void* sums;          // a float32 for each result of a tile and part
+  uint32_t* counters;  // one for each tile, zero before the launch and after it
 };
 
 // out = grad gelu'(z), all of `length` numbers.

@@ -60,19 +60,29 @@ ProductParams product_params(const Product& a) {
   p.column_tiles = (p.columns + ProductShape<T>::kColumns - 1) / ProductShape<T>::kColumns;
   p.steps_of_part = static_cast<int>(std::clamp<int64_t>(a.steps_of_part, 1, p.steps));
   p.parts = (p.steps + p.steps_of_part - 1) / p.steps_of_part;
-  p.sums = static_cast<float*>(a.parts);
+  p.tiles = (p.rows + ProductShape<T>::kRows - 1) / ProductShape<T>::kRows * p.column_tiles;
+  p.blocks = a.apart ? p.tiles * p.parts : p.tiles;
   return p;
 }
 
 template <class T>
-const char* product_of(const Product& a, void* stream) {
-  const ProductParams p = product_params<T>(a);
-  const int row_tiles = (p.rows + ProductShape<T>::kRows - 1) / ProductShape<T>::kRows;
-  const dim3 tiles(static_cast<unsigned>(row_tiles) * p.column_tiles);
-  if (p.parts == 1) return launch<ProductTile<T, false>>(tiles, p, stream);
-  if (p.sums == nullptr) return launch<ProductTile<T, true>>(tiles, p, stream);
-  const char* error = launch<ProductTile<T, true>>(dim3(tiles.x, p.parts), p, stream);
-  return error != nullptr ? error : launch<ProductFinish<T>>(tiles, p, stream);
+const char* products_of(const Product* all, int count, const PartsRoom& room, void* stream) {
+  using Shape = ProductShape<T>;
+  ProductsParams params{};
+  unsigned blocks = 0;
+  auto* sums = static_cast<float*>(room.sums);
+  unsigned* counters = room.counters;
+  for (int i = 0; i < count; ++i) {
+    ProductParams& p = params.product[i] = product_params<T>(all[i]);
+    blocks += p.blocks;
+    if (p.blocks == p.tiles) continue;
+    p.sums = sums;
+    p.counters = counters;
+    sums += int64_t(p.blocks) * (Shape::kSums * Shape::kThreads);
+    counters += p.tiles;
+  }
+  if (count == 1 && params.product[0].parts == 1) return launch<ProductTile<T, false>>(blocks, params.product[0], stream);
+  return launch<ProductTile<T, true>>(blocks, params, stream);
 }
 
 }  // namespace hifuse::cuda

@@ -29,7 +29,9 @@ struct ProductParams {
   bool aligned;      // 16 bytes of a side can be copied at a time
   int rows, depth, columns;
   int steps, steps_of_part, parts;
+  int tiles, blocks;            // of results, and of threads: one a tile, or one for each part of it
   float* sums;                  // of the parts, or null: a block computes all of them
+  unsigned* counters;           // of the parts of each tile that are there
   int grid_height, grid_width;  // of what an image has rows of
   int scale;                    // pixels of the map from one to the next
   bool pool;                    // four rows are the pixels of a patch
@@ -43,6 +45,11 @@ struct ProductParams {
   unsigned char *before, *out;
   bool out_aligned;  // and 16 bytes of a result's row
   int column_tiles;
+};
+
+// Products of one launch; those that are not there have no blocks.
+struct ProductsParams {
+  ProductParams product[kMostProducts];
 };
 
 // ---- Chunks of 16 bytes ---------------------------------------------------------------------------------------------------

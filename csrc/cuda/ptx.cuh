@@ -157,4 +157,33 @@ __device__ __forceinline__ void named_barrier(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kThreads) : "memory");
 }
 
+// ---- Blocks that meet ------------------------------------------------------------------------------------------------------
+
+// Counts the arrivals of `count` threads of any blocks in device memory, and returns how many there were before. The counter is
+// zero before the first one, and the last one sets it to zero again. What a thread did before it arrived, and what barriers
+// told it of others before, is there for all that arrive later, and for those that barriers tell of their arrival. Nobody
+// waits.
+__device__ __forceinline__ unsigned count_arrival(unsigned* counter, unsigned count) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(count - 1) : "memory");
+  return before;
+}
+
+// ---- Launches that overlap -------------------------------------------------------------------------------------------------
+
+// Waits until the launches before this one on its stream have ended, and what they wrote is there. Where this one did not begin
+// early, and before sm_90, that is so anyway.
+__device__ __forceinline__ void wait_for_earlier_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the launch behind this one begin, when all blocks have come here or have ended.
+__device__ __forceinline__ void let_later_launches_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 }  // namespace hifuse::cuda

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -34,7 +34,9 @@ from hifuse_fast.inference.watch import Watch
 from hifuse_fast.model import STRIDE
 from hifuse_fast.ops.functions.padding import next_multiple, pad_to_multiple
 from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.fuse_path import prepare_fuse_path
 from hifuse_fast.ops.prepared.global_block import prepare_global_block
+from hifuse_fast.ops.prepared.together import together
 from hifuse_fast.options import STAGES, HiFuseOptions
 
 
@@ -128,9 +130,18 @@ class OptimizedHiFuse(nn.Module):
         if not self._replayed:
             images = self._prepare(images)
         batch, height, width = images.shape[0], *_padded(images)
-        lent = own_threads() if self._replayed else contextlib.nullcontext()
-        with torch.autocast(self.device.type, enabled=False), lent, self._pool.lend(batch, height, width) as maps:
+        with torch.autocast(self.device.type, enabled=False), self._lent(), self._pool.lend(batch, height, width) as maps:
             return self._run(images, maps)
+
+    def _lent(self) -> contextlib.AbstractContextManager[None]:
+        """What all kernels of a call use: threads of the library, or counters on a GPU."""
+        if self._replayed:
+            return own_threads()
+        if any(op.backend == "cuda" for op in self._made.values()):
+            from hifuse_fast.backends.cuda.product import counted_together  # loads the kernels
+
+            return counted_together(self.device)
+        return contextlib.nullcontext()
 
     def _prepare(self, images: Tensor) -> Tensor:
         """The images in the network's dtype, padded to whole strides. The library's stem does that as it reads them."""
@@ -332,20 +343,22 @@ class Stage(nn.Module):
     def forward(
         self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps
     ) -> tuple[Tensor, Tensor, Tensor]:
-        local_map = self._halve(self.downsample, local_map, maps)
+        local_map, global_map = self._halve(local_map, global_map, maps)
         for block in self.local_blocks:
             local_map = _replace(block, local_map, maps)
-        global_map = self._halve(self.merge, global_map, maps)
         for block in self.global_blocks:
             global_map = block(global_map, maps)
         return local_map, global_map, self.fusion(local_map, global_map, fused_map, maps)
 
-    def _halve(self, op: PreparedOp | None, x: Tensor, maps: Maps) -> Tensor:
-        if op is None:
-            return x
-        out: Tensor = op(x, out=maps.take(x.shape[0], x.shape[1] // 2, x.shape[2] // 2, self.dim))
-        maps.give(x)
-        return out
+    def _halve(self, local_map: Tensor, global_map: Tensor, maps: Maps) -> Sequence[Tensor]:
+        if self.downsample is None or self.merge is None:
+            return local_map, global_map
+        shape = local_map.shape[0], local_map.shape[1] // 2, local_map.shape[2] // 2, self.dim
+        halved = together(
+            (self.downsample, local_map, maps.take(*shape)), (self.merge, global_map, maps.take(*shape))
+        )  # fmt: skip
+        maps.give(local_map, global_map)
+        return halved
 
 
 def _global_block(make: Maker, module: str, algorithm: str, *, eps: float, **attention: Any) -> nn.Module:
@@ -364,13 +377,13 @@ class Fusion(nn.Module):
         algorithm = {"algorithm": c.algorithm}
         gate = setting(f"{module}.channel_gate", c.channel_gate)
         eps, gated_eps = (setting(f"{module}.{norm}.eps", fold.EPS) for norm in ("norm2" if first else "norm1", "norm3"))
-        self.local_linear = make("linear", fold.conv_norm, f"{module}.W_l", **algorithm)
-        self.global_linear = make("linear", fold.conv_norm, f"{module}.W_g", **algorithm)
-        self.up: PreparedOp | None = None
-        if not first:
-            self.up = make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True, **algorithm)
         folding = fold.first_fusion if first else fold.fusion
-        self.fuse = make("linear", folding, module, norm="row", eps=eps, activation="gelu", **algorithm)
+        self.path = prepare_fuse_path(
+            local_linear=make("linear", fold.conv_norm, f"{module}.W_l", **algorithm),
+            global_linear=make("linear", fold.conv_norm, f"{module}.W_g", **algorithm),
+            up=None if first else make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True, **algorithm),
+            fuse=make("linear", folding, module, norm="row", eps=eps, activation="gelu", **algorithm),
+        )
         self.gated_concat = make(
             "gated_concat", fold.gated_concat, module, double_sigmoid=gate == "double_sigmoid", eps=gated_eps
         )
@@ -379,22 +392,12 @@ class Fusion(nn.Module):
 
     def forward(self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps) -> Tensor:
         shape = local_map.shape
-        inputs = [
-            self.local_linear(local_map, out=maps.take(*shape)),
-            self.global_linear(global_map, out=maps.take(*shape)),
-        ]
-        w_f = None
-        if self.up is not None and fused_map is not None:
-            w_f = self.up(fused_map, out=maps.take(*shape))
-            maps.give(fused_map)
-            inputs.insert(0, w_f)
-        x = self.fuse(*inputs, out=maps.take(*shape))
-        maps.give(*inputs[-2:])
+        x, w_f = self.path(local_map, global_map, fused_map, maps)
         z = self.gated_concat(local_map, global_map, x, out=maps.take(*shape[:3], 3 * shape[3]))
         maps.give(x)
         u = _replace(self.mixer, z, maps)
         out: Tensor = self.mlp(u, residual=w_f, out=maps.take(*shape))
-        maps.give(u, *inputs[:-2])
+        maps.give(u, *([] if w_f is None else [w_f]))
         return out
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hifuse_fast.backends import record
+from hifuse_fast.backends import record, tables
 from hifuse_fast.backends.cuda import launch as cuda
 from hifuse_fast.backends.cuda import library
 from tests.support.processes import python
@@ -152,7 +152,7 @@ def test_the_operator_is_what_its_schema_says(lib: Emulation) -> None:
     x, out = torch.ones(3), torch.zeros(3)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(
-        torch.ops.hifuse_fast.cuda_launch, ("touch", [1], [0.5], [x, None], [out]), test_utils=checks
+        torch.ops.hifuse_fast.cuda_launch, ("touch", [1], [0.5], [x, None], [out], []), test_utils=checks
     )  # fmt: skip
 
 
@@ -266,3 +266,31 @@ def test_kernels_of_a_traced_program_run_where_they_are_emulated(monkeypatch: py
     assert select.kernels_on("layer_norm", "cuda", torch.device("cuda")) is module
     with pytest.raises(select.BackendError, match="backend 'cuda' serves no mps tensors"):
         select.kernels_on("layer_norm", "cuda", torch.device("mps"))
+
+
+def test_counters_are_kept_and_must_be_zero(lib: Emulation) -> None:
+    counters = torch.zeros(3, dtype=torch.int32)
+    cuda.launch("touch", [], [], [torch.ones(1)], [None], [counters, None])
+    assert lib.calls[0][-3:] == ((counters.data_ptr(), 1), (0,), 0)
+    assert lib.allowed[-1] == (counters.data_ptr(), 12, True)
+    assert counters.tolist() == [0, 0, 0]
+    counters[1] = 1
+    with pytest.raises(RuntimeError, match="the emulation of touch found: counters must be zero before the launch"):
+        cuda.launch("touch", [], [], [torch.ones(1)], [], [counters])
+    counters[1] = 0
+
+    def count(*_: Any) -> None:
+        counters[0] = 2
+
+    lib.count = count  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="the emulation of count found: counters must be zero after it"):
+        cuda.launch("count", [], [], [torch.ones(1)], [], [counters])
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_launches_begin_early_where_the_table_or_an_override_says_so(architecture: str) -> None:
+    device = torch.device("meta")
+    with tables.assume(architecture):
+        assert not cuda.begin_early(device)
+        with tables.override(cuda.DEPENDENT_LAUNCHES, {"on": 1}):
+            assert cuda.begin_early(device)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hifuse_fast.backends.cuda import launch, pointwise
 from hifuse_fast.backends.cuda import product as of_products
-from hifuse_fast.backends.cuda.product import product
+from hifuse_fast.backends.cuda.product import Product, product, products
 from hifuse_fast.ops import prepare_linear
 from hifuse_fast.testing import assert_within_rule
-from tests.support.emulation import check_runs, stages_used_once
+from tests.support.emulation import check_runs, launched, stages_used_once
 from tests.support.kernels import kernels, uniform
 from tests.support.prepared import check_images_apart, check_parity, matrix, place
 
@@ -59,6 +59,71 @@ def test_taps_in_parts(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(count))
         results.append(product([z], weight, None, torch.empty_like(z), source="taps"))
     assert torch.equal(*results)
+
+
+def three_products(kernel: str, dtype: torch.dtype) -> list[Product]:
+    """Of one map: a linear with a norm and a residual, one of patches, one that is pooled. Only the first two have parts."""
+    drawn = {"x": uniform("x", 1, 4, 6, 72) + 0.5, "deep": matrix("deep", 20, 288), "w": matrix("w", 100, 72)}
+    x, deep, w, bias, residual = place(
+        kernel, (*drawn.values(), uniform("bias", 100), uniform("residual", 1, 4, 6, 100)), dtype
+    )
+    small = x.new_empty((1, 2, 3, 20)), x.new_empty((1, 2, 3, 100))
+    return [
+        Product([x], w, bias, torch.empty_like(residual), norm="row", activation="gelu", residual=residual),
+        Product([x], deep, None, small[0], source="patches", norm="pixel"),
+        Product([x], w, bias, small[1], activation="relu", pool=True),
+    ]
+
+
+@only
+@pytest.mark.usefixtures("parts_of_two_steps")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_several_products_are_one_launch_while_their_blocks_are_few(
+    dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = three_products(kernel, dtype)
+    alone = [products([call])[0].clone() for call in calls]
+    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    with launched() as entries:
+        results = products(calls)
+    assert entries == ["product"]
+    assert [result.data_ptr() for result in results] == [call.out.data_ptr() for call in calls]
+    assert all(map(torch.equal, results, alone))
+    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(2))
+    with launched() as entries:
+        results = products(calls)
+    assert entries == ["product"] * 3
+    assert all(map(torch.equal, results, alone))
+
+
+@only
+@pytest.mark.usefixtures("parts_of_two_steps")
+def test_counters_are_set_to_zero_once_for_all_products_of_a_call(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    calls, made = three_products(kernel, torch.bfloat16), []
+    device = calls[0].weight.device
+    zeros = of_products._zeros
+    monkeypatch.setattr(of_products, "_zeros", lambda device: made.append(zeros(device)) or made[-1])
+    expected = [each.clone() for each in products(calls)]
+    products(calls)
+    assert len(made) == 2
+    with of_products.counted_together(device):
+        for _ in range(2):
+            assert all(map(torch.equal, products(calls), expected))
+    assert len(made) == 3
+    assert not made[-1].any()
+    with of_products.counted_together(torch.device("meta")):  # of another device
+        products(calls)
+    assert [each.device.type for each in made[3:]] == ["meta", device.type]
+
+
+@only
+def test_a_launch_of_products_of_two_dtypes_is_refused(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if launch.library.lib is None:
+        pytest.skip("there is no library")
+    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    with pytest.raises(RuntimeError, match="the products of a launch have one dtype"):
+        products([three_products(kernel, dtype)[0] for dtype in (torch.float32, torch.bfloat16)])
 
 
 @only
@@ -132,3 +197,11 @@ def test_the_same_bits_in_all_runs(parts: bool, kernel: str, monkeypatch: pytest
         check_runs(lambda op=op, maps=maps: [op(*maps)])
     z, weight = place(kernel, (uniform("z", 1, 5, 7, 40), matrix("weight", 40, 360)), torch.bfloat16)
     check_runs(lambda: [product([z], weight, None, torch.empty_like(z), source="taps", activation="gelu", residual=z)])
+
+
+@only
+@pytest.mark.usefixtures("parts_of_two_steps")
+def test_the_same_bits_whichever_part_is_the_last(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    calls = three_products(kernel, torch.bfloat16)
+    check_runs(lambda: [result.clone() for result in products(calls)])

@@ -58,6 +58,19 @@ def _product(shape: tuple[int, int, int], columns: int, depth: int, shortest: in
     return [product.product([x], weight, bias, out, norm="row", eps=1e-5, activation="gelu", residual=residual)]
 
 
+def _products(shape: tuple[int, int, int], columns: int, depth: int, shortest: int) -> list[Tensor]:
+    from hifuse_fast.backends.cuda import product
+
+    product.SHORTEST, draw = shortest, _draws()
+    x, weight, bias, residual = draw(*shape, depth), draw(columns, depth), draw(columns), draw(*shape, columns)
+    plain = product.Product([x], weight, bias, torch.empty_like(residual), norm="row", activation="gelu", residual=residual)
+    patches = product.Product(
+        [x], draw(columns, 4 * depth), None, draw(shape[0], *[n // 2 for n in shape[1:]], columns), "patches"
+    )
+    pooled = product.Product([x], weight, bias, torch.empty_like(patches.out), activation="relu", pool=True)
+    return product.products([plain, patches, pooled])
+
+
 def _local_block(shape: tuple[int, int, int, int]) -> list[Tensor]:
     from hifuse_fast.ops import prepare_local_block
 
@@ -81,6 +94,23 @@ def _global_block(shape: tuple[int, int, int], heads: int, window: int, shift: i
     )
     x = draw(*shape, c)
     return [block(x, FreshMaps(x.dtype, x.device))]
+
+
+def _fuse_path(shape: tuple[int, int, int], channels: int, before: int) -> list[Tensor]:
+    from hifuse_fast.inference.buffers import FreshMaps
+    from hifuse_fast.ops import prepare_linear
+    from hifuse_fast.ops.prepared.fuse_path import prepare_fuse_path
+
+    draw, c, (batch, height, width) = _draws(), channels, shape
+    made: dict[str, Any] = {"dtype": torch.bfloat16, "backend": "cuda"}
+    path = prepare_fuse_path(
+        local_linear=prepare_linear(draw(c, c), draw(c), **made),
+        global_linear=prepare_linear(draw(c, c), draw(c), **made),
+        up=prepare_linear(draw(c, before), draw(c), activation="relu", pool=True, **made),
+        fuse=prepare_linear(draw(c, 3 * c), draw(c), norm="row", eps=1e-3, activation="gelu", **made),
+    )
+    maps = draw(*shape, c), draw(*shape, c), draw(batch, 2 * height, 2 * width, before)
+    return list(path(*maps, FreshMaps(torch.bfloat16, maps[0].device)))
 
 
 def _function(op: str, shapes: Sequence[tuple[int, ...]], **options: Any) -> list[Tensor]:
@@ -131,10 +161,14 @@ CALLS = {
     # 132 rows are two tiles, 104 columns two; 232 channels are eight steps, of which the last one is not full.
     "tiles": Call(("product_bf16.cu",), partial(_product, (1, 11, 12), 104, 232)),
     "parts": Call(("product_bf16.cu",), partial(_product, (1, 3, 5), 24, 232, shortest=2), multiprocessors=1000),
+    # The first and the last have two tiles and eight steps, whose parts are apart; the second has one tile.
+    "several products": Call(("product_bf16.cu",), partial(_products, (1, 12, 12), 24, 232, 2), multiprocessors=1000),
     # Two tiles, each with pixels beyond the map; channels that are fewer than the kernel's.
     "local block": Call(("local_block.cu",), partial(_local_block, (1, 7, 9, 88))),
     # Three windows, two of them with padded tokens, and a seam along each axis.
     "global block": Call(("global_block.cu",), partial(_global_block, (1, 5, 17), 2, 6, 2)),
+    # Two tiles, of which the last is not full; channels that are fewer than the kernel's.
+    "fuse path": Call(("fuse_path.cu",), partial(_fuse_path, (1, 7, 10), 88, 40)),
     # Rows of 1000 numbers are those of two warps.
     "layer norm": Call(("layer_norm.cu", _PARTS), partial(_function, "layer_norm", [(1, 3, 5, 1000), (1000,), (1000,)])),
     # Rows of which none is of two warps, which would wait for each other.

@@ -41,6 +41,9 @@ PYBIND11_MODULE(HIFUSE_MODULE, m) {
         return all;
       },
       "Name, mangled type, threads, blocks that a multiprocessor is to hold, and bytes of shared memory of every kernel.");
+  m.def(
+      "begin_early", [](bool early) { hifuse::cuda::begin_early = early; },
+      "Whether launches of this thread may begin before those before them have ended.");
   hifuse::bind_batch_norm(m);
   hifuse::bind_blocks(m);
   hifuse::bind_concat_norm(m);

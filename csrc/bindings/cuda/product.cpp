@@ -4,40 +4,51 @@
 namespace hifuse {
 namespace {
 
-// dtype, source, batch, height, width, the channels of three maps, norm, columns, activation, pool, steps of a part; eps
-cuda::Product product_of(const Sizes& sizes, const Numbers& numbers) {
+constexpr size_t kSizes = 14, kReads = 8, kWrites = 2;  // of a product
+
+// dtype, source, batch, height, width, the channels of three maps, norm, columns, activation, pool, steps of a part, apart; eps
+cuda::Product product_of(const int64_t* sizes, double eps) {
   cuda::Product product{};
-  product.dtype = static_cast<DType>(sizes.at(0));
-  product.source = static_cast<cuda::Source>(sizes.at(1));
-  product.batch = sizes.at(2);
-  product.height = sizes.at(3);
-  product.width = sizes.at(4);
-  for (int i = 0; i < 3; ++i) product.channels[i] = sizes.at(5 + i);
-  product.norm = static_cast<Norm>(sizes.at(8));
-  product.columns = sizes.at(9);
-  product.activation = static_cast<Activation>(sizes.at(10));
-  product.pool = sizes.at(11) != 0;
-  product.steps_of_part = sizes.at(12);
-  product.eps = static_cast<float>(numbers.at(0));
+  product.dtype = static_cast<DType>(sizes[0]);
+  product.source = static_cast<cuda::Source>(sizes[1]);
+  product.batch = sizes[2];
+  product.height = sizes[3];
+  product.width = sizes[4];
+  for (int i = 0; i < 3; ++i) product.channels[i] = sizes[5 + i];
+  product.norm = static_cast<Norm>(sizes[8]);
+  product.columns = sizes[9];
+  product.activation = static_cast<Activation>(sizes[10]);
+  product.pool = sizes[11] != 0;
+  product.steps_of_part = sizes[12];
+  product.apart = sizes[13] != 0;
+  product.eps = static_cast<float>(eps);
   return product;
 }
 
-void product(const Sizes& sizes, const Numbers& numbers, const Given& first, const Given& second, const Given& third,
-             const Given& weight, const Given& bias, const Given& norm_weight, const Given& norm_bias, const Given& residual,
-             const Given& out, const Given& before, const Given& parts, Stream stream) {
-  cuda::Product p = product_of(sizes, numbers);
-  p.maps[0] = map(first);
-  p.maps[1] = map(second);
-  p.maps[2] = map(third);
-  p.weight = pointer(weight);
-  p.bias = pointer(bias);
-  p.norm_weight = pointer<const float*>(norm_weight);
-  p.norm_bias = pointer<const float*>(norm_bias);
-  p.residual = pointer(residual);
-  p.out = pointer<void*>(out);
-  p.before = pointer<void*>(before);
-  p.parts = pointer<void*>(parts);
-  check(cuda::product(p, stream_of(stream)));
+// One to three of them: the sizes of each, the numbers of each, then tensors: what each reads (three maps, weight, bias, weight
+// and bias of the norm, residual), what each writes (result, what goes into the activation), sums of parts, and counters.
+void product(const Sizes& sizes, const Numbers& numbers, const pybind11::args& given) {
+  const size_t count = sizes.size() / kSizes;
+  if (count * kSizes != sizes.size() || numbers.size() != count || given.size() != count * (kReads + kWrites) + 3)
+    throw std::invalid_argument("a launch of products was given too little or too much");
+  const auto tensor = [&](size_t i) { return given[i].cast<Given>(); };
+  std::vector<cuda::Product> all;
+  for (size_t i = 0; i < count; ++i) {
+    cuda::Product p = product_of(sizes.data() + i * kSizes, numbers[i]);
+    const size_t reads = i * kReads, writes = count * kReads + i * kWrites;
+    for (size_t map_of = 0; map_of < 3; ++map_of) p.maps[map_of] = map(tensor(reads + map_of));
+    p.weight = pointer(tensor(reads + 3));
+    p.bias = pointer(tensor(reads + 4));
+    p.norm_weight = pointer<const float*>(tensor(reads + 5));
+    p.norm_bias = pointer<const float*>(tensor(reads + 6));
+    p.residual = pointer(tensor(reads + 7));
+    p.out = pointer<void*>(tensor(writes));
+    p.before = pointer<void*>(tensor(writes + 1));
+    all.push_back(p);
+  }
+  const size_t rest = count * (kReads + kWrites);
+  const cuda::PartsRoom room{pointer<void*>(tensor(rest)), pointer<uint32_t*>(tensor(rest + 1))};
+  check(cuda::products(all.data(), static_cast<int>(count), room, stream_of(given[rest + 2].cast<Stream>())));
 }
 
 // dtype, length

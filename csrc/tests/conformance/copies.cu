@@ -1,4 +1,4 @@
-// Copies that go on by themselves, barriers of a part of the block, and shuffles.
+// Copies that go on by themselves, barriers of a part of the block, shuffles, and blocks that meet.
 #include <ptx.cuh>
 
 #include "run.h"
@@ -75,6 +75,30 @@ struct Halves {
   }
 };
 
+// Each block leaves its numbers, and the last one to come adds those of all.
+struct Meeting {
+  static constexpr const char* kName = "meeting";
+  static constexpr int kThreads = 128, kBlocks = 1;
+  struct Params {
+    const uint32_t* in;
+    uint32_t *parts, *out, *counter;
+  };
+  struct Shared {
+    unsigned before;
+  };
+  static __device__ void run(const Params& p, Shared& s) {
+    const unsigned t = threadIdx.x, count = gridDim.x;
+    p.parts[blockIdx.x * kThreads + t] = p.in[blockIdx.x * kThreads + t];
+    __syncthreads();
+    if (t == 0) s.before = count_arrival(p.counter, count);
+    __syncthreads();
+    if (s.before + 1 != count) return;
+    uint32_t sum = 0;
+    for (unsigned block = 0; block < count; ++block) sum = sum * 3 + p.parts[block * kThreads + (t + 5) % kThreads];
+    p.out[t] = sum;
+  }
+};
+
 }  // namespace
 
 void add_copies(std::vector<Case>& cases) {
@@ -87,6 +111,13 @@ void add_copies(std::vector<Case>& cases) {
   Buffer<uint32_t> from(random_words(128)), to(128);
   run<Halves>(1, {from.data(), to.data()});
   cases.push_back({"named_barrier, shuffles, votes", 0.0, to.values()});
+
+  constexpr int kMeeting = 300;  // more than are on a device at once
+  const auto in = random_words(kMeeting * Meeting::kThreads);
+  Buffer<uint32_t> all(in), parts(in.size()), sums(Meeting::kThreads), counter(std::vector<uint32_t>(1, 0));
+  for (int turn = 0; turn < 2; ++turn) run<Meeting>(kMeeting, {all.data(), parts.data(), sums.data(), counter.data()});
+  cases.push_back({"count_arrival", 0.0, sums.values()});
+  cases.push_back({"count_arrival, the counter", 0.0, counter.values()});
 }
 
 }  // namespace hifuse::conformance

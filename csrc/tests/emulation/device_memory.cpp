@@ -52,10 +52,11 @@ Granule& granule(const std::byte* p) {
   return last_page->granules[at % kPage / kGranule];
 }
 
-// Another block, or another thread without a barrier between.
+// Another block, or another thread without a barrier between; unless an arrival orders the two.
 bool clashes(const Mark& mark, unsigned thread) {
   if (mark.launch != grid.launch) return false;
-  return mark.block != block.number || (mark.thread != thread && mark.time > clocks::of(thread)[mark.thread]);
+  if (mark.block != block.number) return mark.block == kSeveral || !arrivals::order(thread, mark.block, mark.thread, mark.time);
+  return mark.thread != thread && mark.time > clocks::of(thread)[mark.thread];
 }
 
 [[gnu::cold]] void tell_clash(const Mark& mark, unsigned thread, const std::byte* p, const char* verb, const char* before,
@@ -73,7 +74,7 @@ bool clashes(const Mark& mark, unsigned thread) {
   else
     what += text("thread %u", mark.thread);
   what += text(" %s at %s; ", before, place(mark.site).c_str());
-  what += mark.block == block.number ? "no barrier orders the two." : "nothing orders blocks of one launch.";
+  what += mark.block == block.number ? "no barrier orders the two." : "nothing orders these blocks.";
   tell("device race", site, mark.site, what);
 }
 
@@ -129,8 +130,8 @@ void forget() {
   last_page = nullptr;
 }
 
-void device_memory::access(unsigned thread, const void* address, size_t size, bool write, Site site) {
-  const auto* p = static_cast<const std::byte*>(address);
+// Tells of an access that the launch may not make, and says whether the place may be written to.
+static bool is_writable(unsigned thread, const std::byte* p, size_t size, bool write, Site site) {
   bool readable = false, writable = false;
   for (const Tensor& t : tensors)
     if (within(p, size, t.begin, t.size)) {
@@ -140,7 +141,7 @@ void device_memory::access(unsigned thread, const void* address, size_t size, bo
   if (!readable) {
     const bool own = within(p, size, grid.params, grid.kernel.params_bytes) ||
                      (p >= reinterpret_cast<const std::byte*>(__ehdr_start) && p < reinterpret_cast<const std::byte*>(_end));
-    if (own && !write) return;
+    if (own && !write) return false;  // parameters, which are there from the beginning
     tell_bounds(p, size, thread, write, site);
   }
   if (write && !writable) {
@@ -149,10 +150,25 @@ void device_memory::access(unsigned thread, const void* address, size_t size, bo
               place(site).c_str()));
     abandon();
   }
+  if (!earlier_launches::are_waited_for(thread))
+    tell("early", site, nullptr,
+         text("thread %u %s memory at %s before it has waited for the launches before this one.", thread,
+              write ? "writes" : "reads", place(site).c_str()));
+  return writable;
+}
+
+void device_memory::access(unsigned thread, const void* address, size_t size, bool write, Site site) {
+  const auto* p = static_cast<const std::byte*>(address);
+  const bool writable = is_writable(thread, p, size, write, site);
   ++counters().device_accesses;
   if (options().profile) profile::access(profile::Space::device, thread, p, size, write, site);
   // What no tensor of the launch lets anybody write has no races.
   if (writable && options().check) check_order(thread, p, size, write, site);
+}
+
+void device_memory::count(unsigned thread, const void* address, size_t size, Site site) {
+  is_writable(thread, static_cast<const std::byte*>(address), size, true, site);
+  ++counters().device_accesses;
 }
 
 }  // namespace hifuse::emulation

@@ -1,5 +1,7 @@
 // The twin of csrc/cuda/launch.cuh: a launch runs on the CPU, at once.
 #pragma once
+#include <start.cuh>
+
 #include "emulation.h"
 
 namespace hifuse::cuda {
@@ -9,7 +11,7 @@ const char* launch(dim3 grid, const typename Kernel::Params& params, void*) {
   using Params = typename Kernel::Params;
   using Shared = typename Kernel::Shared;
   const auto run = [](const void* params, void* shared) {
-    Kernel::run(*static_cast<const Params*>(params), *static_cast<Shared*>(shared));
+    cuda::start<Kernel>(*static_cast<const Params*>(params), *static_cast<Shared*>(shared));
   };
   return emulation::run({Kernel::kName, Kernel::kThreads, sizeof(Shared), sizeof(Params), run}, grid, &params);
 }

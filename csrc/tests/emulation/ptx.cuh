@@ -33,6 +33,11 @@ template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
+unsigned count_arrival(unsigned* counter, unsigned count);
+
+void wait_for_earlier_launches();
+inline void let_later_launches_begin() {}
+
 void named_barrier(int id, unsigned threads);
 template <int kThreads>
 __forceinline__ void named_barrier(int id) {

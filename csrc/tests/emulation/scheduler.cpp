@@ -104,7 +104,9 @@ void start_block(unsigned number) {
   clocks::start();
   shared_memory::start();
   collectives::start();
+  arrivals::start();
   barriers::start();
+  earlier_launches::start();
   async_copies::start();
   mbarriers::start();
   tensor_copies::start();
@@ -178,6 +180,7 @@ const char* run(const Kernel& kernel, dim3 size, const void* params) {
 
   grid = {kernel, params, size, grid.launch + 1, true};
   ++counters().launches;
+  arrivals::start_grid();
   abandoned = false;
   for (const unsigned number : order) {
     start_block(number);

@@ -76,11 +76,25 @@ namespace barriers {
 void start();
 }
 
+// arrivals.cpp: blocks of a launch that know of each other
+namespace arrivals {
+void start_grid();
+void start();
+// Whether what a thread of another block did at its time is ordered before what this thread does now.
+bool order(unsigned thread, unsigned other_block, unsigned other_thread, Time time);
+}  // namespace arrivals
+
 // async_copies.cpp
 namespace async_copies {
 void start();
 void finish_thread();
 }  // namespace async_copies
+
+// earlier_launches.cpp: which threads have waited for them
+namespace earlier_launches {
+void start();
+bool are_waited_for(unsigned thread);
+}  // namespace earlier_launches
 
 // mbarriers.cpp, tensor_copies.cpp, warpgroup_products.cpp
 namespace mbarriers {

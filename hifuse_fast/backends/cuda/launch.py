@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hifuse_fast.backends import record
+from hifuse_fast.backends import record, tables
 from hifuse_fast.backends.cuda import library
 
 #: The dtypes of maps, as csrc/arguments.h counts them.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ALIGNMENT = 16  #: bytes, of which the addresses are multiples that kernels are given
 OF_A_LARGE_GPU = 132  # multiprocessors of an H200
+DEPENDENT_LAUNCHES = "dependent_launches"  #: the section of a table, see csrc/cuda/start.cuh
 EMULATED_MULTIPROCESSORS = 1  # so that a block of threads has several windows of a small map
 
 _emulation = threading.Lock()  # which knows the memory and the errors of one launch at a time
@@ -37,6 +38,7 @@ class Launch:
     numbers: tuple[float, ...]
     reads: tuple[Tensor | None, ...]
     writes: tuple[Tensor | None, ...]
+    counters: tuple[Tensor | None, ...] = ()
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -58,6 +60,7 @@ def launch(
     numbers: Sequence[float],
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor | None],
+    counters: Sequence[Tensor | None] = (),
 ) -> None:
     """Call an entry point of the library on the device and the current stream of `reads[0]`.
 
@@ -66,6 +69,8 @@ def launch(
         sizes, numbers: the op's options, the integers and the others.
         reads: what the kernels read; None for null.
         writes: what they write, wholly, and may read again; None for null. In the emulation it is NaN before.
+        counters: what blocks of threads count each other with, for those entry points that have some: zero before the launch
+            and after it.
 
     Raises:
         RuntimeError: what the library says, or in the emulation what the kernels did wrong.
@@ -73,10 +78,10 @@ def launch(
     if torch.compiler.is_compiling():  # which cannot look into the library
         like = reads[0]
         assert like is not None
-        written = [like.new_empty(0) if each is None else each for each in writes]
-        torch.ops.hifuse_fast.cuda_launch(entry, sizes, numbers, reads, written)
+        written, counted = ([like.new_empty(0) if each is None else each for each in given] for given in (writes, counters))
+        torch.ops.hifuse_fast.cuda_launch(entry, sizes, numbers, reads, written, counted)
     else:
-        _launch(entry, sizes, numbers, reads, writes)
+        _launch(entry, sizes, numbers, reads, writes, counters)
 
 
 def _launch(
@@ -85,8 +90,9 @@ def _launch(
     numbers: Sequence[float],
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor | None],
+    counters: Sequence[Tensor | None],
 ) -> None:
-    kept = Launch(entry, tuple(sizes), tuple(numbers), tuple(reads), tuple(writes))
+    kept = Launch(entry, tuple(sizes), tuple(numbers), tuple(reads), tuple(writes), tuple(counters))
     like = reads[0]
     assert like is not None
     if record.keep(kept) or not _runs(like):
@@ -98,12 +104,19 @@ def _launch(
     if like.device.type == "cpu":
         _emulate(kept)
         return
+    assert library.lib is not None
+    library.lib.begin_early(begin_early(like.device))
     stream = torch.cuda.current_stream(like.device).cuda_stream
     if like.device.index == torch.cuda.current_device():
         _call(kept, stream)
     else:
         with torch.cuda.device(like.device):
             _call(kept, stream)
+
+
+def begin_early(device: torch.device) -> bool:
+    """Whether launches may begin before those before them have ended, as the table says: entry "on" of `DEPENDENT_LAUNCHES`."""
+    return bool(tables.lookup(DEPENDENT_LAUNCHES, "*", tables.architecture(device), {"on": 0})["on"])
 
 
 def _aligned(tensor: Tensor | None) -> Tensor | None:
@@ -137,7 +150,9 @@ def _runs(like: Tensor) -> bool:
 
 
 def _call(kept: Launch, stream: int) -> None:
-    getattr(library.lib, kept.entry)(kept.sizes, kept.numbers, *map(_given, (*kept.reads, *kept.writes)), stream)
+    getattr(library.lib, kept.entry)(
+        kept.sizes, kept.numbers, *map(_given, (*kept.reads, *kept.writes, *kept.counters)), stream
+    )
 
 
 def _given(tensor: Tensor | None) -> tuple[int, ...]:
@@ -152,13 +167,14 @@ def _emulate(kept: Launch) -> None:
     assert library.lib is not None
     emulation = library.lib.emulation
     with _emulation, torch.no_grad():
-        for tensors, writable in ((kept.reads, False), (kept.writes, True)):
+        for tensors, writable in ((kept.reads, False), (kept.writes, True), (kept.counters, True)):
             for tensor in tensors:
                 if tensor is None or tensor.numel() == 0:
                     continue
-                if writable:
+                if tensors is kept.writes:
                     tensor.fill_(float("nan") if tensor.is_floating_point() else 255)
                 emulation.allow(tensor.data_ptr(), extent(tensor), writable)
+        _check_counters(kept, "before the launch")
         try:
             _call(kept, 0)
         finally:
@@ -166,6 +182,12 @@ def _emulate(kept: Launch) -> None:
             errors = emulation.errors()
     if errors:
         raise RuntimeError(f"the emulation of {kept.entry} found: " + "\n".join(errors))
+    _check_counters(kept, "after it")
+
+
+def _check_counters(kept: Launch, when: str) -> None:
+    if any(counter is not None and counter.any() for counter in kept.counters):
+        raise RuntimeError(f"the emulation of {kept.entry} found: counters must be zero {when}")
 
 
 def extent(tensor: Tensor) -> int:
@@ -197,6 +219,8 @@ def _multiprocessors(index: int) -> int:
 
 
 _LIBRARY = torch.library.Library("hifuse_fast", "FRAGMENT")
-_LIBRARY.define("cuda_launch(str entry, SymInt[] sizes, float[] numbers, Tensor?[] reads, Tensor(a!)[] writes) -> ()")
+_LIBRARY.define(
+    "cuda_launch(str entry, SymInt[] sizes, float[] numbers, Tensor?[] reads, Tensor(a!)[] writes, Tensor(b!)[] counters) -> ()"
+)
 _LIBRARY.impl("cuda_launch", _launch, "CompositeExplicitAutograd")
 torch.library.register_fake("hifuse_fast::cuda_launch", lambda *_: None, lib=_LIBRARY)

@@ -48,9 +48,78 @@ struct Copy {
   }
 };
 
+// Each block leaves its numbers, and the last one to come adds those of all.
+enum class Meeting { right, no_barrier_before, one_short };
+template <Meeting kMeeting>
+struct Meet {
+  static constexpr const char* kName = "meet";
+  static constexpr int kThreads = 64, kBlocks = 1;
+  struct Params {
+    const float* in;
+    float *parts, *out;
+    unsigned* counter;
+  };
+  struct Shared {
+    unsigned before;
+  };
+  static __device__ void run(const Params& p, Shared& s) {
+    const unsigned t = threadIdx.x, count = gridDim.x;
+    p.parts[blockIdx.x * kThreads + t] = p.in[blockIdx.x * kThreads + t];
+    if (kMeeting != Meeting::no_barrier_before) __syncthreads();
+    if (t == 0) s.before = count_arrival(p.counter, count);
+    __syncthreads();
+    if (s.before + (kMeeting == Meeting::one_short ? 2 : 1) != count) return;
+    float sum = 0.0f;
+    for (unsigned block = 0; block < count; ++block) sum += p.parts[block * kThreads + (t + 1) % kThreads];
+    p.out[t] = sum;
+  }
+};
+
+void test_arrivals() {
+  constexpr int kBlocks = 3, kThreads = 64;
+  Device<float> in(kBlocks * kThreads, false), parts(kBlocks * kThreads), out(kThreads);
+  Device<unsigned> counter(1);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>(i) / 3.0f;
+  counter[0] = 0;
+  CHECK((passes_always<Meet<Meeting::right>>(kBlocks, {in.data(), parts.data(), out.data(), counter.data()}, out)));
+  CHECK(counter[0] == 0);
+  for (int t = 0; t < kThreads; ++t) {
+    const int other = (t + 1) % kThreads;
+    CHECK(out[t] == in[other] + in[kThreads + other] + in[2 * kThreads + other]);
+  }
+#define HIFUSE_CAUGHT(meeting)                                                  \
+  CHECK((caught<Meet<Meeting::meeting>>("nothing orders these blocks", kBlocks, \
+                                        {in.data(), parts.data(), out.data(), counter.data()})))
+  HIFUSE_CAUGHT(no_barrier_before);
+  HIFUSE_CAUGHT(one_short);
+#undef HIFUSE_CAUGHT
+  Device<unsigned> beside(1, false);
+  beside[0] = 0;
+  CHECK((caught<Meet<Meeting::right>>("that the launch was given to read", kBlocks,
+                                      {in.data(), parts.data(), out.data(), beside.data()})));
+  forget();
+}
+
+// A kernel that does not begin as all others do.
+void test_earlier_launches() {
+  using Kernel = Copy<Mistake::none>;
+  Device<float> in(64, false), scratch(64), out(64);
+  const Kernel::Params params{in.data(), scratch.data(), out.data(), 64};
+  const auto begin = [](const void* params, void* shared) {
+    Kernel::run(*static_cast<const Kernel::Params*>(params), *static_cast<Kernel::Shared*>(shared));
+  };
+  emulation::run({Kernel::kName, Kernel::kThreads, sizeof(Kernel::Shared), sizeof(Kernel::Params), begin}, 1, &params);
+  CHECK(contains(errors(), "reads memory at "));
+  emulation::run({Kernel::kName, Kernel::kThreads, sizeof(Kernel::Shared), sizeof(Kernel::Params), begin}, 1, &params);
+  CHECK(contains(errors(), "before it has waited for the launches before this one"));
+  forget();
+}
+
 }  // namespace
 
 void test_device_memory() {
+  test_arrivals();
+  test_earlier_launches();
   constexpr int kCount = 100;
   Device<float> in(kCount, false), scratch(kCount), out(kCount);
   for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>(i);
@@ -64,7 +133,7 @@ void test_device_memory() {
   HIFUSE_CAUGHT(writes_beyond, "at byte 400 of a tensor of 400 bytes");
   HIFUSE_CAUGHT(writes_input, "that the launch was given to read");
   HIFUSE_CAUGHT(two_blocks_write, "another block");
-  HIFUSE_CAUGHT(block_reads_block, "nothing orders blocks of one launch");
+  HIFUSE_CAUGHT(block_reads_block, "nothing orders these blocks");
   HIFUSE_CAUGHT(two_threads_write, "no barrier orders the two");
   HIFUSE_CAUGHT(no_barrier, "no barrier orders the two");
   HIFUSE_CAUGHT(nowhere, "in no tensor of this launch");

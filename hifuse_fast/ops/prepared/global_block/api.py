@@ -25,7 +25,9 @@ def prepare_global_block(qkv: PreparedOp, attention: PreparedOp, output: Prepare
 
     Source: the official HiFuse `Global_block`, whose linears `proj` and `fc1` are one here.
     """
-    block: nn.Module = importlib.import_module(f"{__package__}.reference").GlobalBlock(qkv, attention, output)
+    block: nn.Module = importlib.import_module(f"{__package__}.reference").GlobalBlock(
+        qkv=qkv, attention=attention, output=output
+    )
     if {part.backend for part in (qkv, attention, output)} == {"cuda"}:
         block.whole = importlib.import_module(f"{__package__}.cuda").whole(qkv, attention, output)
     return block

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.modules import module as of_all_modules
+from torch import Tensor
 
 from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.parts import OfParts
 
 
-class GlobalBlock(nn.Module):
+class GlobalBlock(OfParts):
     """See `prepare_global_block`."""
 
-    def __init__(self, qkv: PreparedOp, attention: PreparedOp, output: PreparedOp) -> None:
-        super().__init__()
-        self.qkv, self.attention, self.output = qkv, attention, output
-        self.whole: PreparedOp | None = None  #: what does the same in one launch
-        self._made_of = self._parts()
+    qkv: PreparedOp
+    attention: PreparedOp
+    output: PreparedOp
 
     def forward(self, x: Tensor, maps: Any) -> Tensor:
         if self.whole is not None and self._is_as_made():
@@ -30,13 +28,3 @@ class GlobalBlock(nn.Module):
         out = self.output(attended, residual=x, out=maps.take(*x.shape))
         maps.give(x, attended)
         return out
-
-    def _is_as_made(self) -> bool:
-        """Whether nobody would miss the calls of the parts."""
-        hooked = of_all_modules._global_forward_hooks or of_all_modules._global_forward_pre_hooks
-        return not hooked and self._parts() == self._made_of
-
-    def _parts(self) -> list[tuple[Any, ...]]:
-        """The parts with their hooks: those that users get have one from the beginning."""
-        parts = self.qkv, self.attention, self.output
-        return [(part, "forward" in vars(part), *part._forward_hooks, *part._forward_pre_hooks) for part in parts]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hifuse_fast.backends.cuda.launch import why_not as why_not_cuda
-from hifuse_fast.backends.cuda.product import product
+from hifuse_fast.backends.cuda.product import Product, products
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 
@@ -28,7 +29,17 @@ class Linear(PreparedOp):
         o, (batch, height, width, _) = self.options, maps[0].shape
         half = 2 if o["pool"] or o["rows"] == "patches" else 1
         out = maps[0].new_empty((batch, height // half, width // half, len(self.weight))) if out is None else out
-        return product(
+        return products([self._product(maps, out, residual)])[0]
+
+    @staticmethod
+    @torch.no_grad()
+    def together(calls: Sequence[tuple[Linear, Tensor, Tensor]]) -> list[Tensor]:
+        """See `hifuse_fast.ops.prepared.together`."""
+        return products([op._product((x,), out, None) for op, x, out in calls])
+
+    def _product(self, maps: Sequence[Tensor], out: Tensor, residual: Tensor | None) -> Product:
+        o = self.options
+        return Product(
             maps, self.weight, self.bias, out, source=o["rows"], norm=o["norm"], eps=o["eps"], activation=o["activation"],
             pool=o["pool"], residual=residual,
         )  # fmt: skip

@@ -1,0 +1,37 @@
+"""The contract of the fuse path: docstring, and whether one kernel does what its parts do."""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+
+from hifuse_fast.ops.prepared.base import PreparedOp
+
+
+def prepare_fuse_path(
+    *, local_linear: PreparedOp, global_linear: PreparedOp, up: PreparedOp | None, fuse: PreparedOp
+) -> nn.Module:
+    r"""The first half of a fusion, made of prepared linears, each of which is packed, calibrated and saved by itself.
+
+    .. math:: w_f = \mathrm{pool}(\mathrm{relu}(W_f f + b_f)), \quad
+        x = \mathrm{GELU}(W \, \mathrm{norm}([w_f, W_l l + b_l, W_g g + b_g]) + b)
+
+    The path is called as `path(l, g, f, maps)`, with l and g [B, H, W, C] and f [B, 2 H, 2 W, C'], and returns x and w_f,
+    [B, H, W, C]. In the first stage f and w_f are None, and the row is [W_l l + b_l, W_g g + b_g]. It takes maps for its
+    results from `maps`, and gives f back (`inference/buffers.py`). Where all parts are CUDA's, and its kernel serves their
+    sizes, the path is one launch, over copies of their tensors in another order. Else it is a call for each part, also while a
+    part was replaced or has a hook.
+
+    Args:
+        local_linear, global_linear: of `prepare_linear`, over pixels.
+        up: likewise, with activation="relu" and pool; None in the first stage.
+        fuse: likewise, with norm="row" and activation="gelu".
+
+    Source: `W_l`, `W_g`, `Updim`, `W` and `W3` of the official HiFuse `HFF_block`.
+    """
+    parts = {"local_linear": local_linear, "global_linear": global_linear, "up": up, "fuse": fuse}
+    path: nn.Module = importlib.import_module(f"{__package__}.reference").FusePath(**parts)
+    if {part.backend for part in parts.values() if part is not None} == {"cuda"}:
+        path.whole = importlib.import_module(f"{__package__}.cuda").whole(**parts)
+    return path

@@ -1,0 +1,174 @@
+"""The fuse path in one kernel: against its parts, in what it takes of them, and whether it is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hifuse_fast.inference.buffers import FreshMaps
+from hifuse_fast.ops import prepare_linear
+from hifuse_fast.ops.prepared.fuse_path import prepare_fuse_path
+from hifuse_fast.testing import assert_within_rule, nan_poisoned_empty
+from tests.support.emulation import check_runs, launched, stages_used_once
+from tests.support.kernels import kernels, uniform
+from tests.support.prepared import matrix, place
+
+pytestmark = pytest.mark.gpu
+CUDA = kernels("prepare_linear", "cuda")
+only = pytest.mark.parametrize("backend", CUDA)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A path and the size of its maps; `before` channels of the fused map, 0 for none."""
+
+    shape: tuple[int, int, int]  # B, H, W
+    channels: int
+    before: int = 0
+
+    def maps(self) -> list[Tensor | None]:
+        batch, height, width = self.shape
+        fused_map = uniform("f", batch, 2 * height, 2 * width, self.before) + 0.3 if self.before else None
+        return [uniform("l", *self.shape, self.channels) + 0.5, uniform("g", *self.shape, self.channels), fused_map]
+
+
+CASES = {
+    "stage 1": Case((1, 5, 13), 96),
+    "stage 2": Case((1, 5, 4), 192, 96),
+    "narrow": Case((2, 3, 5), 8, 8),
+    "channels that do not fill the kernel": Case((1, 5, 14), 40, 24),
+    "wide, channels that do not fill the kernel": Case((1, 1, 3), 120, 40),
+}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def path(case: Case, dtype: torch.dtype, backend: str, rounded: torch.dtype | None = None) -> Any:
+    """Of values that are numbers of `rounded`."""
+    c, count = case.channels, 3 if case.before else 2
+
+    def linear(name: str, depth: int, **options: Any) -> Any:
+        given = matrix(name, c, depth), uniform(f"bias of {name}", c)
+        weights = place(backend, [each.to(rounded or dtype).to(dtype) for each in given])
+        return prepare_linear(*weights, **options, dtype=dtype, backend=backend)
+
+    return prepare_fuse_path(
+        local_linear=linear("l", c), global_linear=linear("g", c),
+        up=linear("f", case.before, activation="relu", pool=True) if case.before else None,
+        fuse=linear("w", count * c, norm="row", eps=1e-3, activation="gelu"),
+    )  # fmt: skip
+
+
+def run(path: Any, maps: list[Tensor | None]) -> list[Tensor]:
+    """In one launch where the path is whole."""
+    with launched() as kernels:
+        results = path(*maps, FreshMaps(maps[0].dtype, maps[0].device))
+    assert kernels == ["fuse_path"] or path.whole is None
+    return [result for result in results if result is not None]
+
+
+@only
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
+@cases
+def test_parity(case: Case, dtype: torch.dtype, backend: str) -> None:
+    maps = [None if x is None else x.to(dtype) for x in case.maps()]
+    eager, exact = (
+        run(path(case, to, "reference", dtype), [None if x is None else x.to(to) for x in maps])
+        for to in (dtype, torch.float64)
+    )
+    whole = path(case, dtype, backend)
+    assert whole.whole is not None
+    with nan_poisoned_empty():
+        actual = run(whole, place(backend, maps))
+    assert len(actual) == (2 if case.before else 1)
+    for each in zip(actual, eager, exact, strict=True):
+        assert_within_rule(*each)
+
+
+@only
+def test_rows_of_equal_numbers_leave_nothing_but_the_bias(backend: str) -> None:
+    """Large ones, whose distance from the zeros of channels that no map has would be no number of float16."""
+    case = Case((1, 2, 3), 24)
+    made = path(case, torch.float16, backend)
+    for linear in (made.local_linear, made.global_linear):
+        linear.weight.zero_()
+        linear.bias.fill_(1000)
+    made.whole = type(made.whole)(_packed(made), **made.whole.options)
+    actual = run(made, place(backend, case.maps(), torch.float16))[0]
+    expected = torch.nn.functional.gelu(made.fuse.bias.double()).expand_as(actual)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def _packed(made: Any) -> dict[str, Tensor]:
+    parts = {name: getattr(made, name) for name in ("local_linear", "global_linear", "up", "fuse")}
+    packed: dict[str, Tensor] = prepare_fuse_path(**parts).whole.packed()  # type: ignore[union-attr]
+    return packed
+
+
+@only
+def test_a_pixel_that_is_not_finite_stays_alone(backend: str) -> None:
+    case = CASES["narrow"]
+    whole, maps = path(case, torch.bfloat16, backend), place(backend, case.maps(), torch.bfloat16)
+    expected = run(whole, maps)
+    for i, pixel in ((0, (1, 2, 3)), (2, (1, 5, 6))):
+        spoilt = [x.clone() for x in maps]
+        spoilt[i][*pixel, 5] = float("nan")
+        actual = run(whole, spoilt)
+        assert not actual[0][1, 2, 3].isfinite().any()
+        actual[0][1, 2, 3] = expected[0][1, 2, 3]
+        assert torch.equal(actual[0], expected[0])
+
+
+@only
+def test_images_are_apart_and_none_is_none(backend: str) -> None:
+    case = CASES["narrow"]
+    whole, maps = path(case, torch.bfloat16, backend), place(backend, case.maps(), torch.bfloat16)
+    both = run(whole, maps)
+    for one, all_of_them in zip(run(whole, [x[1:] for x in maps]), both, strict=True):
+        assert torch.equal(one[0], all_of_them[1])
+    assert [x.shape for x in run(whole, [x[:0] for x in maps])] == [(0, 3, 5, 8)] * 2
+
+
+@only
+def test_parts_that_are_looked_at_are_called(backend: str) -> None:
+    case = CASES["narrow"]
+    made, maps = path(case, torch.bfloat16, backend), place(backend, case.maps(), torch.bfloat16)
+    expected, seen = run(made, maps), []
+    handle = made.up.register_forward_hook(lambda *_: seen.append("up"))
+    with launched() as kernels:
+        results = made(*maps, FreshMaps(torch.bfloat16, maps[0].device))
+    handle.remove()
+    assert kernels == ["product"] * 4
+    assert seen == ["up"]
+    for part, one in zip(results, expected, strict=True):
+        torch.testing.assert_close(part, one, rtol=0.02, atol=0.02)
+    made.up = nn.Identity()
+    assert not made._is_as_made()
+
+
+@only
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        (Case((1, 2, 2), 200, 96), torch.bfloat16),
+        (Case((1, 2, 2), 96, 56), torch.bfloat16),
+        (Case((1, 2, 2), 8), torch.float32),
+    ],
+    ids=["too wide", "too wide before", "float32"],
+)
+def test_what_no_kernel_serves_is_several_launches(case: Case, dtype: torch.dtype, backend: str) -> None:
+    made = path(case, dtype, backend)
+    assert made.whole is None
+    assert run(made, place(backend, case.maps(), dtype))[0].shape == (*case.shape, case.channels)
+
+
+@only
+@pytest.mark.slow
+def test_patches_go_round_and_all_runs_have_the_same_bits(backend: str) -> None:
+    case = Case((1, 5, 14), 40, 24)
+    whole, maps = path(case, torch.bfloat16, backend), place(backend, case.maps(), torch.bfloat16)
+    stages_used_once()
+    check_runs(lambda: run(whole, maps))
