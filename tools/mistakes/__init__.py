@@ -3,7 +3,7 @@
 tools/plant_mistakes.py plants them. A kernel that changes takes its edits along: one that no longer applies is an error.
 """
 
-from tools.mistakes import attention, blocks, products, small_ops, sm90
+from tools.mistakes import attention, blocks, products, sm90, small_ops
 from tools.mistakes.calls import CALLS, Call
 from tools.mistakes.mistake import Mistake
 
