@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -48,15 +46,6 @@ def cases(shapes: list[tuple[int, ...]], *options: Any) -> list[Any]:
     ]
 
 
-@contextmanager
-def taken(rows: int = 1) -> Iterator[None]:
-    """As if the table said so: from so many rows on."""
-    with ExitStack() as stack:
-        for kernel in ("mlp_sm90", "mixer_sm90"):
-            stack.enter_context(tables.override(kernel, {"rows": rows}))
-        yield
-
-
 def launched(op: PreparedOp, *maps: Tensor, architecture: str = "sm_90") -> list[str]:
     with recording(architecture) as record:
         op(*maps)
@@ -93,7 +82,7 @@ def drawn(dtype: torch.dtype, *shape: int) -> Tensor:
 @pytest.mark.parametrize("kernel", CUDA)
 def test_parity_of_the_mlp(shape: tuple[int, ...], dtype: torch.dtype, with_residual: bool, kernel: str) -> None:
     residual = uniform("residual", *shape[:3], shape[5]) if with_residual else None
-    with taken():
+    with sm90.taken():
         assert launched(mlp(*shape[3:], dtype), drawn(dtype, *shape[:4])) == ["mlp_sm90"]
         check_parity(prepare_mlp, weights(*shape[3:]), [uniform("u", *shape[:4])], dtype, kernel, residual=residual)
 
@@ -101,7 +90,7 @@ def test_parity_of_the_mlp(shape: tuple[int, ...], dtype: torch.dtype, with_resi
 @pytest.mark.parametrize(("shape", "dtype"), cases(MIXERS))
 @pytest.mark.parametrize("kernel", CUDA)
 def test_parity_of_the_mixer(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
-    with taken():
+    with sm90.taken():
         assert launched(mixer(shape[3], dtype), drawn(dtype, *shape)) == ["mixer_sm90"]
         check_parity(prepare_mixer, {"weight": filters(shape[3])}, [uniform("z", *shape)], dtype, kernel)
 
@@ -111,7 +100,7 @@ def test_parity_of_the_mixer(shape: tuple[int, ...], dtype: torch.dtype, kernel:
 @HALVES
 def test_the_mlp_has_the_same_bits_in_all_runs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     op, u, residual = mlp(*shape[3:], dtype), drawn(dtype, *shape[:4]), drawn(dtype, *shape[:3], shape[5])
-    with taken():
+    with sm90.taken():
         check_runs(lambda: [op(u), op(u, residual=residual)])
 
 
@@ -120,13 +109,13 @@ def test_the_mlp_has_the_same_bits_in_all_runs(shape: tuple[int, ...], dtype: to
 @HALVES
 def test_the_mixer_has_the_same_bits_in_all_runs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     op, z = mixer(shape[3], dtype), drawn(dtype, *shape)
-    with taken():
+    with sm90.taken():
         check_runs(lambda: [op(z)])
 
 
 def test_tests_take_each_stage_of_the_rings_round() -> None:
     stages_used_once()  # what other tests have left
-    with taken():
+    with sm90.taken():
         for *map_shape, hidden, columns in MLPS[:2]:
             mlp(map_shape[3], hidden, columns)(drawn(torch.bfloat16, *map_shape))
         mixer(64)(drawn(torch.bfloat16, 2, 7, 10, 64))
@@ -135,7 +124,7 @@ def test_tests_take_each_stage_of_the_rings_round() -> None:
 
 @HALVES
 def test_batch_0(dtype: torch.dtype) -> None:
-    with taken():
+    with sm90.taken():
         empty = drawn(dtype, 0, 3, 5, 64)
         assert sm90.mlp(empty, *place("cuda", list(weights(64, 128, 8).values()), dtype), None, empty[..., :8]).numel() == 0
         assert sm90.mixer(empty, place("cuda", filters(64), dtype).view(64, 9, 64), empty.clone()).shape == empty.shape
@@ -143,7 +132,7 @@ def test_batch_0(dtype: torch.dtype) -> None:
 
 def test_rows_with_strides_are_refused_by_the_op_and_right_in_the_launcher() -> None:
     u, w = drawn(torch.bfloat16, 1, 3, 5, 128), place("cuda", weights(64, 128, 8), torch.bfloat16)
-    with taken():
+    with sm90.taken():
         op = mlp(64, 128, 8)
         with pytest.raises(ValueError, match="u must be contiguous"):
             op(u[..., :64])
@@ -158,7 +147,7 @@ def test_rows_with_strides_are_refused_by_the_op_and_right_in_the_launcher() -> 
 
 def test_memory_that_begins_anywhere() -> None:
     """An odd address of u, of the residual and of the result."""
-    with taken():
+    with sm90.taken():
         op = mlp(64, 128, 8)
         u, residual = (drawn(torch.bfloat16, 1, 3, 5, c) for c in (64, 8))
         shifted = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape) for x in (u, residual, residual)]
@@ -170,7 +159,7 @@ def test_memory_that_begins_anywhere() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_an_image_does_not_change_its_neighbours(value: float) -> None:
-    with taken():
+    with sm90.taken():
         for op, channels in ((mlp(64, 128, 8), 64), (mixer(64), 64)):
             x = drawn(torch.bfloat16, 3, 5, 7, channels)
             spoilt = x.clone()
@@ -183,7 +172,7 @@ def test_an_image_does_not_change_its_neighbours(value: float) -> None:
 
 def test_no_table_takes_them_before_a_gpu_has_run_them() -> None:
     for architecture in tables.architectures():
-        for kernel in ("mlp_sm90", "mixer_sm90"):
+        for kernel in sm90.KERNELS:
             entries = tables.table(architecture).get(kernel, {})
             assert all(entry["rows"] == 0 for entry in entries.values() if entry["origin"] == "predicted")
             assert bool(entries) == (architecture == "sm_90")
@@ -194,15 +183,15 @@ def test_where_they_are_taken() -> None:
     other = ["product", "product"]
     op, u = mlp(64, 128, 8), drawn(torch.bfloat16, 1, 2, 3, 64)
     assert launched(op, u) == other
-    with taken(6):
+    with sm90.taken(6):
         assert launched(op, u) == ["mlp_sm90"]
         for architecture in ("sm_80", "sm_89", "sm_100", "sm_120"):
             assert launched(op, u, architecture=architecture) == other
             assert launched(mixer(64), u, architecture=architecture) == ["product"]
-    with taken(7):
+    with sm90.taken(7):
         assert launched(op, u) == other
         assert launched(mixer(64), u) == ["product"]
-    with taken():
+    with sm90.taken():
         for sizes in ((60, 128, 8), (64, 120, 8), (64, 128, 12), (584, 128, 8), (64, 128, 200)):
             assert launched(mlp(*sizes), drawn(torch.bfloat16, 1, 2, 3, sizes[0])) == other, sizes
         assert launched(mixer(32), drawn(torch.bfloat16, 1, 2, 3, 32)) == ["product"]
@@ -212,7 +201,7 @@ def test_where_they_are_taken() -> None:
 def test_a_library_without_them_takes_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that was built for other architectures."""
     op, u = mlp(64, 128, 8), drawn(torch.bfloat16, 1, 2, 3, 64)
-    with taken(), monkeypatch.context() as patch:
+    with sm90.taken(), monkeypatch.context() as patch:
         patch.setattr(library, "lib", object())
         assert launched(op, u) == ["product", "product"]
 

@@ -115,23 +115,23 @@ def _gates(shape: tuple[int, int, int, int], squeezed: int) -> list[Tensor]:
 
 
 def _mlp_sm90(shape: tuple[int, int, int], depth: int, hidden: int, columns: int) -> list[Tensor]:
-    from hifuse_fast.backends import tables
+    from hifuse_fast.backends.cuda import sm90
     from hifuse_fast.ops import prepare_mlp
 
     draw = _draws()
     made: dict[str, Any] = {"dtype": torch.bfloat16, "backend": "cuda"}
     op = prepare_mlp(draw(hidden, depth), draw(hidden), draw(columns, hidden), draw(columns), **made)
-    with tables.override("mlp_sm90", {"rows": 1}):
+    with sm90.taken():
         return [op(draw(*shape, depth), residual=draw(*shape, columns))]
 
 
 def _mixer_sm90(shape: tuple[int, int, int], channels: int) -> list[Tensor]:
-    from hifuse_fast.backends import tables
+    from hifuse_fast.backends.cuda import sm90
     from hifuse_fast.ops import prepare_mixer
 
     draw = _draws()
     op = prepare_mixer(draw(channels, channels, 3, 3) / 16, dtype=torch.bfloat16, backend="cuda")
-    with tables.override("mixer_sm90", {"rows": 1}):
+    with sm90.taken():
         return [op(draw(*shape, channels))]
 
 

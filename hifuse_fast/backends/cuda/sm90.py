@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,9 +13,19 @@ from hifuse_fast.backends.cuda import library
 from hifuse_fast.backends.cuda.launch import DTYPES, begins_aligned, launch, multiprocessors
 from hifuse_fast.backends.tracing import constant
 
+KERNELS = ("mlp_sm90", "mixer_sm90")  #: their sections of a table
 WIDTHS = ((288, 96), (576, 192))  #: the most channels of u, and of the result, of an MLP
 HIDDEN = 128  #: units that its kernel takes at a time
 WIDE, SLAB = 288, 64  #: channels of a mixer: the one, or a multiple of the other
+
+
+@contextlib.contextmanager
+def taken(rows: int = 1) -> Iterator[None]:
+    """Within the block, as if every table took the kernels from so many rows on: to check them."""
+    with contextlib.ExitStack() as stack:
+        for kernel in KERNELS:
+            stack.enter_context(tables.override(kernel, {"rows": rows}))
+        yield
 
 
 def takes_mlp(u: Tensor, expand: Tensor, project: Tensor) -> bool:
