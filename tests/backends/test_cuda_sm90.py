@@ -96,12 +96,12 @@ def test_parity_of_the_mixer(shape: tuple[int, ...], dtype: torch.dtype, kernel:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [*MLPS, (1, 13, 10, 288, 1152, 96), (1, 3, 47, 576, 2304, 192)], ids=str)
+@pytest.mark.parametrize("shape", [*MLPS, (1, 13, 10, 288, 1152, 96), (1, 3, 47, 576, 768, 192)], ids=str)
 @HALVES
 def test_the_mlp_has_the_same_bits_in_all_runs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     op, u, residual = mlp(*shape[3:], dtype), drawn(dtype, *shape[:4]), drawn(dtype, *shape[:3], shape[5])
     with sm90.taken():
-        check_runs(lambda: [op(u), op(u, residual=residual)])
+        check_runs(lambda: [op(u, residual=residual)])
 
 
 @pytest.mark.slow
