@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import torch
 
-from hifuse_fast.backends.cuda import library
+from hifuse_fast.backends.cuda import library, sm90
 from hifuse_fast.tuning.calls import DTYPES, Call
 from hifuse_fast.tuning.frozen_calls import network_calls
 
@@ -45,14 +45,28 @@ def calls() -> list[Call]:
     return [call for each in found.values() for call in each if call.stage == max(other.stage for other in each)]
 
 
+def calls_of_sm90() -> list[Call]:
+    """Those that have kernels for sm_90a too, on the smallest maps that these serve."""
+    return [
+        call for call in network_calls() if call.op in ("prepare_mlp", "prepare_mixer") and call.stage == 2 and not call.only
+    ]
+
+
 def run() -> None:
     """Call each op in each dtype, forward and with its backward, on the CUDA device."""
     for call in calls():
-        for dtype in DTYPES.values():
-            inputs = call.inputs(BATCH, dtype, "cuda")
-            call.run(inputs, call.gradient(BATCH, dtype, "cuda") if "forward+backward" in call.modes else None, "cuda")
-            torch.cuda.synchronize()
-            print(f"{call.name} {dtype}", flush=True)
+        _make(call)
+    with sm90.taken():
+        for call in calls_of_sm90():
+            _make(call)
+
+
+def _make(call: Call) -> None:
+    for dtype in DTYPES.values():
+        inputs = call.inputs(BATCH, dtype, "cuda")
+        call.run(inputs, call.gradient(BATCH, dtype, "cuda") if "forward+backward" in call.modes else None, "cuda")
+        torch.cuda.synchronize()
+        print(f"{call.name} {dtype}", flush=True)
 
 
 def check(sanitizer: str, tool: str, *code: str) -> subprocess.CompletedProcess[str]:

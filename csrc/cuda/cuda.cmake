@@ -7,6 +7,9 @@
 set(CUDA_OLDEST 12.8)
 set(CUDA_ARCHITECTURES 80-real 90a-real 100-real 100-virtual)
 file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/*.cu)
+set(CUDA_SM90_SOURCES ${CUDA_SOURCES})
+list(FILTER CUDA_SM90_SOURCES INCLUDE REGEX "_sm90\\.cu$")
+list(FILTER CUDA_SOURCES EXCLUDE REGEX "_sm90\\.cu$")
 
 # The architectures of TORCH_CUDA_ARCH_LIST, as "8.0;9.0a 10.0+PTX", in CMake's own words: none before 8.0, for which there are
 # no kernels; 9.0 is 90a, whose code runs on every device of 9.0.
@@ -84,11 +87,25 @@ set(CUDA_BUILD_INFO "{\"cuda\", \"${CMAKE_CUDA_COMPILER_VERSION}\"},")
 string(APPEND CUDA_BUILD_INFO " {\"architectures\", \"${CMAKE_CUDA_ARCHITECTURES}\"},")
 file(CONFIGURE OUTPUT cuda_build_info.h CONTENT "#pragma once\n#define HIFUSE_CUDA_BUILD_INFO @CUDA_BUILD_INFO@\n" @ONLY)
 
+# How kernels are compiled, whatever for.
+function(hifuse_cuda_options target)
+  target_include_directories(${target} PRIVATE csrc/cuda csrc)  # the emulation puts its own folder before these
+  set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall>)
+  # A quarter of the size. Drivers from before CUDA 12.4 could not read it; what CUDA 13 builds needs a later one anyway.
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=size>)
+  endif()
+endfunction()
+
 add_library(hifuse_cuda STATIC ${CUDA_SOURCES})
-target_include_directories(hifuse_cuda PRIVATE csrc/cuda csrc)  # the emulation puts its own folder before these
-set_target_properties(hifuse_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
-target_compile_options(hifuse_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall>)
-# A quarter of the size. Drivers from before CUDA 12.4 could not read it; what CUDA 13 builds needs a later one anyway.
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
-  target_compile_options(hifuse_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=size>)
+hifuse_cuda_options(hifuse_cuda)
+
+# Files *_sm90.cu are for sm_90a alone, and other architectures do not compile them. HIFUSE_SM90 tells the bindings that they are there.
+if("90a-real" IN_LIST CMAKE_CUDA_ARCHITECTURES)
+  add_library(hifuse_cuda_sm90 OBJECT ${CUDA_SM90_SOURCES})
+  hifuse_cuda_options(hifuse_cuda_sm90)
+  set_target_properties(hifuse_cuda_sm90 PROPERTIES CUDA_ARCHITECTURES 90a-real)
+  target_sources(hifuse_cuda PRIVATE $<TARGET_OBJECTS:hifuse_cuda_sm90>)
+  target_compile_definitions(hifuse_cuda INTERFACE HIFUSE_SM90)
 endif()

@@ -98,6 +98,13 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Behind a wait for the products whose accumulators these are: the compiler reads them from here on, and not sooner.
+template <int N>
+__device__ __forceinline__ void settle(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // The names and the operands of a thread's accumulators.
 #define HIFUSE_ONES "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9"
 #define HIFUSE_TENS(t) ", %" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9"

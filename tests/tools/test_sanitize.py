@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from hifuse_fast.backends import select
-from hifuse_fast.backends.cuda import library
+from hifuse_fast.backends.cuda import library, sm90
+from hifuse_fast.backends.record import recording
 from tools import sanitize
 
 
@@ -54,6 +55,17 @@ def test_without_a_device_or_the_kernels_nothing_is_checked(monkeypatch: pytest.
 def test_every_op_with_cuda_kernels_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "OPS", dict.fromkeys(select.OPS, ("triton", "cuda")))
     assert {call.op for call in sanitize.calls()} == set(select.OPS)
+
+
+@pytest.mark.skipif(not hasattr(library.lib, "mlp_sm90"), reason="there are no kernels for sm_90a here")
+def test_the_kernels_for_sm_90a_are_called() -> None:
+    """Of the network's calls those that they serve."""
+    found = set()
+    for call in sanitize.calls_of_sm90():
+        with recording("sm_90") as record, sm90.taken():
+            call.run(call.inputs(sanitize.BATCH, torch.bfloat16, "meta"), None, "cuda")
+        found |= {each.entry for each in record.launches}
+    assert found == set(sm90.KERNELS)
 
 
 def test_the_sanitizer_of_the_toolkit_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

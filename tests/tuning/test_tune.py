@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hifuse_fast.backends import select, tables
+from hifuse_fast.backends.cuda import library as cuda
 from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.tables import Config
 from hifuse_fast.tuning import calls, rank, table_file, tune
@@ -128,15 +129,18 @@ def test_an_algorithm_is_measured_with_many_images_and_with_one() -> None:
 
 
 def test_every_kernel_of_the_tables_has_candidates() -> None:
+    """Kernels for one architecture alone, by their name, stand in no other table."""
     for architecture in tables.architectures():
-        assert set(tune.declared()) == set(tables.table(architecture)) - set(select.OPS)
+        theirs = {kernel for kernel in tune.declared() if kernel.endswith("_sm90") and architecture != "sm_90"}
+        assert set(tune.declared()) - theirs == set(tables.table(architecture)) - set(select.OPS)
 
 
 def test_every_candidate_has_what_its_launcher_asks_for() -> None:
     """None of them fails for a name that is missing or unknown."""
     keys = tune.plan(network_calls(), "sm_90", ["bfloat16"], (1,))
     first = {kernel: (key, cases[0]) for (kernel, key), cases in reversed(keys.items()) if not rank.is_choice(kernel)}
-    assert len(first) >= len(tune.declared()) - 1  # where every linear is fused, nothing is left to finish
+    known = [kernel for kernel in tune.declared() if not kernel.endswith("_sm90") or hasattr(cuda.lib, kernel)]
+    assert len(first) >= len(known) - 1  # where every linear is fused, nothing is left to finish
     for kernel, (key, case) in first.items():
         for config in tune.candidates(kernel, tables.lookup(kernel, key, "sm_90")):
             with tables.override(kernel, config), recording("sm_90") as record:

@@ -144,6 +144,27 @@ def _gates(shape: tuple[int, int, int, int], squeezed: int) -> list[Tensor]:
     return [op(*(draw(*shape) for _ in range(3)))]
 
 
+def _mlp_sm90(shape: tuple[int, int, int], depth: int, hidden: int, columns: int) -> list[Tensor]:
+    from hifuse_fast.backends.cuda import sm90
+    from hifuse_fast.ops import prepare_mlp
+
+    draw = _draws()
+    made: dict[str, Any] = {"dtype": torch.bfloat16, "backend": "cuda"}
+    op = prepare_mlp(draw(hidden, depth), draw(hidden), draw(columns, hidden), draw(columns), **made)
+    with sm90.taken():
+        return [op(draw(*shape, depth), residual=draw(*shape, columns))]
+
+
+def _mixer_sm90(shape: tuple[int, int, int], channels: int) -> list[Tensor]:
+    from hifuse_fast.backends.cuda import sm90
+    from hifuse_fast.ops import prepare_mixer
+
+    draw = _draws()
+    op = prepare_mixer(draw(channels, channels, 3, 3) / 16, dtype=torch.bfloat16, backend="cuda")
+    with sm90.taken():
+        return [op(draw(*shape, channels))]
+
+
 _FORWARD, _BACKWARD, _PARTS = "window_attention_forward_bf16.cu", "window_attention_backward_bf16.cu", "sum_of_parts.cu"
 _ATTENTION = ("window_attention.cu", _FORWARD)
 _GRADIENTS = (*_ATTENTION, _BACKWARD, _PARTS)
@@ -169,6 +190,11 @@ CALLS = {
     "global block": Call(("global_block.cu",), partial(_global_block, (1, 5, 17), 2, 6, 2)),
     # Two tiles, of which the last is not full; channels that are fewer than the kernel's.
     "fuse path": Call(("fuse_path.cu",), partial(_fuse_path, (1, 7, 10), 88, 40)),
+    # Three tiles of rows for two blocks, of which the last one is not full; columns that are fewer than the kernel's.
+    "mlp of sm_90a": Call(("mlp_sm90.cu",), partial(_mlp_sm90, (1, 12, 23), 288, 256, 88), multiprocessors=2),
+    "mixer of sm_90a": Call(("mixer_sm90.cu",), partial(_mixer_sm90, (3, 9, 11), 64), multiprocessors=2),
+    # Results of two tiles.
+    "wide mixer of sm_90a": Call(("mixer_sm90.cu",), partial(_mixer_sm90, (1, 1, 3), 320)),
     # Rows of 1000 numbers are those of two warps.
     "layer norm": Call(("layer_norm.cu", _PARTS), partial(_function, "layer_norm", [(1, 3, 5, 1000), (1000,), (1000,)])),
     # Rows of which none is of two warps, which would wait for each other.

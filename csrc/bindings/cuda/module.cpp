@@ -20,6 +20,7 @@ void bind_gated_concat(pybind11::module_& m);
 void bind_layer_norm(pybind11::module_& m);
 void bind_max_mean(pybind11::module_& m);
 void bind_product(pybind11::module_& m);
+void bind_sm90(pybind11::module_& m);
 void bind_window_attention(pybind11::module_& m);
 }  // namespace hifuse
 
@@ -53,6 +54,9 @@ PYBIND11_MODULE(HIFUSE_MODULE, m) {
   hifuse::bind_max_mean(m);
   hifuse::bind_product(m);
   hifuse::bind_window_attention(m);
+#ifdef HIFUSE_SM90
+  hifuse::bind_sm90(m);
+#endif
 #ifdef HIFUSE_EMULATED
   hifuse::cuda::bind_emulation(m);
 #endif

@@ -77,11 +77,12 @@ void add_pixels(std::vector<Case>& cases) {
   cases.push_back(found);
 }
 
-// One warpgroup copies tiles, another one multiplies them, in turns over two stages; registers move from one to the other.
+// One warpgroup copies tiles, another one multiplies them, in turns over two stages; registers move from one to the other. With
+// both operands in shared memory, the products of one tile are under way when those of the next one start.
 template <class T, int N, bool kRegisters>
 struct Products {
   static constexpr const char* kName = "products";
-  static constexpr int kThreads = 256, kBlocks = 1, kStages = 2, kSteps = 5;
+  static constexpr int kThreads = 256, kBlocks = 1, kStages = 2, kSteps = 5, kPending = kRegisters ? 0 : 1;
   struct Params {
     TensorMap a, b;               // [64, 64 kSteps], [N, 64 kSteps]
     const uint16_t* a_in_memory;  // a again, for operands in registers
@@ -130,9 +131,11 @@ struct Products {
           wgmma<T, N>(d, describe(s.a[stage], k * 16), describe(s.b[stage], k * 16), step != 1 || k > 0);  // begins anew once
       }
       wgmma_commit();
-      wgmma_wait<0>();
-      if (threadIdx.x % 128 == 0) mbarrier_arrive(&s.empty[stage]);
+      wgmma_wait<kPending>();
+      if (step >= kPending && threadIdx.x % 32 == 0) mbarrier_arrive(&s.empty[(step - kPending) % kStages]);
     }
+    wgmma_wait<0>();
+    settle(d);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) p.out[threadIdx.x % 128 * (N / 2) + i] = d[i];
   }
@@ -141,7 +144,7 @@ struct Products {
     if (threadIdx.x == 0) {
       for (int i = 0; i < kStages; ++i) {
         mbarrier_init(&s.full[i], 1);
-        mbarrier_init(&s.empty[i], 1);
+        mbarrier_init(&s.empty[i], 4);  // warps
       }
       fence_mbarrier_init();
     }

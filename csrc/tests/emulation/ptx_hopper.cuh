@@ -33,6 +33,9 @@ __forceinline__ void wgmma_wait() {
   wgmma_wait(kPending);
 }
 
+template <int N>
+__forceinline__ void settle(float (&)[N]) {}
+
 template <class T>
 void wgmma(float* d, int columns, uint64_t a, uint64_t b, bool add);
 template <class T>

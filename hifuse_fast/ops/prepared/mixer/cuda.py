@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hifuse_fast.backends.cuda import sm90
 from hifuse_fast.ops.functions.mixer import cuda as mixer
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
@@ -31,4 +32,7 @@ class Mixer(PreparedOp):
 
     @torch.no_grad()
     def forward(self, z: Tensor, out: Tensor | None = None) -> Tensor:
-        return mixer.write(z, self.weight, torch.empty_like(z) if out is None else out)
+        out = torch.empty_like(z) if out is None else out
+        if self.weight.dim() == 3 and sm90.takes_mixer(z, self.weight):
+            return sm90.mixer(z, self.weight, out)
+        return mixer.write(z, self.weight, out)
