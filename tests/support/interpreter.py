@@ -22,7 +22,7 @@ def adapt() -> None:
     interpreter._convert_float = _rounding(interpreter._convert_float)
     interpreter._patch_lang = _once_a_module(interpreter._patch_lang)
     interpreter._get_np_dtype = _once_a_dtype(interpreter._get_np_dtype)
-    # Each sum and product of integers is done twice for an assertion, which without `debug` nothing looks at: a third of the time.
+    # Integers are added and multiplied twice, for an assertion that is off without `debug`: a third of the time.
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
     tl.core.block_type.__init__, tl.core.tensor.__init__ = _init_block_type, _init_tensor
