@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 import sys
@@ -145,6 +146,7 @@ def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
     """Dotted names that a file imports, `from a import b` as a.b."""
     tree = ast.parse(path.read_text())

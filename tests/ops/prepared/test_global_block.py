@@ -96,7 +96,7 @@ def test_a_token_that_is_not_finite_stays_in_its_window(backend: str) -> None:
 @pytest.mark.parametrize("backend", CUDA)
 def test_tokens_of_equal_numbers_have_no_spread(backend: str) -> None:
     """Large ones, whose distance from the zeros of channels that no map has would be no number of float16."""
-    case = Case((1, 4, 5), 2, 8)
+    case = Case("two narrow heads", (1, 4, 5), 2, 8)
     x = torch.full_like(map_of(case), 1000, dtype=torch.float16)
     expected = run(block(case, torch.float16, "reference"), x)
     torch.testing.assert_close(run(block(case, torch.float16, backend), x), expected)
@@ -114,10 +114,10 @@ def test_all_runs_give_the_same_bits(case: Case, backend: str) -> None:
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [
-        (Case((1, 7, 7), 3, 32), torch.float32),
-        (Case((1, 7, 7), 7, 32), torch.bfloat16),
-        (Case((1, 7, 7), 1, 40), torch.bfloat16),
-        (Case((1, 7, 7), 1, 32, window_size=8), torch.bfloat16),
+        (Case("float32", (1, 7, 7), 3, 32), torch.float32),
+        (Case("too many heads", (1, 7, 7), 7, 32), torch.bfloat16),
+        (Case("wide heads", (1, 7, 7), 1, 40), torch.bfloat16),
+        (Case("large windows", (1, 7, 7), 1, 32, window_size=8), torch.bfloat16),
     ],
     ids=str,
 )
