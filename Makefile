@@ -46,6 +46,8 @@ REPORT ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# --no-compile: of the packages' files, those that are imported are compiled then; all of them take most of a minute.
+INSTALL := $(PIP) install -q --no-compile $(PIP_ARGS)
 BUILD := build/native
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc include -type f)
 CPP := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'include/*.h' 'examples/*.c' 'tests/*.c')
@@ -56,17 +58,17 @@ help:
 
 $(VENV)/.dependencies: requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q $(PIP_ARGS) "$(TORCH)"
-	$(PIP) install -q $(PIP_ARGS) -r requirements-dev.txt
+	$(INSTALL) "$(TORCH)"
+	$(INSTALL) -r requirements-dev.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_BUILD=$(BUILD) $(PIP) install -q $(PIP_ARGS) --no-build-isolation -e .
+	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_BUILD=$(BUILD) $(INSTALL) --no-build-isolation -e .
 	touch $@
 
 # torch stands in the command so that no requirement can change it.
 $(VENV)/.peers: $(VENV)/.dependencies requirements-peers.txt
-	$(PIP) install -q $(PIP_ARGS) "$(TORCH)" -r requirements-peers.txt
+	$(INSTALL) "$(TORCH)" -r requirements-peers.txt
 	touch $@
 
 setup: $(VENV)/.installed
@@ -122,7 +124,7 @@ SANITIZED := ops/prepared ops/functions/test_window_attention.py ops/functions/t
 test-asan: $(VENV)/.dependencies
 	rm -rf build/asan
 	PATH="$(abspath $(BIN)):$$PATH" HIFUSE_SANITIZE=1 HIFUSE_NATIVE=1 HIFUSE_CUDA=0 \
-	  $(PIP) install -q $(PIP_ARGS) --no-build-isolation --no-deps --target build/asan .
+	  $(INSTALL) --no-build-isolation --no-deps --target build/asan .
 	cp -r tests pyproject.toml build/asan
 	cd build/asan && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \

@@ -7,13 +7,12 @@ bfloat16. Nothing is timed here; `benchmarks/engines.py` does that.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
 import numpy as np
@@ -24,15 +23,14 @@ import hifuse_fast
 from benchmarks.demo.compare import auroc
 from benchmarks.demo.task import CLASSES
 from benchmarks.peers import PRECISION, optional, quantised, usual, what_runs_in_int8
+from benchmarks.saved import Saved
 from hifuse_fast import HiFuse, create_model_from_checkpoint, optimize_for_inference
 from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.bench import table
 from hifuse_fast.bench.machine import conditions
 from hifuse_fast.bench.network import reference_logits
-from hifuse_fast.bench.rows import Conditions
 from hifuse_fast.bench.worker import MissingError
 from hifuse_fast.data.images import list_images, load_image
-from hifuse_fast.files import writing
 from hifuse_fast.inference.calibrate import differences, spread_of
 
 BATCH = 37  # of the reference in float64, and of ours
@@ -61,27 +59,17 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Saved):
     """What engines do to a trained network, and what it was found with."""
 
-    conditions: Conditions
     calibration: int  #: images that int8 was calibrated on
     held_out: int  #: images that all were judged on
     exact_auroc: float  #: of the reference in float64
     engines: dict[str, Judged]
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path) as file:
-            file.write(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
-
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """What `write` wrote."""
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        engines = {name: Judged(**each) for name, each in values.pop("engines").items()}
-        return cls(Conditions(**values.pop("conditions")), engines=engines, **values)
+    def found(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, "engines": {name: Judged(**each) for name, each in values["engines"].items()}}
 
     def page(self) -> str:
         """The table of the page, and the conditions."""

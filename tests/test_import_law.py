@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 import hifuse_fast
 from hifuse_fast.backends.select import BACKENDS
 from tests.support.paths import ROOT
+from tests.support.processes import python
 
 PACKAGE = ROOT / "hifuse_fast"
 
@@ -153,6 +154,7 @@ def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
     """Dotted names that a file imports, `from a import b` as a.b."""
     tree = ast.parse(path.read_text())
@@ -262,7 +264,7 @@ def test_kernels_read_the_same_for_the_gpu_and_for_the_emulation() -> None:
 def test_importing_the_package_is_light() -> None:
     """No optional or application package is loaded by `import hifuse_fast`, nor what makes torch take a second more."""
     code = "import sys, hifuse_fast; print(*sorted(sys.modules))"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(python(code).split())
     heavy = {
         "click",
         "rich",

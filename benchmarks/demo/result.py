@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.demo.compare import Comparison, Estimate
+from benchmarks.saved import Saved
 from hifuse_fast.bench import table
-from hifuse_fast.bench.rows import Conditions
-from hifuse_fast.files import writing
 
 PLAINLY = "The images are outlines that readers drew, not scans: this proves the pipeline, not clinical value."
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Saved):
     """The comparison on the test split, and what it was made with."""
 
-    conditions: Conditions
     counts: dict[str, list[int]]  #: of each split: readings, and patients
     parameters: int
     image_size: int
@@ -29,20 +25,10 @@ class Result:
     resamples: int
     frozen_error: float  #: largest difference of a probability between the frozen network and the definition
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path) as file:
-            file.write(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
-
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """What `write` wrote."""
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        comparison = {
-            part: {name: Estimate(**each) for name, each in found.items()} for part, found in values.pop("comparison").items()
-        }
-        return cls(Conditions(**values.pop("conditions")), comparison=Comparison(**comparison), **values)
+    def found(cls, values: dict[str, Any]) -> dict[str, Any]:
+        parts = {part: {name: Estimate(**each) for name, each in of.items()} for part, of in values["comparison"].items()}
+        return {**values, "comparison": Comparison(**parts)}
 
     def page(self) -> str:
         """The tables of the page, and the conditions."""

@@ -41,7 +41,7 @@ inline constexpr const char* kUnaligned = "maps must begin at a multiple of 16 b
 
 // Windows of any size are cut into blocks of so many tokens: fewer where a warp's accumulators would not fit its registers. The
 // backward has more of them.
-constexpr int block_of_tokens(bool float32, int64_t head_dim) { return float32 || head_dim > 96 ? 32 : 64; }
+constexpr int block_of_tokens(bool float32, int64_t head_dim) { return float32 || head_dim > 64 ? 32 : 64; }
 constexpr int backward_block_of_tokens(bool float32, int64_t head_dim) {
   return float32 && head_dim > 64 ? 16 : block_of_tokens(float32, head_dim);
 }
@@ -54,13 +54,13 @@ inline int shares_of(int64_t windows, int64_t each, int64_t wanted) {
   return static_cast<int>((windows + longest - 1) / longest);
 }
 
-// Calls f.template operator()<width>() with the narrowest tile that holds a head.
+// Calls f.template operator()<width>() with the narrowest tile that holds a head. Each takes seconds to compile, for every
+// dtype and architecture: so there are no more of them, where heads of 32 are those of the official networks.
 template <class F>
 auto with_head_dim(int64_t head_dim, const F& f) {
   if (head_dim <= 16) return f.template operator()<16>();
   if (head_dim <= 32) return f.template operator()<32>();
   if (head_dim <= 64) return f.template operator()<64>();
-  if (head_dim <= 96) return f.template operator()<96>();
   return f.template operator()<128>();
 }
 

@@ -191,7 +191,7 @@ def _prepare(engine: Engine, task: Task) -> tuple[Call, Ready]:
 
 def _load(task: Task) -> nn.Module:
     """The network in memory of its own. The tensors of a file are mapped, and the whole file stays mapped while one lives."""
-    network = create_model(task.model, num_classes=NUM_CLASSES).eval()
+    network = create_model(task.model, num_classes=NUM_CLASSES, device="meta").to_empty(device="cpu").eval()
     network.load_state_dict(load_checkpoint(task.checkpoint))
     return network
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from hifuse_fast import optimize_for_inference
 from tests.support.frozen import image, make
 from tests.support.kernels import kernels
+from tests.support.processes import python
 
 
 @pytest.mark.parametrize("options", [{}, {"mixer": "depthwise"}], ids=str)
@@ -34,4 +33,4 @@ def test_the_counter_may_be_imported_before_or_after_the_package() -> None:
     code += "import torch; print(torch.ops.hifuse_fast.fused_mlp in flop_registry)"
     assert torch.ops.hifuse_fast.fused_mlp in flop_registry
     code = code.format("torch.utils.flop_counter", "hifuse_fast")
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+    assert python(code) == "True"

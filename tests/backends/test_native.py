@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import hifuse_fast
 from hifuse_fast.backends import select
 from hifuse_fast.backends.native import library
 from tests.support.paths import ROOT
-from tests.support.processes import WITHOUT_EDITABLE, python
+from tests.support.processes import WITHOUT_EDITABLE, module, python, run
 
 needs_native = pytest.mark.skipif(library.lib is None, reason=str(library.why_missing))
 ISAS = library.lib.compiled_isas() if library.lib else []
@@ -96,9 +94,8 @@ def test_prepared_ops_on_lesser_instruction_sets(capability: str) -> None:
     """The parity tests of the prepared ops again, in a process that PyTorch's variable caps to an instruction set."""
     skip_unless_another(capability.replace("default", "baseline"))
     files = [f"tests/ops/prepared/test_{op}.py" for op in ("linear", "stem", "local_block", "gated_concat", "mixer", "mlp")]
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "parity and native", "-p", "no:cacheprovider", *files]
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
+    arguments = ["-q", "-k", "parity and native", "-p", "no:cacheprovider", *files]
+    done = run(module("pytest"), *arguments, environment={**os.environ, "ATEN_CPU_CAPABILITY": capability})
     assert done.returncode == 0, done.stdout[-3000:]
 
 

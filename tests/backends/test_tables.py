@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from hifuse_fast.backends import choices, tables
+from tests.support.processes import python
 
 
 def test_keys_are_built_of_what_is_there() -> None:
@@ -31,8 +29,7 @@ with tables.assume("sm_120"):
 select._HAS_TRITON = False
 print(select.choose("layer_norm", "auto", device=device, dtype=torch.float32))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["sm_90", "reference", "sm_120", "sm_100", "reference"]
+    assert python(code).split() == ["sm_90", "reference", "sm_120", "sm_100", "reference"]
 
 
 GOOD = '[norm]\n"*" = { order = ["triton"], origin = "predicted" }\n'

@@ -14,11 +14,10 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from benchmarks import engines, peers
-from hifuse_fast import create_model, save_checkpoint
 from hifuse_fast.bench import machine, options, rows, table, timing
-from hifuse_fast.bench.network import NUM_CLASSES, Subject
+from hifuse_fast.bench.network import Subject
 from hifuse_fast.bench.rows import Row
-from hifuse_fast.bench.worker import Call, Engine, FailedError, MissingError, Ready, Task, Worker
+from hifuse_fast.bench.worker import Engine, FailedError, MissingError, Ready, Task
 from tools import pages
 
 EXACT = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.2, 0.1]], dtype=torch.float64)
@@ -267,78 +266,6 @@ def test_bfloat16_obeys_the_tolerance_rule(damage: float, ok: bool):
 
     runner = Near(FAKES["good"], Task("hifuse_tiny", Path(), np.zeros(2), torch.bfloat16, 1))
     assert engines.get_ready(runner, EXACT.bfloat16(), EXACT).ok == ok
-
-
-# Adapters without their packages
-
-
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino latency", "openvino throughput", "mnn", "zentorch"])
-def test_an_absent_package_is_missing_with_its_reason(monkeypatch: pytest.MonkeyPatch, name: str):
-    engine = peers.ENGINES[name]
-
-    def no_module(package: str):
-        raise ImportError(f"No module named {package!r}")
-
-    monkeypatch.setattr(peers.importlib, "import_module", no_module)
-    with pytest.raises(MissingError, match=rf"{engine.package} cannot be imported \(No module named"):
-        engine.prepare(torch.nn.Identity(), torch.zeros(8, 3, 32, 32), torch.float32)
-
-
-def test_what_an_engine_cannot_do_is_missing_with_its_reason():
-    images = torch.zeros(1, 3, 32, 32)
-    with pytest.raises(MissingError, match="no bfloat16"):
-        peers.ENGINES["onnxruntime"].prepare(torch.nn.Identity(), images, torch.bfloat16)
-    with pytest.raises(MissingError, match="cannot be shared"):
-        peers.ENGINES["openvino throughput"].prepare(torch.nn.Identity(), images, torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("batch", "threads", "requests"), [(8, 2, 2), (8, 3, 2), (9, 4, 3), (1, 8, 1), (7, 4, 1), (32, 64, 32)]
-)
-def test_requests_share_a_batch_evenly(batch: int, threads: int, requests: int):
-    assert peers._share(batch, threads) == requests
-
-
-# A real process
-
-
-def test_a_worker_prepares_runs_and_ends(tmp_path: Path):
-    network = create_model("hifuse_tiny", num_classes=NUM_CLASSES).eval()
-    save_checkpoint(network, tmp_path / "weights.safetensors")
-    images = torch.randn(1, 3, 32, 32)
-    task = Task("hifuse_tiny", tmp_path / "weights.safetensors", images.numpy(), torch.float32, 1)
-    worker = Worker(peers.ENGINES["eager"], task)
-    try:
-        ready = worker.wait()
-        worker()
-        with torch.inference_mode():
-            assert torch.from_numpy(ready.logits).allclose(network(images), atol=1e-5)
-        assert 0 < ready.seconds < 60
-        if ready.peak_mib is not None:
-            weights = sum(tensor.nbytes for tensor in network.state_dict().values()) / 2**20
-            assert weights < ready.peak_mib < 2 * weights
-    finally:
-        worker.close()
-    assert not Path(f"/proc/{worker.pid}").exists()
-
-
-def breaks(network: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) -> Call:
-    if dtype == torch.float32:
-        raise RuntimeError("no luck")
-    os._exit(3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "message"), [(torch.float32, "RuntimeError: no luck"), (torch.bfloat16, "exit code 3")])
-def test_a_worker_that_breaks_says_so(tmp_path: Path, dtype: torch.dtype, message: str):
-    save_checkpoint(create_model("hifuse_tiny", num_classes=NUM_CLASSES), tmp_path / "weights.safetensors")
-    task = Task("hifuse_tiny", tmp_path / "weights.safetensors", np.zeros((1, 3, 32, 32), np.float32), dtype, 1)
-    worker = Worker(Engine(breaks), task)
-    try:
-        with pytest.raises(FailedError, match=message):
-            worker.wait()
-    finally:
-        worker.close()
 
 
 # Options

@@ -7,7 +7,8 @@ from benchmarks.gpu_network import Case
 from hifuse_fast.bench import turns
 from tools import pages
 
-NARROW = Case("hifuse_tiny", 2, "float32", "training", 64, (("dims", (8, 16, 24, 32)), ("num_heads", (1, 2, 3, 4))))
+SIZES = (("dims", (8, 16, 24, 32)), ("depths", (1, 1, 1, 1)), ("conv_depths", (1, 1, 1, 1)), ("num_heads", (1, 2, 3, 4)))
+NARROW = Case("hifuse_tiny", 2, "float32", "training", 64, SIZES)
 LIMITS = turns.Limits({"float32": 1e11}, 1e10)
 
 

@@ -10,7 +10,8 @@ import os
 import pytest
 
 from hifuse_fast import ops
-from tests.support.drawn import DRAWS, Drawn
+from tests.support.drawn import Drawn
+from tests.support.drawn_ops import DRAWS
 from tests.support.kernels import DEVICE
 
 pytestmark = pytest.mark.gpu

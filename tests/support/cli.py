@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from hifuse_fast.checkpoints import create_model_from_checkpoint
 from hifuse_fast.data.images import Preprocess, load_image
+from tests.support import processes
 from tests.support.paths import ROOT
 
 CLASSES = ["benign, clear", "malignant", "unsure"]
@@ -32,8 +32,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def hifuse(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hifuse_fast.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    return processes.run(processes.module("hifuse_fast.cli"), *arguments)
 
 
 def save_noise(path: Path, height: int, width: int, seed: int) -> Path:

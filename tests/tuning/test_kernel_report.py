@@ -10,7 +10,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,13 +23,13 @@ from hifuse_fast.backends.triton import compile, launch
 from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.tuning import calls, report
 from hifuse_fast.tuning.frozen_calls import CLASSES, frozen_calls
+from tests.support.processes import module, run
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
-def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=ENVIRONMENT | variables, capture_output=True, text=True, check=False)
+def python(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run(code, *arguments, environment=ENVIRONMENT | variables)
 
 
 def check(
@@ -39,7 +38,7 @@ def check(
     """The lines of the report of these architectures, none of which fails."""
     file = tmp_path / "report.csv"
     options = ["--architectures", ",".join(architectures), "--jobs", str(jobs), "--output", str(file)]
-    done = python("-m", "hifuse_fast.tuning.report", *options, *arguments)
+    done = python(module("hifuse_fast.tuning.report"), *options, *arguments)
     lines = list(csv.DictReader(file.open())) if file.exists() else []
     failing = [f"{line['architecture']} {line['kernel']} {line['constants']}: {line['note']}" for line in lines
                if "FAILS" in line["note"]]  # fmt: skip
@@ -114,7 +113,7 @@ print(json.dumps([
 
 
 def test_the_report_fails_where_a_kernel_does(tmp_path: Path) -> None:
-    done = python("-c", BROKEN, str(tmp_path / "report.md"))
+    done = python(BROKEN, str(tmp_path / "report.md"))
     assert done.returncode == 0, done.stderr
     spilling, large, broken, refused = json.loads(done.stdout)
     for (code, output), reason in (
@@ -160,7 +159,7 @@ print(before, compiled())
 
 def test_a_launch_finds_what_was_compiled_ahead(tmp_path: Path) -> None:
     """So what the report reads is what runs, and tuning may compile in other processes."""
-    done = python("-c", SAME, TRITON_CACHE_DIR=str(tmp_path))
+    done = python(SAME, TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     before, after = map(int, done.stdout.split())
     assert after == before >= 4
@@ -187,7 +186,7 @@ print(compile.compile_ahead(step, jobs=2))
 
 def test_all_that_a_call_launches_is_compiled_ahead(tmp_path: Path) -> None:
     """Each kernel once, by threads of this process; and nothing is launched, for there is no device."""
-    done = python("-c", AHEAD, TRITON_CACHE_DIR=str(tmp_path))
+    done = python(AHEAD, TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(list(tmp_path.glob("*/*.cubin"))) >= 5
 

@@ -6,7 +6,7 @@ from tools.mistakes.mistake import Mistake
 
 _ROWS, _NORM, _COLUMNS = "rows.cuh", "norm_rows.cuh", "columns.cuh"
 _DEPTHWISE, _BATCH, _MAX, _GATES = "depthwise_norm.cu", "batch_norm.cu", "max_mean.cu", "gated_concat.cu"
-_POINTWISE, _BARRIER = "pointwise.cuh", "__syncthreads();"
+_MOMENTS, _POINTWISE, _BARRIER = "batch_norm_statistics.cuh", "pointwise.cuh", "__syncthreads();"
 
 MISTAKES = (
     Mistake("no barrier before a norm's weights are read", _NORM, "struct NormForward", _BARRIER, "", "narrow layer norm"),
@@ -50,9 +50,9 @@ MISTAKES = (
         "other < kColumnThreads / 32 - 1",
         "depthwise shares",
     ),
-    Mistake("no barrier before moments are read", _BATCH, "[lane * 8 + j] = m;", _BARRIER, "", "batch norm"),
-    Mistake("no barrier before moments are merged", _BATCH, "struct BatchNormMerge", _BARRIER, "", "batch norm"),
-    Mistake("a pixel too many has statistics", _BATCH, "", "row < s.rows ? c.left", "row <= s.rows ? c.left", "batch norm"),
+    Mistake("no barrier before moments are read", _MOMENTS, "[lane * 8 + j] = m;", _BARRIER, "", "batch norm"),
+    Mistake("no barrier before moments are merged", _MOMENTS, "struct BatchNormMerge", _BARRIER, "", "batch norm"),
+    Mistake("a pixel too many has statistics", _MOMENTS, "", "row < s.rows ? c.left", "row <= s.rows ? c.left", "batch norm"),
     Mistake(
         "the pixels of a patch in one column",
         _BATCH,
@@ -63,7 +63,7 @@ MISTAKES = (
     ),
     Mistake(
         "shares of moments in one place",
-        _BATCH,
+        _MOMENTS,
         "struct BatchNormStatistics",
         "at = int64_t(blockIdx.y)",
         "at = int64_t(0)",

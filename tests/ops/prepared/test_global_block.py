@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,41 +12,26 @@ from hifuse_fast.inference.buffers import FreshMaps
 from hifuse_fast.ops import prepare_linear, prepare_window_attention
 from hifuse_fast.ops.prepared.global_block import prepare_global_block
 from hifuse_fast.testing import assert_within_rule, nan_poisoned_empty
+from tests.support.attention import Case, named
 from tests.support.emulation import check_runs, launched
 from tests.support.kernels import DEVICE, kernels, uniform
 from tests.support.prepared import matrix
 
 pytestmark = pytest.mark.gpu
 CUDA = kernels("prepare_linear", "cuda")
+CASES = [
+    Case("stage 1", (1, 14, 14), 3, 32),
+    Case("stage 2, shifted", (1, 7, 14), 6, 32, shift_size=3),
+    Case("padded both ways, an odd number of windows", (1, 16, 9), 2, 32, shift_size=3, scale=0.3),
+    Case("one shifted window of few tokens", (1, 4, 5), 1, 8, shift_size=2),
+    Case("small windows, padding without a bias", (2, 5, 6), 2, 16, window_size=4, shift_size=1, bias=False),
+    Case("many narrow heads", (1, 3, 8), 5, 8, window_size=3, shift_size=1),
+    Case("windows of one token", (1, 3, 3), 1, 24, window_size=1),
+]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A block and the size of its map."""
-
-    shape: tuple[int, int, int]  # B, H, W
-    num_heads: int
-    head_dim: int
-    window_size: int = 7
-    shift_size: int = 0
-    scale: float | None = None
-    bias: bool = True
-
-    @property
-    def x(self) -> Tensor:
-        return uniform("x", *self.shape, self.num_heads * self.head_dim)
-
-
-CASES = {
-    "stage 1": Case((1, 14, 14), 3, 32),
-    "stage 2, shifted": Case((1, 7, 14), 6, 32, shift_size=3),
-    "padded both ways, an odd number of windows": Case((1, 16, 9), 2, 32, shift_size=3, scale=0.3),
-    "one shifted window of few tokens": Case((1, 4, 5), 1, 8, shift_size=2),
-    "small windows, padding without a bias": Case((2, 5, 6), 2, 16, window_size=4, shift_size=1, bias=False),
-    "many narrow heads": Case((1, 3, 8), 5, 8, window_size=3, shift_size=1),
-    "windows of one token": Case((1, 3, 3), 1, 24, window_size=1),
-}
-cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def map_of(case: Case) -> Tensor:
+    return uniform("x", *case.shape, case.num_heads * case.head_dim)
 
 
 def block(case: Case, dtype: torch.dtype, backend: str, rounded: torch.dtype | None = None) -> Any:
@@ -60,7 +44,7 @@ def block(case: Case, dtype: torch.dtype, backend: str, rounded: torch.dtype | N
     made: dict[str, Any] = {"dtype": dtype, "backend": backend}
     qkv = given(matrix("qkv", 3 * c, c)), given(uniform("qkv_bias", 3 * c))
     padding = given(uniform("padding", 3 * c)) if case.bias else None
-    options = {name: getattr(case, name) for name in ("num_heads", "head_dim", "window_size", "shift_size", "scale")}
+    options: dict[str, Any] = {**case.options(), "head_dim": case.head_dim}
     return prepare_global_block(
         prepare_linear(*qkv, norm="row", eps=1e-3, **made),
         prepare_window_attention(given(uniform("table", tokens, case.num_heads)), padding, **options, **made),
@@ -78,9 +62,9 @@ def run(block: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("backend", CUDA)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@cases
+@named(CASES)
 def test_parity(case: Case, dtype: torch.dtype, backend: str) -> None:
-    x = case.x.to(dtype)
+    x = map_of(case).to(dtype)
     eager, exact = (run(block(case, to, "reference", dtype), x.to(to)) for to in (dtype, torch.float64))
     whole = block(case, dtype, backend)
     assert whole.whole is not None
@@ -91,14 +75,14 @@ def test_parity(case: Case, dtype: torch.dtype, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", CUDA)
 def test_a_map_of_no_images(backend: str) -> None:
-    whole = block(CASES["stage 1"], torch.bfloat16, backend)
+    whole = block(CASES[0], torch.bfloat16, backend)
     assert run(whole, torch.empty(0, 7, 7, 96, dtype=torch.bfloat16, device=DEVICE)).shape == (0, 7, 7, 96)
 
 
 @pytest.mark.parametrize("backend", CUDA)
 def test_a_token_that_is_not_finite_stays_in_its_window(backend: str) -> None:
-    case = CASES["stage 1"]
-    whole, x = block(case, torch.bfloat16, backend), case.x.bfloat16()
+    case = CASES[0]
+    whole, x = block(case, torch.bfloat16, backend), map_of(case).bfloat16()
     expected = run(whole, x)
     for value in (float("nan"), float("inf")):
         spoilt = x.clone()
@@ -112,17 +96,17 @@ def test_a_token_that_is_not_finite_stays_in_its_window(backend: str) -> None:
 @pytest.mark.parametrize("backend", CUDA)
 def test_tokens_of_equal_numbers_have_no_spread(backend: str) -> None:
     """Large ones, whose distance from the zeros of channels that no map has would be no number of float16."""
-    case = Case((1, 4, 5), 2, 8)
-    x = torch.full_like(case.x, 1000, dtype=torch.float16)
+    case = Case("two narrow heads", (1, 4, 5), 2, 8)
+    x = torch.full_like(map_of(case), 1000, dtype=torch.float16)
     expected = run(block(case, torch.float16, "reference"), x)
     torch.testing.assert_close(run(block(case, torch.float16, backend), x), expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", CUDA)
-@cases
+@named(CASES)
 def test_all_runs_give_the_same_bits(case: Case, backend: str) -> None:
-    whole, x = block(case, torch.bfloat16, backend), case.x.bfloat16()
+    whole, x = block(case, torch.bfloat16, backend), map_of(case).bfloat16()
     check_runs(lambda: [run(whole, x)])
 
 
@@ -130,10 +114,10 @@ def test_all_runs_give_the_same_bits(case: Case, backend: str) -> None:
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [
-        (Case((1, 7, 7), 3, 32), torch.float32),
-        (Case((1, 7, 7), 7, 32), torch.bfloat16),
-        (Case((1, 7, 7), 1, 40), torch.bfloat16),
-        (Case((1, 7, 7), 1, 32, window_size=8), torch.bfloat16),
+        (Case("float32", (1, 7, 7), 3, 32), torch.float32),
+        (Case("too many heads", (1, 7, 7), 7, 32), torch.bfloat16),
+        (Case("wide heads", (1, 7, 7), 1, 40), torch.bfloat16),
+        (Case("large windows", (1, 7, 7), 1, 32, window_size=8), torch.bfloat16),
     ],
     ids=str,
 )
@@ -144,8 +128,8 @@ def test_what_no_kernel_serves_is_three_calls(case: Case, dtype: torch.dtype, ba
 
 @pytest.mark.parametrize("backend", CUDA)
 def test_parts_that_are_hooked_or_replaced_are_called(backend: str) -> None:
-    case = CASES["small windows, padding without a bias"]
-    whole, x = block(case, torch.bfloat16, backend), case.x.bfloat16()
+    case = CASES[4]
+    whole, x = block(case, torch.bfloat16, backend), map_of(case).bfloat16()
     seen: list[str] = []
     handle = whole.attention.register_forward_hook(lambda *_: seen.append("attention"))
     parts = whole(x, FreshMaps(x.dtype, x.device))
