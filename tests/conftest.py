@@ -26,9 +26,15 @@ if not torch.cuda.is_available():
         interpreter.adapt()
 
 
+#: Files that take half a minute of a core, the longest first.
+LONGEST = ("test_window_attention.py", "test_native.py", "test_golden.py", "test_kernel_report.py", "test_export.py",
+           "test_gpu_network.py", "test_mlp.py", "test_network.py", "test_model.py", "test_fused.py")  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest goes first: of two processes, neither is left with it in the end."""
-    items.sort(key=lambda item: item.path.name != "test_kernel_report.py")
+    """Files that take longest go first: of two processes, neither is left with one of them in the end."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -71,7 +71,8 @@ class Commands:
         compiled, objects, compiler = {}, [], ""
         for entry in json.loads((build / "compile_commands.json").read_text()):
             target = Path(entry["output"])
-            if not any(f"{name}.dir" in target.parts for name in ("_cuda_emulated", "emulated_kernels")):
+            own = any(f"{name}.dir" in target.parts for name in ("_cuda_emulated", "emulated_kernels"))
+            if not own or target.suffix != ".o":  # a precompiled header is no part of the library
                 continue
             words = shlex.split(entry["command"])
             compiler, at = words[0], words.index("-o")

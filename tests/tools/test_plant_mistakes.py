@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_a_folder_without_the_library_is_told(tmp_path: Path) -> None:
     (tmp_path / "compile_commands.json").write_text("[]")
     with pytest.raises(FileNotFoundError, match="has no emulated library"):
         Commands.of(tmp_path)
+
+
+def test_a_precompiled_header_is_no_part_of_the_library(tmp_path: Path) -> None:
+    folder = "csrc/tests/emulation/CMakeFiles/emulated_kernels.dir"
+    entries = []
+    for name in ("x.cu.o", "cmake_pch.hxx.gch"):
+        entries.append({"output": f"{folder}/{name}", "file": name, "command": f"c++ -g1 -o {folder}/{name} -c {name}"})
+    (tmp_path / folder).mkdir(parents=True)
+    for made in (*(entry["output"] for entry in entries), "csrc/tests/emulation/libhifuse_emulation.a"):
+        (tmp_path / made).touch()
+    (tmp_path / "compile_commands.json").write_text(json.dumps(entries))
+    assert Commands.of(tmp_path).objects == [tmp_path / folder / "x.cu.o"]
 
 
 @pytest.fixture(scope="module")
