@@ -47,7 +47,7 @@ CUTS = (
     ("fuse_path.cu", "return fuse_path_of<f16>(op, stream);", "return nullptr;"),
     ("global_block.cu", "return launch_global_block<T, kWide>(op, stream);", "return nullptr;"),
     ("global_block.cu", "return global_block_of<f16>(op, stream);", "return nullptr;"),
-    ("mlp_sm90.cu", "return launch_mlp<MlpKernel<T, 576, 192, 3>>(op, multiprocessors, stream);", "return nullptr;"),
+    ("mlp_sm90.cu", "return launch_mlp<MlpKernel<T, 576, 192, 1, 128, 3>>(op, multiprocessors, stream);", "return nullptr;"),
     ("mlp_sm90.cu", "return mlp_of<f16>(op, multiprocessors, stream);", "return nullptr;"),
     ("mixer_sm90.cu", "return launch_mixer<MixerKernel<T, 288>>(op, multiprocessors, stream);", "return nullptr;"),
     ("mixer_sm90.cu", "return mixer_of<f16>(op, multiprocessors, stream);", "return nullptr;"),

@@ -10,7 +10,7 @@ template <class Kernel>
 static const char* launch_mlp(const MlpSm90& op, int multiprocessors, void* stream) {
   MlpParams p{};
   const char* error = map_matrix(p.u, op.u, op.rows, op.depth, op.depth, Kernel::kRows);
-  if (error == nullptr) error = map_matrix(p.expand, op.expand, op.hidden, op.depth, op.depth, Kernel::kHidden);
+  if (error == nullptr) error = map_matrix(p.expand, op.expand, op.hidden, op.depth, op.depth, Kernel::kUnits);
   if (error == nullptr) error = map_matrix(p.project, op.project, op.columns, op.hidden, op.hidden, Kernel::kMostColumns);
   if (error != nullptr) return error;
   p.expand_bias = static_cast<const unsigned char*>(op.expand_bias);
@@ -23,8 +23,8 @@ static const char* launch_mlp(const MlpSm90& op, int multiprocessors, void* stre
 
 template <class T>
 static const char* mlp_of(const MlpSm90& op, int multiprocessors, void* stream) {
-  if (op.depth <= 288 && op.columns <= 96) return launch_mlp<MlpKernel<T, 288, 96, 7>>(op, multiprocessors, stream);
-  return launch_mlp<MlpKernel<T, 576, 192, 3>>(op, multiprocessors, stream);
+  if (op.depth <= 288 && op.columns <= 96) return launch_mlp<MlpKernel<T, 288, 96, 2, 64, 5>>(op, multiprocessors, stream);
+  return launch_mlp<MlpKernel<T, 576, 192, 1, 128, 3>>(op, multiprocessors, stream);
 }
 
 const char* mlp_sm90(const MlpSm90& op, int multiprocessors, void* stream) {

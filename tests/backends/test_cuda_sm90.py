@@ -27,7 +27,7 @@ CUDA = kernels("prepare_mlp", "cuda")
 
 # B, H, W, K, hidden, N: several tiles for a block, of which the last one is not full; one row; sizes that fill up no kernel's.
 # The rings go round more than twice.
-MLPS = [(1, 12, 11, 288, 256, 96), (1, 7, 19, 576, 256, 192), (1, 1, 1, 296, 256, 8), (1, 3, 5, 40, 384, 104)]
+MLPS = [(1, 12, 22, 288, 384, 96), (1, 7, 19, 576, 256, 192), (1, 1, 1, 296, 256, 8), (1, 3, 5, 40, 384, 104)]
 MIXERS = [(2, 7, 10, 64), (1, 1, 1, 128), (1, 3, 5, 288)]
 # Each kernel and each dtype once; the others are slow.
 QUICK = [

@@ -191,7 +191,7 @@ CALLS = {
     # Two tiles, of which the last is not full; channels that are fewer than the kernel's.
     "fuse path": Call(("fuse_path.cu",), partial(_fuse_path, (1, 7, 10), 88, 40)),
     # Three tiles of rows for two blocks, of which the last one is not full; columns that are fewer than the kernel's.
-    "mlp of sm_90a": Call(("mlp_sm90.cu",), partial(_mlp_sm90, (1, 12, 23), 288, 256, 88), multiprocessors=2),
+    "mlp of sm_90a": Call(("mlp_sm90.cu",), partial(_mlp_sm90, (1, 12, 45), 288, 128, 88), multiprocessors=2),
     "mixer of sm_90a": Call(("mixer_sm90.cu",), partial(_mixer_sm90, (3, 9, 11), 64), multiprocessors=2),
     # Results of two tiles.
     "wide mixer of sm_90a": Call(("mixer_sm90.cu",), partial(_mixer_sm90, (1, 1, 3), 320)),
