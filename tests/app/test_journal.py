@@ -377,6 +377,9 @@ def test_gradcam_of_each_image(run: Any, tmp_path: Path, scans: Path, checkpoint
     assert names(folder) == ["0-05.png", "1-06.png"]
     with Image.open(folder / "0-05.png") as picture:
         assert picture.size == (64, 64)
+    refused = run("predict", scans, "--checkpoint", checkpoint, "--gradcam", scans / "cams", *SMALL)
+    assert refused.stderr == f"Error: gradcam must not lie in {scans}, whose images are read; got {scans / 'cams'}\n"
+    assert not (scans / "cams").exists()
     refused = run(*command)
     assert refused.exit_code == 2
     assert f"gradcam {folder} must be a folder without overlays, but {folder / '0-05.png'} is there" in refused.stderr

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hifuse_fast.files import replacing, writing
+from hifuse_fast.files import is_unfinished, replacing, writing
 
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_accuracy",
@@ -80,8 +80,9 @@ class RunFolder:
             except BlockingIOError:
                 raise ValueError(f"output {self.path} is being written by another process") from None
             for folder in (self.path, self.state.parent):
-                for unfinished in folder.glob(".*.tmp"):
-                    unfinished.unlink()
+                for path in folder.iterdir():
+                    if is_unfinished(path):
+                        path.unlink()
             yield
 
     def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -23,6 +23,7 @@ from hifuse_fast.app.training.state import State, read_state
 from hifuse_fast.data.check import check_examples, digest_examples, hash_examples
 from hifuse_fast.data.draws import batches_of
 from hifuse_fast.data.examples import Example, classes_of, read_examples, write_examples
+from hifuse_fast.data.listing import check_outside
 from hifuse_fast.data.split import split_examples
 from hifuse_fast.model import STRIDE
 
@@ -59,6 +60,7 @@ def make_plan(
             folder.write_log(stored.progress.rows)
             note(f"{folder.path} is finished: {stored.progress.epoch} epochs{best_of(stored.progress)}.")
             return Plan(configuration, None, None)
+    _check_place(folder, Path(configuration.data))
     examples = read_examples(Path(configuration.data), configuration.group_by, note)
     classes = classes_of(examples)
     if stored is None:
@@ -94,7 +96,10 @@ def _configure(
             raise ValueError("DATA must be given: the folder or the CSV file of the images")
         return configuration
     written = read_toml(folder.configuration) if folder.configuration.exists() else {}
-    before = Configuration.from_dict(stored.facts["configuration"] if stored is not None else written)
+    try:
+        before = Configuration.from_dict(stored.facts["configuration"] if stored is not None else written)
+    except (TypeError, ValueError) as error:  # what is written in the file was checked when it was read
+        raise ValueError(f"state {folder.state} is damaged, or no state of a training: {error}") from None
     now = Configuration.from_dict(merge(before.to_dict(), written, asked))
     changed = differences(before, now)
     grave = [text for name, text in changed.items() if not (override and name in HARMLESS)]
@@ -102,6 +107,15 @@ def _configure(
         advice = f"; --override lets {', '.join(HARMLESS)} change" if set(changed) & set(HARMLESS) and not override else ""
         raise ValueError(f"output {folder.path} cannot be resumed with another configuration: {'; '.join(grave)}{advice}")
     return now
+
+
+def _check_place(folder: RunFolder, data: Path) -> None:
+    """Raise ValueError where the files of a run would be taken for images, or the first of them would replace the data."""
+    check_outside("output", folder.path, [data])
+    if data.exists() and folder.splits.exists() and folder.splits.samefile(data) and not folder.configuration.exists():
+        raise ValueError(
+            f"output {folder.path} would get another {folder.splits.name} in place of the data: name another folder"
+        )
 
 
 def _check_packages(configuration: Configuration) -> None:
