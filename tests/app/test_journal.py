@@ -129,6 +129,14 @@ def test_rows_of_other_facts_are_not_continued_and_not_lost(tmp_path: Path) -> N
     assert names(tmp_path) == ["out.partial"]
 
 
+@pytest.mark.parametrize("text", ["notes\n", "notes", '["facts"]\n'])
+def test_a_file_of_somebody_else_is_not_taken_for_a_journal(tmp_path: Path, text: str) -> None:
+    (tmp_path / "out.partial").write_text(text)
+    with pytest.raises(ValueError, match=r"out\.partial is no journal; move it away"):
+        Run(tmp_path / "out")(resume=True)
+    assert (tmp_path / "out.partial").read_text() == text
+
+
 def test_a_disk_that_is_full_leaves_the_rows_that_are_whole(tmp_path: Path) -> None:
     class Full:
         def write(self, _: Any) -> int:
