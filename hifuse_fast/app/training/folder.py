@@ -56,11 +56,16 @@ class RunFolder:
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run."""
+        return self.configuration.exists() or self.state.exists()
+
     def check(self, *, resume: bool) -> None:
         """Raise ValueError or FileNotFoundError where there is a run that is not to be resumed, or none that is."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output {self.path} exists and is no folder")
-        if not resume and (self.configuration.exists() or self.state.exists()):
+        if not resume and self.begun:
             raise ValueError(f"output {self.path} holds a run: --resume continues it; or name another folder")
         if resume and not self.path.is_dir():
             raise FileNotFoundError(f"output {self.path} cannot be resumed: no such folder")

@@ -46,6 +46,7 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """All checks, and the first files of a new run; the folder stays locked until `stack` is closed."""
     folder.check(resume=resume)
+    resume = resume and folder.begun  # else it begins
     if resume:
         stack.enter_context(folder.locked())
     stored = read_state(folder.state, tensors=False) if resume and folder.state.exists() else None
@@ -90,7 +91,7 @@ def _configure(
     folder: RunFolder, settings: Mapping[str, Any], toml: Path | None, stored: State | None, resume: bool, override: bool
 ) -> Configuration:
     asked = merge(read_toml(toml) if toml else {}, settings)
-    if not (resume and (stored is not None or folder.configuration.exists())):
+    if not resume:
         configuration = Configuration.from_dict(asked)
         if not configuration.data:
             raise ValueError("DATA must be given: the folder or the CSV file of the images")

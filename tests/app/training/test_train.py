@@ -248,6 +248,9 @@ def test_bad_input_is_one_line_and_nothing_is_made(run, tmp_path, data, finished
     for message, arguments in cases.items():
         assert message in refused(run, "-o", out, *arguments), message
         assert not out.exists(), message
+    (tmp_path / "empty").mkdir()
+    assert "DATA must be given" in refused(run, "-o", tmp_path / "empty", "--resume", *flags())
+    assert list((tmp_path / "empty").iterdir()) == []
     (tmp_path / "file").touch()
     assert "exists and is no folder" in refused(run, data, "-o", tmp_path / "file", *flags())
     assert f"output {folder} holds a run: --resume continues it" in refused(run, data, "-o", folder, *flags())
