@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TextIO, cast
 
 STDOUT = "-"  #: as a path, the standard output
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a write may fail with, without a word of which file
+_UNFINISHED = re.compile(r"\.[0-9a-f]{12}\.tmp")  # names of `_unfinished`
 
 
 @contextlib.contextmanager
@@ -32,7 +35,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         ValueError: `path` is there and is no regular file.
-        OSError: its folder is absent or cannot be written.
+        OSError: its folder is absent or cannot be written, or there is no room for the file.
     """
     target, unfinished = _begin(path)
     try:
@@ -45,6 +48,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except KeyboardInterrupt as error:
         if unfinished.exists():
             error.add_note("nothing was written")
+        raise
+    except OSError as error:
+        if error.filename is None and error.errno in _NO_ROOM:
+            raise OSError(error.errno, f"output {path} cannot be written: {error.strerror}") from None
         raise
     finally:
         unfinished.unlink(missing_ok=True)
@@ -65,7 +72,7 @@ def making_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: its parent is absent or cannot be written.
     """
     target = Path(path)
-    unfinished = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
+    unfinished = _unfinished(target)
     try:
         unfinished.mkdir()
     except OSError as error:
@@ -103,6 +110,11 @@ def writing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     else:
         with replacing(path) as unfinished, _open(unfinished) as file:
             yield file
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether it is a file that `replacing` made, and whose process may have been killed."""
+    return _UNFINISHED.fullmatch(path.name) is not None and path.is_file()
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
@@ -147,12 +159,17 @@ def _open(path: Path) -> TextIO:
 def _begin(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """The file that is to be replaced, and a new, empty one beside it; see `replacing`."""
     target = target_of(path)
-    unfinished = target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
+    unfinished = _unfinished(target)
     try:
         _make(unfinished)
     except OSError as error:
         raise OSError(error.errno, f"output {path} cannot be written: {error.strerror}") from None
     return target, unfinished
+
+
+def _unfinished(target: Path) -> Path:
+    """A name beside `target` for what is to take its place."""
+    return target.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
 
 
 def _make(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -140,6 +141,14 @@ def test_what_the_disk_does_not_take_leaves_the_old_file(tmp_path: Path, monkeyp
         file.write("new")
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["rows.csv"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_file_that_has_no_room_is_named(tmp_path: Path, number: int) -> None:
+    with pytest.raises(OSError, match=f"output {tmp_path / 'x'} cannot be written: ") as caught, writing(tmp_path / "x"):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.errno == number
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_says_that_nothing_was_written(tmp_path: Path) -> None:

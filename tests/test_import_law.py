@@ -133,7 +133,7 @@ LAW = {
     # The application, and tools over the ops, which nothing in the package imports.
     "bench/*.py": [*PUBLIC, "bench", "PUBLIC API"],
     "app/*.py": [*PUBLIC, "bench", "app", "PUBLIC API"],
-    "app/training/*.py": [*PUBLIC, "app.console", "app.training", "PUBLIC API"],
+    "app/training/*.py": [*PUBLIC, "app.console", "app.share", "app.training", "PUBLIC API"],
     "commands/*.py": [*PUBLIC, "bench", "app", "commands.options", "PUBLIC API"],
     "cli.py": ["app.console", "commands", "PUBLIC API"],
     "tuning/*.py": [*OPS, "bench.table", "tuning"],

@@ -51,7 +51,7 @@ class Commands(click.Group):
                 if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head` is no error
                     _mute(1, 2)  # Python writes what is left when it ends
                     ctx.exit(BY_SIGNAL + _PIPE)
-                note("; ".join([f"Error: {error}", *_notes(error)]))
+                note("; ".join([f"Error: {_said(error)}", *_notes(error)]))
                 ctx.exit(BAD_INPUT)
             except Exception as error:
                 traceback.print_exception(error)
@@ -135,6 +135,13 @@ def note(text: str) -> None:
 def one_line(text: str) -> str:
     """`text` on one line, with what a terminal would not print, or obey, written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.splitlines()))
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without the number that Python puts before the system's reasons."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -43,7 +43,8 @@ def roc_figure(outcomes: Outcomes, classes: Sequence[str]) -> str:
             positive = outcomes.truth == index
             if positive.any() and not positive.all():
                 false_rate, true_rate, _ = roc_curve(positive, outcomes.probabilities[:, index])
-                plot.plot(false_rate, true_rate, linewidth=1.4, label=classes[index])
+                name = f" {classes[index]}"  # matplotlib leaves names out that begin with a "_"
+                plot.plot(false_rate, true_rate, linewidth=1.4, label=name)
         plot.set(xlabel="1 - specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
         if len(shown) <= _MOST_NAMED and plot.get_legend_handles_labels()[0]:
             plot.legend(fontsize=8, loc="lower right", frameon=False)

@@ -22,6 +22,8 @@ from hifuse_fast.app.output import Row
 from hifuse_fast.app.share import Share
 from hifuse_fast.files import sync, sync_folder, target_of, writing
 
+_BEGIN = b'{"facts": '  # of a journal
+
 
 class Journal:
     """The journal of one process.
@@ -173,7 +175,11 @@ class Journal:
         """How many rows of whole batches there are; what a kill left behind them is cut off, and the next row goes there."""
         count = kept = end = 0
         with path.open("rb") as file:
-            header = _parsed(file.readline())
+            first = file.readline()
+            begun = first.partition(b"\0")[0]  # a disk may leave zeros
+            if not (begun.startswith(_BEGIN) or _BEGIN.startswith(begun)):
+                raise ValueError(f"output {self.output} cannot be resumed: {path} is no journal; move it away")
+            header = _parsed(first)
             if header is not None:
                 self._compare(header.get("facts", {}))
             place = file.tell()

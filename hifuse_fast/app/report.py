@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -54,10 +53,10 @@ def render(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": _number, "between": _between}
     template = environment.from_string(resources.files("hifuse_fast.app").joinpath("report.html.jinja").read_text("utf-8"))
-    bootstrap = metrics["bootstrap"]
+    bootstrap, names = metrics["bootstrap"], list(map(_printable, classes))
     page: str = template.render(
         title=title,
-        about=[(name, _printable(value)) for name, value in about.items()],
+        about=list(about.items()),
         remarks=remarks,
         interval=f"{100 * bootstrap['level']:g} % interval" if bootstrap["resamples"] else None,
         overall=[(OVERALL[name], metric) for name, metric in metrics["overall"].items()],
@@ -66,14 +65,14 @@ def render(
             (name, found["images"], [found[metric] for metric in BY_CLASS]) for name, found in metrics["by_class"].items()
         ],
         figures=[
-            ("Confusion matrix, in numbers of images.", confusion_figure(answered.outcomes, classes)),
-            ("ROC curves.", roc_figure(answered.outcomes, classes)),
+            ("Confusion matrix, in numbers of images.", confusion_figure(answered.outcomes, names)),
+            ("ROC curves.", roc_figure(answered.outcomes, names)),
             ("Reliability: points on the diagonal are honest.", reliability_figure(answered.outcomes)),
         ],
         mistakes=[_shown(mistake, answered) for mistake in mistakes],
-        failed=[(_printable(row.path), _printable(row.error)) for _, row in answered.failed],
+        failed=[(row.path, row.error) for _, row in answered.failed],
     )
-    return page
+    return _printable(page)
 
 
 def _shown(mistake: Mistake, answered: Answered) -> dict[str, object]:
@@ -81,7 +80,7 @@ def _shown(mistake: Mistake, answered: Answered) -> dict[str, object]:
     return {
         "image": _embedded(mistake.image),
         "cam": None if mistake.cam is None else _embedded(mistake.cam),
-        "path": _printable(example.path),
+        "path": example.path,
         "truth": example.label,
         "predicted": row.label,
         "probability": row.probability,
@@ -94,10 +93,9 @@ def _embedded(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _printable(value: object) -> str:
-    """As text that UTF-8 can hold: names of files may be any bytes."""
-    text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
-    return str(text).encode("utf-8", "replace").decode()
+def _printable(text: str) -> str:
+    """As text that UTF-8 can hold: names of files, and so of classes, may be any bytes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _number(value: float | None) -> str:

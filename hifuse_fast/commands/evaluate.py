@@ -30,14 +30,17 @@ from hifuse_fast.commands.options import (
     ImageChoice,
     ImageReading,
     NetworkChoice,
+    check_output,
+    csv_safe_option,
     image_options,
     made_by,
     network_options,
     quiet_decoders,
 )
+from hifuse_fast.data.check import check_pixels_apart
 from hifuse_fast.data.classes import load_classes
 from hifuse_fast.data.examples import Example, read_examples
-from hifuse_fast.files import writing
+from hifuse_fast.files import check_replaceable, writing
 
 _FILES = ("metrics.json", "predictions.csv", "report.html")
 
@@ -54,6 +57,7 @@ _FILES = ("metrics.json", "predictions.csv", "report.html")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the resamples.")
 @click.option("--mistakes", "most", type=click.IntRange(0), default=12, show_default=True, help="How many the report shows.")
 @click.option("--gradcam-layer", type=click.Choice(LAYERS), default="fu4", show_default=True, help="Whose map is shown.")
+@csv_safe_option
 @network_options
 @image_options
 @click.pass_context
@@ -70,6 +74,7 @@ def evaluate_command(
     seed: int,
     most: int,
     gradcam_layer: str,
+    csv_safe: bool,
     choice: NetworkChoice,
     images_as: ImageChoice,
 ) -> None:
@@ -92,7 +97,12 @@ def evaluate_command(
         network = choice.load(checkpoint, remembered, reading)
         classes = _classes(choice.classes, remembered, network, examples)
         check_labels([*examples, *fitting], classes)
+        if fitting:
+            check_pixels_apart("calibrate", fitting, examples, reading.read, reading.workers)
         output.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            check_output(output / name, [checkpoint, data, calibrate, choice.classes])
+            check_replaceable(output / name)
         about = _about(checkpoint, data, split, network, choice, reading)
         ask = partial(_ask, network=network, classes=classes, choice=choice, reading=reading)
         answered = ask(examples)
@@ -108,7 +118,7 @@ def evaluate_command(
         f"{checkpoint.name} on {data.name}", metrics, answered, classes,
         about=_lines(about, metrics), remarks=remarks, mistakes=pictures,
     )  # fmt: skip
-    _write(output, {**about, **metrics, "remarks": remarks}, page, answered, classes)
+    _write(output, {**about, **metrics, "remarks": remarks}, page, answered, classes, csv_safe=csv_safe)
     for text in remarks:
         note(text)
     for name in OVERALL:
@@ -225,12 +235,14 @@ def _in_words(metric: dict[str, Any]) -> str:
     return f"{metric['value']:.4f}{interval}"
 
 
-def _write(output: Path, metrics: dict[str, Any], page: str, answered: Answered, classes: Sequence[str]) -> None:
+def _write(
+    output: Path, metrics: dict[str, Any], page: str, answered: Answered, classes: Sequence[str], *, csv_safe: bool
+) -> None:
     """The three files; each is whole or not there, and the report comes last."""
     told = [*zip(answered.examples, answered.rows, strict=True), *answered.failed]
     rows = [replace(row, beside=(example.label, example.group)) for example, row in told]
     with writing(output / "predictions.csv") as file:
-        write_csv(file, rows, classes, beside=("true", "group"))
+        write_csv(file, rows, classes, beside=("true", "group"), safe=csv_safe)
     with writing(output / "metrics.json") as file:
         file.write(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     with writing(output / "report.html") as file:

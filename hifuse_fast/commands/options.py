@@ -151,6 +151,10 @@ calibration_option = click.option(
     "--calibration", type=PATH,
     help="With --dtype int8: a folder of 32 images or more, of the kind that the network will see.",
 )  # fmt: skip
+csv_safe_option = click.option(
+    "--csv-safe", is_flag=True, help="Put a ' before texts that a spreadsheet might run, which begin with = + - @ or a control "
+    "character, and before those that begin with a '. To read one back, take its ' away.",
+)  # fmt: skip
 network_options = _gathered(
     "choice",
     NetworkChoice,

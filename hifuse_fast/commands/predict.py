@@ -29,6 +29,7 @@ from hifuse_fast.commands.options import (
     ImageReading,
     NetworkChoice,
     check_output,
+    csv_safe_option,
     image_options,
     made_by,
     network_options,
@@ -36,6 +37,7 @@ from hifuse_fast.commands.options import (
 )
 from hifuse_fast.data import images
 from hifuse_fast.data.classes import load_classes
+from hifuse_fast.data.listing import check_outside
 from hifuse_fast.files import STDOUT, is_stream
 
 
@@ -45,8 +47,7 @@ from hifuse_fast.files import STDOUT, is_stream
 @click.option("--output", "-o", type=PATH, default=Path(STDOUT), show_default=True, help="File to write, .csv or .json, or -.")
 @click.option("--format", "file_format", type=click.Choice(["csv", "json"]),
               help="[default: by the suffix of --output, CSV on stdout]")  # fmt: skip
-@click.option("--csv-safe", is_flag=True, help="Put a ' before texts that a spreadsheet might run, which begin with = + - @ or "
-              "a control character, and before those that begin with a '. To read one back, take its ' away.")  # fmt: skip
+@csv_safe_option
 @click.option("--csv-bom", is_flag=True, help="Begin the CSV with a byte order mark, without which Excel misreads UTF-8. "
               "To read it back in Python, say encoding='utf-8-sig'.")  # fmt: skip
 @click.option("--gradcam", type=PATH, help="Folder for a picture of each image, under the Grad-CAM of its class.")
@@ -85,6 +86,8 @@ def predict_command(
     share = Share.of_environment()
     found = _find(paths)
     check_output(output, chain([checkpoint, choice.classes], found.images))
+    if gradcam is not None:
+        check_outside("gradcam", gradcam, paths)
     journal = _journal(output, share, resume)
     if journal is not None and journal.finished:
         note(f"{output} is finished: there is nothing to resume.")

@@ -16,6 +16,8 @@ from hifuse_fast.data.decode import MAX_PIXELS, load_image
 from hifuse_fast.data.examples import SPLITS, Example, classes_of
 from hifuse_fast.data.samples import FULL_BITS, ImageError, Window, say
 
+Read = Callable[[Path], Image.Image]
+
 _NAMED = 4  #: how many files or groups a message names
 _TOGETHER = 2**12  #: how many images are given to the threads at a time
 
@@ -39,13 +41,37 @@ def digest(image: Image.Image) -> str:
 
 
 def digest_examples(
-    examples: Sequence[Example], read: Reading, workers: int = 1, on_progress: Callable[[int], object] = lambda _: None
+    examples: Sequence[Example], read: Read, workers: int = 1, on_progress: Callable[[int], object] = lambda _: None
 ) -> list[Example]:
     """The examples, each with the digest of its pixels: every image is decoded once, by `workers` threads.
 
     Raises:
         ValueError: images that cannot be read, with their reasons.
     """
+    done = _digested(examples, read, workers, on_progress)
+    failed = [each for each in done if isinstance(each, str)]
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(done)} images cannot be read: {_few(failed, '; ')}")
+    return [each for each in done if isinstance(each, Example)]
+
+
+def check_pixels_apart(name: str, examples: Sequence[Example], others: Sequence[Example], read: Read, workers: int) -> None:
+    """ValueError where images of `examples`, called `name`, have the pixels of some of `others`; unreadable ones have none."""
+    theirs, own = (
+        {each.digest: each for each in _digested(images, read, workers) if isinstance(each, Example)}
+        for images in (others, examples)
+    )
+    same = [f"{own[digest].path} and {theirs[digest].path}" for digest in own if digest in theirs]
+    if same:
+        raise ValueError(
+            f"{name} must be other images than those that are evaluated, but pixels are the same: {_few(same, '; ')}"
+        )
+
+
+def _digested(
+    examples: Sequence[Example], read: Read, workers: int, on_progress: Callable[[int], object] = lambda _: None
+) -> list[Example | str]:
+    """The examples, each with the digest of its pixels, or why it cannot be read."""
 
     def digested(example: Example) -> Example | str:
         try:
@@ -64,10 +90,7 @@ def digest_examples(
                 on_progress(len(done))
     finally:  # also when it is stopped half-way
         pool.shutdown(cancel_futures=True)
-    failed = [each for each in done if isinstance(each, str)]
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(done)} images cannot be read: {_few(failed, '; ')}")
-    return [each for each in done if isinstance(each, Example)]
+    return done
 
 
 def check_examples(examples: Sequence[Example], *, allow_duplicates: bool = False) -> list[str]:
@@ -144,7 +167,9 @@ def _compare_pixels(parts: dict[str, list[Example]], allow_duplicates: bool) -> 
             notes.append(f"{extra} images of {split} repeat the pixels of others there, such as {repeated[0][1].path}.")
         differing = [each for each in repeated if len({example.label for example in each}) > 1]
         if differing:
-            pair = " and ".join(f"{example.path} ({example.label})" for example in differing[0][:2])
+            first = differing[0][0]
+            second = next(example for example in differing[0] if example.label != first.label)
+            pair = " and ".join(f"{example.path} ({example.label})" for example in (first, second))
             notes.append(f"{len(differing)} images of {split} have the same pixels and different classes, such as {pair}.")
     return notes
 

@@ -109,6 +109,13 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Found:
     return Found(Paths(images.values()), others)
 
 
+def check_outside(name: str, folder: Path, inputs: Iterable[Path]) -> None:
+    """ValueError where `folder`, called `name`, lies in a folder of `inputs`: what is written there would be read as images."""
+    for path in inputs:
+        if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{name} must not lie in {path}, whose images are read; got {folder}")
+
+
 def _in_order(path: str) -> str:
     """What sorts as `Path` does: folder by folder."""
     return path.replace(os.sep, "\0")

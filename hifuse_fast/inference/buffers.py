@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,13 +70,16 @@ def is_traced(images: Tensor) -> bool:
 
 
 class MapPool:
-    """Lends each call a `Maps` of its shape. Of the last few shapes it keeps as many as ran at the same time."""
+    """Lends each call a `Maps` of its shape. Of the last few shapes it keeps as many as ran at the same time.
+
+    It has no lock, which a handler of a signal or a forked child would wait for in vain: each step is one that no other thread
+    can interrupt, and may find that others have changed what the step before it saw.
+    """
 
     def __init__(self, dtype: torch.dtype, device: torch.device, most_shapes: int = 4) -> None:
         self._arguments = dtype, device, most_shapes
         self._most_shapes = most_shapes
-        self._idle: dict[tuple[int, ...], list[Maps]] = {}  # the shape that was used last comes last
-        self._lock = threading.Lock()
+        self._idle: OrderedDict[tuple[int, ...], list[Maps]] = OrderedDict()  # the shape that was used last comes last
 
     @contextlib.contextmanager
     def lend(self, *shape: int) -> Iterator[Maps]:
@@ -89,15 +92,17 @@ class MapPool:
                 yield Maps(*self._arguments[:2])
                 return
             shape = (*shape, torch.cuda.current_stream(self._arguments[1]).cuda_stream)
-        with self._lock:
-            idle = self._idle[shape] = self._idle.pop(shape, [])
+        idle = self._idle.setdefault(shape, [])
+        with contextlib.suppress(KeyError):
+            self._idle.move_to_end(shape)
             while len(self._idle) > self._most_shapes:
-                del self._idle[next(iter(self._idle))]
-            maps = idle.pop() if idle else Maps(*self._arguments[:2])
+                self._idle.popitem(last=False)
+        try:
+            maps = idle.pop()
+        except IndexError:
+            maps = Maps(*self._arguments[:2])
         yield maps
-        with self._lock:
-            if shape in self._idle:
-                self._idle[shape].append(maps)
+        idle.append(maps)  # which nobody has any more, where there were calls of other shapes
 
     def __reduce__(self) -> Any:
-        return MapPool, self._arguments  # a copy of a network starts without maps, and with a lock of its own
+        return MapPool, self._arguments  # a copy of a network starts without maps

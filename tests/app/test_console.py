@@ -130,6 +130,22 @@ def test_messages_that_nobody_reads_do_not_end_the_command(monkeypatch):
     assert muted == [2]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied", "x.csv"), "x.csv: Permission denied"),
+        (OSError("in words"), "in words"),
+    ],
+)
+def test_a_reason_of_the_system_is_said_without_its_number(run, picture, checkpoint, monkeypatch, error, said):
+    def predict(*_, **__):
+        raise error
+
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", predict)
+    assert run("predict", picture, "--checkpoint", checkpoint).stderr == f"Error: {said}\n"
+
+
 def test_a_line_stays_one_and_harmless():
     assert console.one_line("a\nb\x1b[2J\udcff") == "a b\\x1b[2J\\udcff"
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hifuse_fast import create_model_from_checkpoint, optimize_for_inference, save_checkpoint
 from hifuse_fast.app.evaluate import Bootstrap, gather, measure, mistakes
 from hifuse_fast.app.output import Row
-from hifuse_fast.data.examples import Example
+from hifuse_fast.data.examples import Example, read_examples, write_examples
 from tests.support.cli import CLASSES, RECORD, SMALL, by_hand, read_csv, save_noise
 
 sklearn = pytest.importorskip("sklearn.metrics")
@@ -94,6 +97,40 @@ def test_the_report_stands_alone_and_names_are_no_markup(run, checkpoint, tmp_pa
     assert len(re.findall("Grad-CAM of the predicted class", text)) == shown
 
 
+def test_names_of_any_bytes_are_shown(run, checkpoint, tmp_path):
+    """And those that matplotlib would leave out of a legend."""
+    for number, name in enumerate([os.fsdecode(b"bad\xff"), "_under", "a\nb"]):
+        for index in range(2):
+            save_noise(tmp_path / "data" / name / f"{index}.png", 70, 64, 10 * number + index)
+    done = run("evaluate", checkpoint, tmp_path / "data", "-o", tmp_path / "out", *FEW)
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "bad?" in text
+    shutil.move(tmp_path / "data" / "_under", tmp_path / "data" / "=1+1")
+    done = run("evaluate", checkpoint, tmp_path / "data", "-o", tmp_path / "out", "--csv-safe", *FEW)
+    assert {row["true"] for row in read_csv(tmp_path / "out" / "predictions.csv")} >= {"'=1+1", "a\nb"}
+    roc = text.split("<figure>")[2]
+    assert "_under" in roc
+
+
+def test_files_that_cannot_be_written_are_found_before_the_work(run, checkpoint, data, tmp_path, monkeypatch):
+    def ask(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("hifuse_fast.app.predict.predict", ask)
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    done = run("evaluate", checkpoint, data, "-o", tmp_path / "out", *FEW)
+    assert done.exit_code == 2
+    assert "report.html exists and is not a regular file" in done.stderr
+    table = tmp_path / "predictions.csv"
+    write_examples(table, read_examples(data))
+    rows = table.read_text()
+    done = run("evaluate", checkpoint, table, "-o", tmp_path, *FEW)
+    assert done.exit_code == 2
+    assert f"output {table} is one of the inputs" in done.stderr
+    assert table.read_text() == rows
+
+
 def test_images_of_a_group_are_drawn_together(run, checkpoint, data, tmp_path):
     done = run("evaluate", checkpoint, data, "-o", tmp_path / "out", "--group-by", r"p\d", *FEW)
     assert done.exit_code == 0, done.output
@@ -118,6 +155,12 @@ def test_a_csv_with_splits_gives_the_part_that_is_asked_for(run, checkpoint, dat
     done = run("evaluate", checkpoint, data, "-o", tmp_path / "out", "--calibrate", tmp_path / "all.csv", *FEW)
     assert done.exit_code == 2
     assert "is in both" in done.stderr
+    with Image.open(paths[0]) as image:  # under another name, in another format
+        image.save(tmp_path / "copy.bmp")
+    (tmp_path / "copy.csv").write_text(f'path,label\ncopy.bmp,"{paths[0].parent.name}"\n')
+    done = run("evaluate", checkpoint, data, "-o", tmp_path / "out", "--calibrate", tmp_path / "copy.csv", *FEW)
+    assert done.exit_code == 2
+    assert f"but pixels are the same: {tmp_path / 'copy.bmp'} and {paths[0]}" in done.stderr
 
 
 def test_a_temperature_changes_probabilities_and_no_decision(run, checkpoint, data, tmp_path):

@@ -129,6 +129,14 @@ def test_rows_of_other_facts_are_not_continued_and_not_lost(tmp_path: Path) -> N
     assert names(tmp_path) == ["out.partial"]
 
 
+@pytest.mark.parametrize("text", ["notes\n", "notes", '["facts"]\n'])
+def test_a_file_of_somebody_else_is_not_taken_for_a_journal(tmp_path: Path, text: str) -> None:
+    (tmp_path / "out.partial").write_text(text)
+    with pytest.raises(ValueError, match=r"out\.partial is no journal; move it away"):
+        Run(tmp_path / "out")(resume=True)
+    assert (tmp_path / "out.partial").read_text() == text
+
+
 def test_a_disk_that_is_full_leaves_the_rows_that_are_whole(tmp_path: Path) -> None:
     class Full:
         def write(self, _: Any) -> int:
@@ -377,6 +385,9 @@ def test_gradcam_of_each_image(run: Any, tmp_path: Path, scans: Path, checkpoint
     assert names(folder) == ["0-05.png", "1-06.png"]
     with Image.open(folder / "0-05.png") as picture:
         assert picture.size == (64, 64)
+    refused = run("predict", scans, "--checkpoint", checkpoint, "--gradcam", scans / "cams", *SMALL)
+    assert refused.stderr == f"Error: gradcam must not lie in {scans}, whose images are read; got {scans / 'cams'}\n"
+    assert not (scans / "cams").exists()
     refused = run(*command)
     assert refused.exit_code == 2
     assert f"gradcam {folder} must be a folder without overlays, but {folder / '0-05.png'} is there" in refused.stderr

@@ -77,6 +77,9 @@ def test_repeated_images_within_a_split_are_said(data):
     notes = checked(data)
     assert "1 images of train repeat the pixels of others there" in notes[0]
     assert "different classes, such as" in notes[1]
+    shutil.copy(data / "train" / "dark" / "x.png", data / "train" / "dark" / "y.png")
+    pair = f"{data / 'train' / 'dark' / 'x.png'} (dark) and {data / 'train' / 'light' / '000.png'} (light)."
+    assert checked(data)[1].endswith(pair)
 
 
 def test_the_hash_is_of_contents_and_not_of_places(data, tmp_path):

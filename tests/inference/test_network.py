@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -186,6 +188,38 @@ def test_a_pool_is_bounded_and_survives_errors() -> None:
     assert pool._idle[2,] == []
     with pool.lend(2) as one, pool.lend(2) as two:
         assert one is not two
+
+
+def test_a_pool_may_be_asked_from_anywhere_within_a_call() -> None:
+    """As a handler of a signal does, which runs between any two steps: here calls of other shapes and of the same one."""
+    pool = MapPool(torch.float32, torch.device("cpu"), most_shapes=1)
+    code = MapPool.lend.__wrapped__.__code__  # type: ignore[attr-defined]
+    done: list[str] = []
+
+    def handler(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not code:
+            return None
+        for shape in ((2,), (1,)):
+            with pool.lend(*shape):
+                done.append(event)
+        return handler
+
+    def call() -> None:
+        sys.settrace(handler)
+        try:
+            for _ in range(3):
+                with pool.lend(1), pool.lend(1):
+                    pass
+        finally:
+            sys.settrace(None)
+        done.append("end")
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert done[-1] == "end"
+    assert len(done) > 50
+    assert len(pool._idle) == 1
 
 
 def test_maps_are_handed_out_once() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hifuse_fast.files import replacing, writing
+from hifuse_fast.files import is_unfinished, replacing, writing
 
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_accuracy",
@@ -56,11 +56,16 @@ class RunFolder:
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run."""
+        return self.configuration.exists() or self.state.exists()
+
     def check(self, *, resume: bool) -> None:
         """Raise ValueError or FileNotFoundError where there is a run that is not to be resumed, or none that is."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output {self.path} exists and is no folder")
-        if not resume and (self.configuration.exists() or self.state.exists()):
+        if not resume and self.begun:
             raise ValueError(f"output {self.path} holds a run: --resume continues it; or name another folder")
         if resume and not self.path.is_dir():
             raise FileNotFoundError(f"output {self.path} cannot be resumed: no such folder")
@@ -80,8 +85,9 @@ class RunFolder:
             except BlockingIOError:
                 raise ValueError(f"output {self.path} is being written by another process") from None
             for folder in (self.path, self.state.parent):
-                for unfinished in folder.glob(".*.tmp"):
-                    unfinished.unlink()
+                for path in folder.iterdir():
+                    if is_unfinished(path):
+                        path.unlink()
             yield
 
     def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:

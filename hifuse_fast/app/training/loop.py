@@ -75,12 +75,17 @@ class Training:
         return State(tensors, self.progress, {**facts, "scaler": self.scaler.state_dict()})
 
     def restore(self, state: State) -> None:
-        """Go on where `state` was taken."""
-        self.network.load_state_dict(state.part("network/"))
-        restore_optimizer(self.optimizer, state.part("optimizer/"))
-        if self.average is not None:
-            self.average.load_state_dict(state.part("average/"))
-        self.scaler.load_state_dict(dict(state.facts["scaler"]))
+        """Go on where `state` was taken; ValueError where that was another network, or is no place."""
+        if state.progress.position > self.feed.steps_per_epoch and state.facts["world"] == self.ranks.world:
+            raise ValueError(f"the state is at step {state.progress.position} of an epoch of {self.feed.steps_per_epoch}")
+        try:
+            self.network.load_state_dict(state.part("network/"))
+            restore_optimizer(self.optimizer, state.part("optimizer/"))
+            if self.average is not None:
+                self.average.load_state_dict(state.part("average/"))
+            self.scaler.load_state_dict(dict(state.facts["scaler"]))
+        except (RuntimeError, ValueError, KeyError) as error:  # PyTorch's word for tensors that do not fit is RuntimeError
+            raise ValueError(f"the state does not fit the network of its configuration: {error}") from None
         self.progress = state.progress
 
     def run(self, keeper: Keeper, stop: Callable[[], int]) -> None:

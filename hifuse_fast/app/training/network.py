@@ -25,7 +25,10 @@ def make_network(configuration: Configuration, classes: list[str], stored: State
         TypeError, ValueError, OSError: options that do not fit, or a checkpoint that cannot be used, or is of another network.
     """
     if stored is not None:
-        return HiFuse(**HiFuseOptions.from_dict(stored.facts["options"]).to_dict())
+        try:
+            return HiFuse(**HiFuseOptions.from_dict(stored.facts["options"]).to_dict())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the state has options of no network: {error}") from None
     torch.manual_seed(configuration.seed)
     name, options = configuration.model, dict(configuration.network)
     try:
@@ -52,4 +55,7 @@ def _from_checkpoint(path: str, options: dict[str, Any], classes: list[str], not
     if network.num_classes != len(classes) or known not in (None, classes):
         note(f"{path} has other classes ({network.num_classes}): the classifier is a new one, of {len(classes)}.")
         network.reset_classifier(len(classes))
-    return network
+    # As the network of a resumed run is made: the memory of a file begins anywhere, and on that the bits of products depend.
+    copy = HiFuse(**network.options.to_dict())
+    copy.load_state_dict(network.state_dict())
+    return copy

@@ -23,6 +23,7 @@ from hifuse_fast.app.training.state import State, read_state
 from hifuse_fast.data.check import check_examples, digest_examples, hash_examples
 from hifuse_fast.data.draws import batches_of
 from hifuse_fast.data.examples import Example, classes_of, read_examples, write_examples
+from hifuse_fast.data.listing import check_outside
 from hifuse_fast.data.split import split_examples
 from hifuse_fast.model import STRIDE
 
@@ -45,6 +46,7 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """All checks, and the first files of a new run; the folder stays locked until `stack` is closed."""
     folder.check(resume=resume)
+    resume = resume and folder.begun  # else it begins
     if resume:
         stack.enter_context(folder.locked())
     stored = read_state(folder.state, tensors=False) if resume and folder.state.exists() else None
@@ -59,6 +61,7 @@ def make_plan(
             folder.write_log(stored.progress.rows)
             note(f"{folder.path} is finished: {stored.progress.epoch} epochs{best_of(stored.progress)}.")
             return Plan(configuration, None, None)
+    _check_place(folder, Path(configuration.data))
     examples = read_examples(Path(configuration.data), configuration.group_by, note)
     classes = classes_of(examples)
     if stored is None:
@@ -88,13 +91,16 @@ def _configure(
     folder: RunFolder, settings: Mapping[str, Any], toml: Path | None, stored: State | None, resume: bool, override: bool
 ) -> Configuration:
     asked = merge(read_toml(toml) if toml else {}, settings)
-    if not (resume and (stored is not None or folder.configuration.exists())):
+    if not resume:
         configuration = Configuration.from_dict(asked)
         if not configuration.data:
             raise ValueError("DATA must be given: the folder or the CSV file of the images")
         return configuration
     written = read_toml(folder.configuration) if folder.configuration.exists() else {}
-    before = Configuration.from_dict(stored.facts["configuration"] if stored is not None else written)
+    try:
+        before = Configuration.from_dict(stored.facts["configuration"] if stored is not None else written)
+    except (TypeError, ValueError) as error:  # what is written in the file was checked when it was read
+        raise ValueError(f"state {folder.state} is damaged, or no state of a training: {error}") from None
     now = Configuration.from_dict(merge(before.to_dict(), written, asked))
     changed = differences(before, now)
     grave = [text for name, text in changed.items() if not (override and name in HARMLESS)]
@@ -102,6 +108,15 @@ def _configure(
         advice = f"; --override lets {', '.join(HARMLESS)} change" if set(changed) & set(HARMLESS) and not override else ""
         raise ValueError(f"output {folder.path} cannot be resumed with another configuration: {'; '.join(grave)}{advice}")
     return now
+
+
+def _check_place(folder: RunFolder, data: Path) -> None:
+    """Raise ValueError where the files of a run would be taken for images, or the first of them would replace the data."""
+    check_outside("output", folder.path, [data])
+    if data.exists() and folder.splits.exists() and folder.splits.samefile(data) and not folder.configuration.exists():
+        raise ValueError(
+            f"output {folder.path} would get another {folder.splits.name} in place of the data: name another folder"
+        )
 
 
 def _check_packages(configuration: Configuration) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hifuse_fast.app.console import BAD_INPUT
+from hifuse_fast.app.share import Share
 
 T = TypeVar("T")
 
@@ -96,13 +96,14 @@ def joined() -> Iterator[Ranks]:
     """The ranks that torchrun's environment names, or one.
 
     Raises:
+        ValueError: the environment names none that can be.
         OSError: another process is gone while this one waits for it.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    share = Share.of_environment()
+    if share.world == 1:
         yield Ranks()
         return
-    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
+    ranks = Ranks(share.rank, share.world, share.local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     try:
         yield ranks
@@ -111,6 +112,6 @@ def joined() -> Iterator[Ranks]:
             raise OSError(f"rank {ranks.rank} lost the others: the one that failed says why") from None
         raise
     except (ValueError, OSError) as error:
-        error.add_note(f"rank {ranks.rank} of {world}")
+        error.add_note(f"rank {ranks.rank} of {ranks.world}")
         raise
     dist.destroy_process_group()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from torch import Tensor
 
 from hifuse_fast.checkpoints.save import write_safetensors
 
-VERSION = 1
+VERSION = 2
 _KEY = "hifuse_fast.training"  # of the metadata
+_FACTS = {
+    "configuration": dict, "options": dict, "classes": list, "data": str, "versions": dict, "threads": int, "world": int,
+    "scaler": dict,
+}  # fmt: skip
 
 
 @dataclass
@@ -50,7 +54,7 @@ class State:
 
 def write_state(path: Path, state: State) -> None:
     """Write the state in place of an older one."""
-    text = json.dumps({"version": VERSION, "progress": asdict(state.progress), **state.facts})
+    text = json.dumps({"version": VERSION, "tensors": len(state.tensors), "progress": asdict(state.progress), **state.facts})
     write_safetensors(state.tensors, path, {"format": _KEY, _KEY: text})
 
 
@@ -66,9 +70,32 @@ def read_state(path: Path, *, tensors: bool = True) -> State:
         version = facts.pop("version")
         if version != VERSION:
             raise ValueError(f"state {path} has version {version}; this is hifuse_fast of version {VERSION}")
-        return State(safetensors.torch.load_file(path) if tensors else {}, Progress(**facts.pop("progress")), facts)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        count, progress = facts.pop("tensors"), Progress(**facts.pop("progress"))
+        _check_progress(progress)
+        _check_facts(facts)
+        found = safetensors.torch.load_file(path) if tensors else {}
+        if tensors and len(found) != count:
+            raise KeyError(f"{len(found)} tensors of {count}")
+        return State(found, progress, facts)
+    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"state {path} is damaged, or no state of a training: {error}") from None
+
+
+def _check_progress(progress: Progress) -> None:
+    """TypeError where a number of `progress` is none that can be."""
+    for each in fields(Progress):
+        value, kind = getattr(progress, each.name), {"int": int, "list[dict[str, Any]]": list}.get(str(each.type), float | int)
+        if value is None and each.default is None:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+            raise TypeError(f"{each.name} of its progress is {value!r}")
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """KeyError or TypeError where a fact is missing, or of another type."""
+    for name, kind in _FACTS.items():
+        if not isinstance(facts[name], kind):
+            raise TypeError(f"{name} is {facts[name]!r}")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -81,13 +108,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Put back what `optimizer_tensors` gave; ValueError where it is of other parameters."""
     content = optimizer.state_dict()
-    indices = {
-        name: i for group in content["param_groups"] for i, name in zip(group["params"], group["param_names"], strict=True)
+    own = {
+        name: (i, parameter)
+        for described, group in zip(content["param_groups"], optimizer.param_groups, strict=True)
+        for i, name, parameter in zip(described["params"], described["param_names"], group["params"], strict=True)
     }
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
-        state.setdefault(indices[parameter], {})[key] = tensor
+        if parameter not in own or (tensor.dim() and tensor.shape != own[parameter][1].shape):
+            raise ValueError(f"the optimizer has no {name} {list(tensor.shape)}")
+        state.setdefault(own[parameter][0], {})[key] = tensor.clone()  # in memory of its own, not that of the file
     optimizer.load_state_dict({**content, "state": state})

@@ -69,7 +69,8 @@ def train(
         if plan.stored is not None:
             training.restore(read_state(folder.state))
         keeper = Keeper(folder, training, say)
-        training.run(keeper, stack.enter_context(stop_after_step()))
+        with _workers_may_end():
+            training.run(keeper, stack.enter_context(stop_after_step()))
         keeper.close(training)
 
 
@@ -80,6 +81,18 @@ def _place(device: torch.device, ranks: Ranks) -> torch.device:
             device = torch.device("cuda", ranks.local)
         torch.cuda.set_device(device)
     return device
+
+
+@contextlib.contextmanager
+def _workers_may_end() -> Iterator[None]:
+    """OSError where the system ended a process that reads images; PyTorch raises a RuntimeError anywhere in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).partition(". ")[0]
+        raise OSError(f"a process that reads images has ended: {reason}; what was written before is whole") from None
 
 
 @contextlib.contextmanager

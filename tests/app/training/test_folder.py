@@ -16,7 +16,7 @@ def test_one_process_writes_and_a_kill_undoes_its_lock(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.locked():
         pass
-    unfinished = [folder.path / ".0123.tmp", folder.state.parent / ".4567.tmp"]
+    unfinished = [folder.path / ".0123456789ab.tmp", folder.state.parent / ".456789abcdef.tmp"]
     for path in unfinished:
         path.write_text("half")
     command = [sys.executable, "-c", HOLD, str(folder.state.parent / "lock")]

@@ -1,18 +1,23 @@
 """hifuse-fast train: from a folder to checkpoints that predict takes; every option; bad input is one line and loses nothing."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hifuse_fast import HiFuse, create_model_from_checkpoint, save_checkpoint
 from hifuse_fast.app.remembered import Remembered
 from hifuse_fast.app.training import loop
+from hifuse_fast.app.training.configuration import Configuration
+from hifuse_fast.app.training.network import make_network
 from hifuse_fast.checkpoints import read_record
+from hifuse_fast.data.dataset import ImageSet
 from hifuse_fast.data.examples import read_examples
 from tests.support.cli import read_csv
 from tests.support.training import NETWORK, flags
@@ -155,6 +160,18 @@ def test_fine_tuning_from_other_classes(run, finished, tmp_path, data, monkeypat
     }
 
 
+@pytest.mark.parametrize("classes", [["dark", "light"], ["a", "b", "c"]])
+def test_weights_of_a_checkpoint_lie_as_those_of_a_resumed_run_do(finished, classes):
+    """On where they begin, the bits of a product depend."""
+    configuration = Configuration(init=str(finished[0] / "last.safetensors"))
+    network = make_network(configuration, classes, None, lambda _: None)
+    assert network.options.num_classes == len(classes)
+    assert not [name for name, tensor in network.state_dict().items() if tensor.data_ptr() % 64]
+    known = create_model_from_checkpoint(configuration.init).state_dict()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, known[name]) or (len(classes) == 3 and name.startswith(("conv_head.", "head.")))
+
+
 def test_a_folder_of_classes_is_split_and_the_splits_can_be_read_back(run, tmp_path, data):
     done = run("train", data / "train", "-o", tmp_path / "a", *flags(val_share=0.3, seed=3))
     assert done.exit_code == 0, done.output
@@ -231,10 +248,54 @@ def test_bad_input_is_one_line_and_nothing_is_made(run, tmp_path, data, finished
     for message, arguments in cases.items():
         assert message in refused(run, "-o", out, *arguments), message
         assert not out.exists(), message
+    (tmp_path / "empty").mkdir()
+    assert "DATA must be given" in refused(run, "-o", tmp_path / "empty", "--resume", *flags())
+    assert list((tmp_path / "empty").iterdir()) == []
     (tmp_path / "file").touch()
     assert "exists and is no folder" in refused(run, data, "-o", tmp_path / "file", *flags())
     assert f"output {folder} holds a run: --resume continues it" in refused(run, data, "-o", folder, *flags())
     assert "cannot be resumed: no such folder" in refused(run, data, "-o", out, "--resume", *flags())
+
+
+def test_a_run_lies_beside_its_data_and_replaces_none(run, tmp_path, data):
+    """In a folder of classes it would be one of them when the run is resumed."""
+    images = shutil.copytree(data / "train", tmp_path / "images")
+    for out in (images, images / "runs" / "first"):
+        message = refused(run, images, "-o", out, *flags())
+        assert message == f"Error: output must not lie in {images}, whose images are read; got {out}"
+        assert sorted(path.name for path in images.iterdir()) == ["dark", "light"]
+    rows = "path,label,patient\n" + "".join(f"images/{path.parent.name}/{path.name},{path.parent.name},p\n" for path in
+                                            sorted(images.rglob("*.png")))  # fmt: skip
+    (tmp_path / "splits.csv").write_text(rows)
+    assert "another splits.csv in place of the data" in refused(run, tmp_path / "splits.csv", "-o", tmp_path, *flags())
+    assert (tmp_path / "splits.csv").read_text() == rows
+
+
+def test_files_of_others_are_left_alone(run, tmp_path, data):
+    out, left = tmp_path / "run", ".0123456789ab.tmp"
+    (out / ".folder.tmp").mkdir(parents=True)
+    for name in (".notes.tmp", left):
+        (out / name).write_text("kept")
+    assert run("train", data, "-o", out, *flags()).exit_code == 0
+    assert (out / ".folder.tmp").exists()
+    assert (out / ".notes.tmp").read_text() == "kept"
+    assert not (out / left).exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [({"WORLD_SIZE": "2"}, "RANK must be a number, got ''"), ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a number, got 'two'")],
+)
+def test_an_environment_that_names_no_process(run, tmp_path, data, monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert f"the environment's {message}" in refused(run, data, "-o", tmp_path / "run", *flags())
+
+
+def test_a_worker_that_the_system_ends_is_no_defect(run, tmp_path, data, monkeypatch):
+    monkeypatch.setattr(ImageSet, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    message = refused(run, data, "-o", tmp_path / "run", *flags(workers=1))
+    assert message.startswith("Error: a process that reads images has ended: DataLoader worker (pid")
 
 
 def test_a_missing_package_is_named_with_its_extra(run, tmp_path, data, monkeypatch):
@@ -270,9 +331,50 @@ def test_a_damaged_state_and_other_images_are_said(run, tmp_path, data):
         assert run("train", images, "-o", folder, *flags(save_every=1)).exit_code == 143
     (images / "train" / "dark" / "000.png").write_bytes((images / "train" / "dark" / "001.png").read_bytes())
     assert "the images of" in refused(run, "-o", folder, "--resume")
+    shutil.copytree(data, images, dirs_exist_ok=True)
     state = folder / "state" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:1000])
+    whole = state.read_bytes()
+    for edit in (
+        lambda tensors, _: tensors.pop("optimizer/conv_head.bias/exp_avg"),
+        lambda _, facts: facts["progress"].update(position="1"),
+        lambda _, facts: facts["progress"].update(epoch=-1),
+        lambda _, facts: facts.pop("world"),
+        lambda _, facts: facts.update(classes=3),
+        lambda _, facts: facts["configuration"].update(epochs="1"),
+    ):
+        _edit(state, edit)
+        assert f"state {state} is damaged, or no state of a training: " in refused(run, "-o", folder, "--resume")
+        state.write_bytes(whole)
+    for edit, message in (
+        (lambda _, facts: facts["progress"].update(position=99), "is at step 99 of an epoch of 4"),
+        (lambda tensors, _: _rename(tensors, "network/conv_head.bias"), "does not fit the network of its configuration"),
+        (lambda tensors, _: _rename(tensors, "optimizer/conv_head.bias/exp_avg"), "the optimizer has no "),
+        (lambda tensors, _: _shorten(tensors, "optimizer/conv_head.bias/exp_avg"), "the optimizer has no "),
+        (lambda _, facts: facts["options"].update(dims=3), "the state has options of no network: "),
+    ):
+        _edit(state, edit)
+        assert message in refused(run, "-o", folder, "--resume")
+        state.write_bytes(whole)
+    state.write_bytes(whole[:1000])
     assert f"state {state} is damaged, or no state of a training" in refused(run, "-o", folder, "--resume")
+
+
+def _edit(state, edit):
+    """Change the tensors of a state, or what else it says."""
+    tensors = load_file(state)
+    with safe_open(state, "pt") as opened:
+        metadata = opened.metadata()
+    facts = json.loads(metadata["hifuse_fast.training"])
+    edit(tensors, facts)
+    save_file(tensors, state, {**metadata, "hifuse_fast.training": json.dumps(facts)})
+
+
+def _rename(tensors, name):
+    tensors[name.replace("/conv_head", "/other")] = tensors.pop(name)
+
+
+def _shorten(tensors, name):
+    tensors[name] = tensors[name][:1].clone()
 
 
 def test_a_record_that_does_not_fit_is_refused(tmp_path):
