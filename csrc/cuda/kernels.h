@@ -36,7 +36,9 @@ int64_t window_attention_backward_scratch(const WindowAttentionShape& shape, int
 const char* window_attention_backward(const WindowAttentionBackward& arguments, void* scratch, int multiprocessors,
                                       void* stream);
 
-// A linear, half of an MLP, or a convolution. Its maps may begin anywhere and have any strides, but channels side by side.
+// A linear, half of an MLP, or a convolution. Its maps may begin anywhere and have any strides, but channels side by side. With
+// scratch memory the parts of a sum have blocks of threads of their own; the bits are the same.
+int64_t product_scratch(const Product& arguments, int multiprocessors);
 const char* product(const Product& arguments, void* stream);
 
 const char* gelu_backward(const GeluGradient& arguments, void* stream);

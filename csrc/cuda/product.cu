@@ -1,5 +1,6 @@
 // The entry points of products: which kernels serve a call.
 #include "kernels.h"
+#include "product_parts.h"
 #include "storage.cuh"
 
 namespace hifuse::cuda {
@@ -7,6 +8,12 @@ namespace hifuse::cuda {
 // In a file for each dtype.
 template <class T>
 const char* product_of(const Product& a, void* stream);
+
+int64_t product_scratch(const Product& a, int multiprocessors) {
+  const ProductParts parts = parts_of(a);
+  if (parts.count == 1 || parts.tiles >= multiprocessors) return 0;
+  return parts.count * parts.tiles * parts.tile_rows * kTileColumns * int64_t(sizeof(float));
+}
 
 const char* product(const Product& a, void* stream) {
   int64_t depth = 0;

@@ -30,8 +30,8 @@ struct Product {
   Activation activation;
   bool pool;              // mean of the 2x2 patches of the result; of Source::pixels, the height and width even
   const void* residual;   // like out, or null
-  int64_t steps_of_part;  // of the sum of a result: parts of so many steps have sums of their own, which are added in order
-  void* parts;            // where blocks of their own leave those, see product_launch.cuh; or null: one block adds all
+  int64_t image_rows;     // which decide in which order a sum is added (product_parts.h); 0: those of an image of the maps
+  void* parts;            // scratch memory of product_scratch bytes; null where that is 0
   void* before;           // like the rows times the columns, or null: what goes into the activation; not with `pool`
   void* out;              // [batch, height, width, columns], or half the height and width, rounded up
 };

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "product.cuh"
+#include "product_parts.h"
 
 namespace hifuse::cuda {
 
@@ -58,7 +59,9 @@ ProductParams product_params(const Product& a) {
   p.before = static_cast<unsigned char*>(a.before);
   p.out = static_cast<unsigned char*>(a.out);
   p.column_tiles = (p.columns + ProductShape<T>::kColumns - 1) / ProductShape<T>::kColumns;
-  p.steps_of_part = static_cast<int>(std::clamp<int64_t>(a.steps_of_part, 1, p.steps));
+  static_assert(ProductShape<T>::kColumns == kTileColumns && ProductShape<T>::kRows == (kIsFloat32<T> ? 64 : 128));
+  static_assert(kDepth * kSize == kStepBytes, "as product_parts.h has them");
+  p.steps_of_part = static_cast<int>(parts_of(a).steps_of_part);
   p.parts = (p.steps + p.steps_of_part - 1) / p.steps_of_part;
   p.sums = static_cast<float*>(a.parts);
   return p;

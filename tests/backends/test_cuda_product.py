@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.cuda import launch, pointwise
-from hifuse_fast.backends.cuda import product as of_products
 from hifuse_fast.backends.cuda.product import product
 from hifuse_fast.ops import prepare_linear
 from hifuse_fast.testing import assert_within_rule
@@ -26,37 +25,30 @@ def multiprocessors(count: int) -> Callable[[torch.device], int]:
     return lambda _: count
 
 
-@pytest.fixture
-def parts_of_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_products, "SHORTEST", 2)
-
-
 @only
-@pytest.mark.usefixtures("parts_of_two_steps")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_sum_in_parts_has_the_same_bits_whoever_adds_them(
     dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An odd number of steps, with a norm that begins within a row, and a batch of which each image is as alone."""
-    weights = {"weight": matrix("weight", 20, 232), "bias": uniform("bias", 20)}
-    x, residual = uniform("x", 3, 2, 3, 232) + 0.5, uniform("residual", 3, 2, 3, 20)
+    weights = {"weight": matrix("weight", 20, 552), "bias": uniform("bias", 20)}  # two parts of at least eight steps
+    x, residual = uniform("x", 3, 2, 3, 552) + 0.5, uniform("residual", 3, 2, 3, 20)
     options = {"norm": "row", "activation": "gelu"}
     check_parity(prepare_linear, weights, [x], dtype, kernel, options=options, residual=residual)
     weights, x, residual = place(kernel, (weights, x, residual), dtype)
     op = prepare_linear(**weights, **options, dtype=dtype, backend=kernel)
     one_block = op(x, residual=residual)
-    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1000))
     assert torch.equal(op(x, residual=residual), one_block)
     assert torch.equal(op(x[1:2], residual=residual[1:2]), one_block[1:2])
 
 
 @only
-@pytest.mark.usefixtures("parts_of_two_steps")
 def test_taps_in_parts(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    z, weight = place(kernel, (uniform("z", 1, 3, 4, 40), matrix("weight", 40, 360)), torch.bfloat16)
+    z, weight = place(kernel, (uniform("z", 1, 3, 4, 64), matrix("weight", 64, 576)), torch.bfloat16)
     results = []
     for count in (1, 1000):
-        monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(count))
+        monkeypatch.setattr(launch, "multiprocessors", multiprocessors(count))
         results.append(product([z], weight, None, torch.empty_like(z), source="taps"))
     assert torch.equal(*results)
 
@@ -103,12 +95,12 @@ def test_gelu_and_its_gradient(dtype: torch.dtype, kernel: str) -> None:
         assert_within_rule(actual, eager, exact)
 
 
-def every_stage(kernel: str) -> list[tuple[Any, list[Tensor]]]:
+def every_stage(kernel: str, depth: int = 232) -> list[tuple[Any, list[Tensor]]]:
     """Calls that go round each stage of the pipeline twice, of a whole tile and more."""
-    weights = {"weight": matrix("weight", 100, 232), "bias": uniform("bias", 100)}
+    weights = {"weight": matrix("weight", 100, depth), "bias": uniform("bias", 100)}
     made = []
     for dtype in (torch.bfloat16, torch.float32):
-        w, x = place(kernel, (weights, uniform("x", 1, 11, 12, 232)), dtype)
+        w, x = place(kernel, (weights, uniform("x", 1, 11, 12, depth)), dtype)
         made.append((prepare_linear(**w, norm="row", activation="gelu", dtype=dtype, backend=kernel), [x]))
     return made
 
@@ -126,9 +118,8 @@ def test_stages_are_used_twice(kernel: str) -> None:
 @pytest.mark.parametrize("parts", [False, True])
 def test_the_same_bits_in_all_runs(parts: bool, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if parts:
-        monkeypatch.setattr(of_products, "SHORTEST", 2)
-        monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
-    for op, maps in every_stage(kernel):
+        monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1000))
+    for op, maps in every_stage(kernel, 552 if parts else 232):  # of two parts
         check_runs(lambda op=op, maps=maps: [op(*maps)])
-    z, weight = place(kernel, (uniform("z", 1, 5, 7, 40), matrix("weight", 40, 360)), torch.bfloat16)
+    z, weight = place(kernel, (uniform("z", 1, 5, 7, 64), matrix("weight", 64, 576)), torch.bfloat16)
     check_runs(lambda: [product([z], weight, None, torch.empty_like(z), source="taps", activation="gelu", residual=z)])

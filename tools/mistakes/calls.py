@@ -48,10 +48,9 @@ def _attention(window: int, shift: int, head_dim: int, shape: tuple[int, int, in
     return _with_gradients(run, tensors) if backward else [run(*tensors)]
 
 
-def _product(shape: tuple[int, int, int], columns: int, depth: int, shortest: int | None = None) -> list[Tensor]:
+def _product(shape: tuple[int, int, int], columns: int, depth: int) -> list[Tensor]:
     from hifuse_fast.backends.cuda import product
 
-    product.SHORTEST = product.SHORTEST if shortest is None else shortest
     draw = _draws()
     x, weight, bias, residual = draw(*shape, depth), draw(columns, depth), draw(columns), draw(*shape, columns)
     out = torch.empty_like(residual)
@@ -130,7 +129,7 @@ CALLS = {
     "many parts, backward": Call(_GRADIENTS, partial(_attention, 2, 1, 8, (1, 6, 22), backward=True), multiprocessors=16),
     # 132 rows are two tiles, 104 columns two; 232 channels are eight steps, of which the last one is not full.
     "tiles": Call(("product_bf16.cu",), partial(_product, (1, 11, 12), 104, 232)),
-    "parts": Call(("product_bf16.cu",), partial(_product, (1, 3, 5), 24, 232, shortest=2), multiprocessors=1000),
+    "parts": Call(("product_bf16.cu",), partial(_product, (1, 3, 5), 24, 552), multiprocessors=1000),
     # Two tiles, each with pixels beyond the map; channels that are fewer than the kernel's.
     "local block": Call(("local_block.cu",), partial(_local_block, (1, 7, 9, 88))),
     # Three windows, two of them with padded tokens, and a seam along each axis.

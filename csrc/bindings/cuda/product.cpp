@@ -4,7 +4,7 @@
 namespace hifuse {
 namespace {
 
-// dtype, source, batch, height, width, the channels of three maps, norm, columns, activation, pool, steps of a part; eps
+// dtype, source, batch, height, width, the channels of three maps, norm, columns, activation, pool, rows of an image; eps
 cuda::Product product_of(const Sizes& sizes, const Numbers& numbers) {
   cuda::Product product{};
   product.dtype = static_cast<DType>(sizes.at(0));
@@ -17,9 +17,13 @@ cuda::Product product_of(const Sizes& sizes, const Numbers& numbers) {
   product.columns = sizes.at(9);
   product.activation = static_cast<Activation>(sizes.at(10));
   product.pool = sizes.at(11) != 0;
-  product.steps_of_part = sizes.at(12);
+  product.image_rows = sizes.at(12);
   product.eps = static_cast<float>(numbers.at(0));
   return product;
+}
+
+int64_t product_scratch(const Sizes& sizes, const Numbers& numbers, int multiprocessors) {
+  return cuda::product_scratch(product_of(sizes, numbers), multiprocessors);
 }
 
 void product(const Sizes& sizes, const Numbers& numbers, const Given& first, const Given& second, const Given& third,
@@ -59,6 +63,7 @@ void mixer_depthwise(const Sizes& sizes, const Numbers&, const Given& z, const G
 }  // namespace
 
 void bind_product(pybind11::module_& m) {
+  m.def("product_scratch", &product_scratch);
   m.def("product", &product);
   m.def("gelu_backward", &gelu_backward);
   m.def("mixer_depthwise", &mixer_depthwise);

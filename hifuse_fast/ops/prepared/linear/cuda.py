@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.cuda.launch import why_not as why_not_cuda
-from hifuse_fast.backends.cuda.product import product
+from hifuse_fast.backends.cuda.product import ACTIVATIONS, NORMS, SOURCES, product
+from hifuse_fast.backends.tape import kept
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 
@@ -28,6 +29,13 @@ class Linear(PreparedOp):
         o, (batch, height, width, _) = self.options, maps[0].shape
         half = 2 if o["pool"] or o["rows"] == "patches" else 1
         out = maps[0].new_empty((batch, height // half, width // half, len(self.weight))) if out is None else out
+        named = {"rows": o["rows"], "norm": o["norm"], "activation": o["activation"]}
+        numbers = [known.index(each) for known, each in zip((SOURCES, NORMS, ACTIVATIONS), named.values(), strict=True)]
+        if kept(
+            "linear", maps=maps, weight=self.weight, bias=self.bias, residual=residual, out=out,
+            **dict(zip(named, numbers, strict=True)), eps=o["eps"], pool=o["pool"],
+        ):  # fmt: skip
+            return out
         return product(
             maps, self.weight, self.bias, out, source=o["rows"], norm=o["norm"], eps=o["eps"], activation=o["activation"],
             pool=o["pool"], residual=residual,
