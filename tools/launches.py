@@ -24,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hifuse_fast import create_model, list_models, ops
 from hifuse_fast.backends import select
+from hifuse_fast.backends.cuda import library
+from hifuse_fast.backends.cuda.launch import OF_A_LARGE_GPU
 from hifuse_fast.backends.cuda.launch import Launch as CudaLaunch
 from hifuse_fast.backends.record import Record, recording
 from hifuse_fast.bench.table import console
@@ -133,6 +135,14 @@ def _told_apart(network: nn.Module, record: Record, found: list[Kernel]) -> Iter
         handle.remove()
 
 
+def _scratch_of_product(launched: CudaLaunch) -> int:
+    """Bytes of the sums that several blocks begin; the library decides that alone (csrc/cuda/product_parts.h)."""
+    if library.lib is None:
+        raise select.BackendError(f"backend 'cuda' cannot say how it cuts a product: {library.why_missing}")
+    count: int = library.lib.product_scratch(launched.sizes, launched.numbers, OF_A_LARGE_GPU)
+    return count
+
+
 def _names(launched: Any) -> list[str]:
     """The kernels of what is on record."""
     if isinstance(launched, LibraryCall):
@@ -144,7 +154,7 @@ def _names(launched: Any) -> list[str]:
     if launched.entry == "gated_concat":
         return ["gated_concat, statistics", "gated_concat"]
     # The one finishes the sums that several blocks have begun, the other merges what they saw; see csrc/cuda.
-    cut = launched.entry == "product" and launched.writes[2] is not None
+    cut = launched.entry == "product" and _scratch_of_product(launched) > 0
     merged = launched.entry == "max_mean_forward" and not launched.sizes[3] and launched.sizes[1] > SHARE
     return [launched.entry, *[f"{launched.entry}, end"] * (cut or merged)]
 

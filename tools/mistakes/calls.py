@@ -113,6 +113,13 @@ def _gates(shape: tuple[int, int, int, int], squeezed: int) -> list[Tensor]:
     return [op(*(draw(*shape) for _ in range(3)))]
 
 
+def _ends(images: tuple[int, int, int, int], shape: tuple[int, int, int, int]) -> list[Tensor]:
+    from hifuse_fast.backends.cuda import ends
+
+    draw = _draws()
+    return [ends.stem_patches(draw(*images), 3, 3, torch.bfloat16), ends.mean(draw(*shape))]
+
+
 _FORWARD, _BACKWARD, _PARTS = "window_attention_forward_bf16.cu", "window_attention_backward_bf16.cu", "sum_of_parts.cu"
 _ATTENTION = ("window_attention.cu", _FORWARD)
 _GRADIENTS = (*_ATTENTION, _BACKWARD, _PARTS)
@@ -130,6 +137,8 @@ CALLS = {
     # 132 rows are two tiles, 104 columns two; 232 channels are eight steps, of which the last one is not full.
     "tiles": Call(("product_bf16.cu",), partial(_product, (1, 11, 12), 104, 232)),
     "parts": Call(("product_bf16.cu",), partial(_product, (1, 3, 5), 24, 552), multiprocessors=1000),
+    # Patches with pixels beyond the images, and one of none; more pixels than rows of threads, channels of two slices.
+    "ends": Call(("ends.cu",), partial(_ends, (2, 3, 7, 9), (2, 5, 9, 40))),
     # Two tiles, each with pixels beyond the map; channels that are fewer than the kernel's.
     "local block": Call(("local_block.cu",), partial(_local_block, (1, 7, 9, 88))),
     # Three windows, two of them with padded tokens, and a seam along each axis.
