@@ -57,9 +57,11 @@ void OnDevice::grow(Block& block, int64_t bytes, void* stream) {
   give(block, stream);
   void* const taken = memory_.take(memory_.context, bytes, stream);
   require(taken, "there is not enough memory on the device, for ", bytes, " bytes");
+  if (reinterpret_cast<uintptr_t>(taken) % device::kAlignment) {
+    memory_.give(memory_.context, taken, stream);
+    refuse("memory->take must give memory from a multiple of ", device::kAlignment, " bytes on");
+  }
   block = {static_cast<char*>(taken), bytes};
-  require(reinterpret_cast<uintptr_t>(taken) % device::kAlignment == 0, "memory->take must give memory from a multiple of ",
-          device::kAlignment, " bytes on");
 }
 
 void OnDevice::give(Block& block, void* stream) noexcept {

@@ -28,12 +28,12 @@ struct Product {
   const void* bias;    // [columns] or null
   int64_t columns;
   Activation activation;
-  bool pool;              // mean of the 2x2 patches of the result; of Source::pixels, the height and width even
-  const void* residual;   // like out, or null
-  int64_t image_rows;     // which decide in which order a sum is added (product_parts.h); 0: those of an image of the maps
-  void* parts;            // scratch memory of product_scratch bytes; null where that is 0
-  void* before;           // like the rows times the columns, or null: what goes into the activation; not with `pool`
-  void* out;              // [batch, height, width, columns], or half the height and width, rounded up
+  bool pool;             // mean of the 2x2 patches of the result; of Source::pixels, the height and width even
+  const void* residual;  // like out, or null
+  int64_t image_rows;    // which decide in which order a sum is added (product_parts.h); 0: those of an image of the maps
+  void* parts;           // scratch memory of product_scratch bytes; null where that is 0
+  void* before;          // like the rows times the columns, or null: what goes into the activation; not with `pool`
+  void* out;             // [batch, height, width, columns], or half the height and width, rounded up
 };
 
 // out = grad gelu'(z), all of `length` numbers.

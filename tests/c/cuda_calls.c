@@ -72,6 +72,10 @@ static void give(void* context, void* memory, void* stream) {
   hifuse_emulated_give(memory);
 }
 
+static void* take_anywhere(void* context, int64_t bytes, void* stream) { return (char*)take(context, bytes + 16, stream) + 16; }
+
+static void give_anywhere(void* context, void* memory, void* stream) { give(context, (char*)memory - 16, stream); }
+
 static int run(char** argv) {
   lender l = {0, 0, 0};
   const hifuse_cuda_memory lent = {&l, take, give};
@@ -172,11 +176,14 @@ static int open_each(int runs, int count, char** paths) {
 
 static int misuse(char** argv) {
   hifuse_network* network = NULL;
-  hifuse_cuda_memory nobody = {NULL, NULL, NULL};
+  lender l = {0, 0, 0};
+  const hifuse_cuda_memory nobody = {NULL, NULL, NULL}, anywhere = {&l, take_anywhere, give_anywhere};
   say(hifuse_network_open_cuda(NULL, 0, NULL, &network));
   say(hifuse_network_open_cuda(argv[0], 0, NULL, NULL));
   say(hifuse_network_open_cuda(argv[0], 7, NULL, &network));
   say(hifuse_network_open_cuda(argv[0], 0, &nobody, &network));
+  say(hifuse_network_open_cuda(argv[0], 0, &anywhere, &network));
+  expect(l.taken == 1 && l.given == 1, "memory was not given back");
   say(hifuse_network_open(argv[0], &network));
   check(hifuse_network_open_cuda(argv[0], 0, NULL, &network));
   float pixels[2 * 4 * 4] = {0}, results[8];
