@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hifuse_fast.backends.tape import kept
 from hifuse_fast.ops.functions.mixer import cuda as mixer
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
@@ -31,4 +32,7 @@ class Mixer(PreparedOp):
 
     @torch.no_grad()
     def forward(self, z: Tensor, out: Tensor | None = None) -> Tensor:
-        return mixer.write(z, self.weight, torch.empty_like(z) if out is None else out)
+        out = torch.empty_like(z) if out is None else out
+        if kept("mixer", z=z, weight=self.weight, out=out, depthwise=self.weight.dim() == 2):
+            return out
+        return mixer.write(z, self.weight, out)
