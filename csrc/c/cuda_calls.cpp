@@ -133,26 +133,16 @@ Step global_block(Reader& r) {
 
 Step fuse_path(Reader& r) {
   hifuse_cuda_fuse_path_params p{};
-  const MapOf local_map = r.read("local_map"), global_map = r.read("global_map");
-  const std::optional<MapOf> fused_map = r.read_or_none("fused_map");
-  std::optional<MapOf> w_f;
-  if (fused_map) w_f = r.write("w_f");
-  const MapOf out = r.write("out");
+  const MapOf local_map = r.read("local_map"), global_map = r.read("global_map"), out = r.write("out");
   check_like("local_map", local_map, out);
   check_like("global_map", global_map, out);
   p.dtype = r.dtype(), p.channels = out.channels, p.eps = r.number("eps");
-  const int64_t room = room_of(p.channels, 1), half = (room / 2 + 31) / 32 * 32;
-  p.weights = r.packed("weights", (fused_map ? 5 : 4) * room * room), p.biases = r.floats("biases", 4 * room);
-  if (fused_map) {
-    check_size("fused_map", *fused_map, 2, out);
-    check_like("w_f", *w_f, out);
-    p.before = fused_map->channels, p.up = r.packed("up", room * half);
-  }
+  const int64_t room = room_of(1, 1);
+  p.weights = r.packed("weights", 4 * room * room), p.biases = r.floats("biases", 3 * room);
   return [=](const Frame& f, const Runner* runner) {
     hifuse_cuda_fuse_path_params now = p;
     set_size(now, f, out);
-    now.local_map = f.at(local_map), now.global_map = f.at(global_map), now.fused_map = at(f, fused_map);
-    now.w_f = at(f, w_f), now.out = f.at(out);
+    now.local_map = f.at(local_map), now.global_map = f.at(global_map), now.out = f.at(out);
     return finish(now, f, runner);
   };
 }

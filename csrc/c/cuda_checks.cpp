@@ -4,7 +4,7 @@
 namespace hifuse::c {
 namespace {
 
-constexpr int64_t kWidestWhole = 192, kRoomOfHead = 32, kWidestWindow = 7;
+constexpr int64_t kWidestWhole = 192, kWidestFusePath = 96, kRoomOfHead = 32, kWidestWindow = 7;
 
 void check_dtype(const char* name, DType dtype) {
   require(dtype == DType::float32 || dtype == DType::bfloat16 || dtype == DType::float16, name,
@@ -129,26 +129,15 @@ void check_cuda(const hifuse_cuda_fuse_path_params& p) {
   check_dtype("dtype", p.dtype);
   check_whole(p.dtype);
   check_sizes(p.batch, {{"height", p.height}, {"width", p.width}, {"channels", p.channels}});
-  require(p.channels % 8 == 0 && p.channels <= kWidestWhole, "channels must be a multiple of 8 up to ", kWidestWhole, ", got ",
-          p.channels);
-  product_of("the maps", {p.batch, p.height, p.width, p.channels, 256});
+  require(p.channels % 8 == 0 && p.channels <= kWidestFusePath, "channels must be a multiple of 8 up to ", kWidestFusePath,
+          ", got ", p.channels);
+  product_of("the maps", {p.batch, p.height, p.width, p.channels, 64});
   check_eps(p.eps);
   check_map("local_map", p.local_map);
   check_map("global_map", p.global_map);
   check_map("weights", p.weights);
   check_map("biases", p.biases);
   check_map("out", p.out);
-  if (!p.fused_map) {
-    require(!p.up && !p.w_f && p.before == 0, "up, w_f and before are of a fused map, and fused_map is NULL");
-    return;
-  }
-  const int64_t most = (p.channels <= kWidestWhole / 2 ? kWidestWhole / 2 : kWidestWhole) / 2;
-  require(p.before % 8 == 0 && p.before >= 8 && p.before <= most, "before must be a multiple of 8 from 8 to ", most, ", got ",
-          p.before);
-  check_map("fused_map", p.fused_map);
-  check_map("up", p.up);
-  check_map("w_f", p.w_f);
-  require(p.w_f != p.out, "w_f must not be out");
 }
 
 void check_cuda(const hifuse_cuda_window_attention_params& p) {

@@ -155,9 +155,9 @@ int64_t make(const hifuse_cuda_local_block_params& a, int multiprocessors, const
 
 int64_t make(const hifuse_cuda_fuse_path_params& a, int, const CudaLaunch* launch) {
   if (launch)
-    tell(cuda::fuse_path({a.dtype, a.batch, a.height, a.width, a.channels, a.before, a.eps, a.local_map, a.global_map,
-                          a.fused_map, a.weights, a.up, a.biases, a.w_f, a.out},
-                         launch->stream));
+    tell(cuda::fuse_path(
+        {a.dtype, a.batch, a.height, a.width, a.channels, a.eps, a.local_map, a.global_map, a.weights, a.biases, a.out},
+        launch->stream));
   return 0;
 }
 

@@ -1,5 +1,5 @@
-// Into which parts the sum of a product is cut, who adds them, and which products are one launch. This is the one place that decides it: Python and C give the
-// sizes alone. Knows no CUDA.
+// Into which parts the sum of a product is cut, who adds them, and which products are one launch. This is the one place that
+// decides it: Python and C give the sizes alone. Knows no CUDA.
 #pragma once
 #include <algorithm>
 

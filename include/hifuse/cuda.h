@@ -142,26 +142,20 @@ HIFUSE_API const char* hifuse_cuda_global_block(const hifuse_cuda_global_block_p
                                                 const hifuse_cuda_launch* launch);
 HIFUSE_API const char* hifuse_cuda_global_block_scratch(const hifuse_cuda_global_block_params* params, int64_t* bytes);
 
-/* out = gelu(norm([w_f, w_l, w_g]) weight^T + bias), where w_l and w_g are linears of the local and the global map, and w_f is the
- * mean over 2x2 pixels of ReLU of a linear of the fused map, twice as high and wide. Without a fused map there is no w_f. In
- * bfloat16 or float16, of up to 192 channels, a multiple of 8. Weights lie as that of a whole local block: `room` is 96 or 192, the
- * least that is enough, and `before` is at most its half, a multiple of 8. */
+/* out = gelu(norm([w_l, w_g]) weight^T + bias), where w_l and w_g are linears of the local and the global map. In bfloat16 or
+ * float16, of up to 96 channels, a multiple of 8. Weights lie as that of a whole local block of 96 channels. */
 typedef struct hifuse_cuda_fuse_path_params {
   hifuse_dtype dtype;
   int64_t batch;
   int64_t height;
   int64_t width;
   int64_t channels;
-  int64_t before; /* channels of the fused map; 0 without one */
   float eps;
   const void* local_map; /* each [B, height, width, channels] */
   const void* global_map;
-  const void* fused_map; /* [B, 2 height, 2 width, before], or null */
-  const void* weights;   /* of w_l, of w_g, and the columns of the result's weight for w_l, w_g and w_f: each [room, room] */
-  const void* up;        /* of w_f, [room, room / 2 up to a multiple of 32], or null */
-  const float* biases;   /* [4, room]: of w_l, w_g, w_f and the result, filled up with zeros */
-  void* w_f;             /* like out, or null */
-  void* out;             /* [B, height, width, channels] */
+  const void* weights; /* of `dtype`: of w_l, of w_g, and the weight's columns for w_l and for w_g, each [96, 96] */
+  const float* biases; /* [3, 96]: of w_l, of w_g, and the bias, filled up with zeros */
+  void* out;           /* [B, height, width, channels] */
 } hifuse_cuda_fuse_path_params;
 HIFUSE_API const char* hifuse_cuda_fuse_path(const hifuse_cuda_fuse_path_params* params, const hifuse_cuda_launch* launch);
 HIFUSE_API const char* hifuse_cuda_fuse_path_scratch(const hifuse_cuda_fuse_path_params* params, int64_t* bytes);

@@ -95,21 +95,21 @@ def _global_block(shape: tuple[int, int, int], heads: int, window: int, shift: i
     return [block(x, FreshMaps(x.dtype, x.device))]
 
 
-def _fuse_path(shape: tuple[int, int, int], channels: int, before: int) -> list[Tensor]:
+def _fuse_path(shape: tuple[int, int, int], c: int) -> list[Tensor]:
     from hifuse_fast.inference.buffers import FreshMaps
     from hifuse_fast.ops import prepare_linear
     from hifuse_fast.ops.prepared.fuse_path import prepare_fuse_path
 
-    draw, c, (batch, height, width) = _draws(), channels, shape
+    draw = _draws()
     made: dict[str, Any] = {"dtype": torch.bfloat16, "backend": "cuda"}
     path = prepare_fuse_path(
         local_linear=prepare_linear(draw(c, c), draw(c), **made),
         global_linear=prepare_linear(draw(c, c), draw(c), **made),
-        up=prepare_linear(draw(c, before), draw(c), activation="relu", pool=True, **made),
-        fuse=prepare_linear(draw(c, 3 * c), draw(c), norm="row", eps=1e-3, activation="gelu", **made),
+        up=None,
+        fuse=prepare_linear(draw(c, 2 * c), draw(c), norm="row", eps=1e-3, activation="gelu", **made),
     )
-    maps = draw(*shape, c), draw(*shape, c), draw(batch, 2 * height, 2 * width, before)
-    return list(path(*maps, FreshMaps(torch.bfloat16, maps[0].device)))
+    maps = draw(*shape, c), draw(*shape, c)
+    return [path(*maps, None, FreshMaps(torch.bfloat16, maps[0].device))[0]]
 
 
 def _function(op: str, shapes: Sequence[tuple[int, ...]], **options: Any) -> list[Tensor]:
@@ -176,7 +176,7 @@ CALLS = {
     # Three windows, two of them with padded tokens, and a seam along each axis.
     "global block": Call(("global_block.cu",), partial(_global_block, (1, 5, 17), 2, 6, 2)),
     # Two tiles, of which the last is not full; channels that are fewer than the kernel's.
-    "fuse path": Call(("fuse_path.cu",), partial(_fuse_path, (1, 7, 10), 88, 40)),
+    "fuse path": Call(("fuse_path.cu",), partial(_fuse_path, (1, 7, 10), 88)),
     # Rows of 1000 numbers are those of two warps.
     "layer norm": Call(("layer_norm.cu", _PARTS), partial(_function, "layer_norm", [(1, 3, 5, 1000), (1000,), (1000,)])),
     # Rows of which none is of two warps, which would wait for each other.

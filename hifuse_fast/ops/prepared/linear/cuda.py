@@ -38,7 +38,8 @@ class Linear(PreparedOp):
     @torch.no_grad()
     def together(calls: Sequence[tuple[Linear, Tensor, Tensor]]) -> list[Tensor]:
         """See `hifuse_fast.ops.prepared.together`. Where they are kept, C makes them one after another, with the same bits."""
-        if all([op._is_kept((x,), out, None) for op, x, out in calls]):
+        are_kept = [op._is_kept((x,), out, None) for op, x, out in calls]
+        if all(are_kept):
             return [out for _, _, out in calls]
         return products([op._product((x,), out, None) for op, x, out in calls])
 
