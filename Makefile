@@ -139,7 +139,7 @@ test-tsan: $(VENV)/.dependencies
 # Where the library was built: its kernels are not compiled a second time. The CUDA kernels are, for their emulation.
 test-cpp: setup
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(BUILD) -G Ninja -DHIFUSE_TESTS=ON > /dev/null
-	$(BIN)/cmake --build $(BUILD) --target all _cuda_emulated
+	$(BIN)/cmake --build $(BUILD) --target all _cuda_emulated hifuse_emulated
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error -LE slow
 
 lint: setup

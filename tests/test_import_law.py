@@ -37,12 +37,21 @@ LAW = {
     # The run time of kernels, bottom up: the compiled library and the tables, what launches Triton, the choice.
     "backends/flops.py": [],
     "backends/tracing.py": [],
+    "backends/tape.py": [],
     "backends/native/*.py": ["checks", "_C", "backends.native", "backends.flops"],
     "backends/tables.py": ["checks"],
     "backends/choices.py": ["checks", "backends.tables"],
     "backends/record.py": ["backends.tables"],
     "backends/triton/*.py": ["checks", "backends.tables", "backends.record", "backends.triton"],
-    "backends/cuda/*.py": ["checks", "_cuda", "backends.tables", "backends.record", "backends.tracing", "backends.cuda"],
+    "backends/cuda/*.py": [
+        "checks",
+        "_cuda",
+        "backends.tables",
+        "backends.tape",
+        "backends.record",
+        "backends.tracing",
+        "backends.cuda",
+    ],
     "backends/transforms.py": [],
     "backends/select.py": [
         "checks",
@@ -104,7 +113,13 @@ LAW = {
         "ops.prepared.together",
     ],
     "ops/prepared/*/launched.py": ["ops.prepared.base"],  # what triton.py and cuda.py of an op share
-    "ops/prepared/*/native.py": ["backends.native", "ops.functions.*.native", "ops.prepared.base", "ops.prepared.int8"],
+    "ops/prepared/*/native.py": [
+        "backends.native",
+        "backends.tape",
+        "ops.functions.*.native",
+        "ops.prepared.base",
+        "ops.prepared.int8",
+    ],
     "ops/prepared/*/triton.py": [
         "backends.triton",
         "backends.tables",
@@ -116,6 +131,7 @@ LAW = {
     "ops/prepared/*/cuda.py": [
         "backends.cuda",
         "backends.tables",
+        "backends.tape",
         "ops.functions.*.cuda",
         "ops.prepared.*.launched",
         "ops.prepared.base",

@@ -24,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hifuse_fast import create_model, list_models, ops
 from hifuse_fast.backends import select
+from hifuse_fast.backends.cuda import library
+from hifuse_fast.backends.cuda.launch import OF_A_LARGE_GPU
 from hifuse_fast.backends.cuda.launch import Launch as CudaLaunch
 from hifuse_fast.backends.record import Record, recording
 from hifuse_fast.bench.table import console
@@ -142,6 +144,14 @@ def _told_apart(network: nn.Module, record: Record, found: list[Kernel]) -> Iter
     take(REST)
 
 
+def _launches_of_products(launched: CudaLaunch) -> int:
+    """How many kernels products are that are called together; the library decides that (csrc/cuda/product_parts.h)."""
+    if library.lib is None:
+        raise select.BackendError(f"backend 'cuda' cannot say which products are one launch: {library.why_missing}")
+    count: int = library.lib.product_launches(launched.sizes, launched.numbers, OF_A_LARGE_GPU)
+    return count
+
+
 def _names(launched: Any) -> list[str]:
     """The kernels of what is on record."""
     if isinstance(launched, LibraryCall):
@@ -152,6 +162,8 @@ def _names(launched: Any) -> list[str]:
         return [f"{folder if file.startswith('triton') else file} {name}"]
     if launched.entry == "gated_concat":
         return ["gated_concat, statistics", "gated_concat"]
+    if launched.entry == "products":
+        return ["product"] * _launches_of_products(launched)
     # Another kernel merges what several blocks saw, see csrc/cuda/max_mean.cu.
     merged = launched.entry == "max_mean_forward" and not launched.sizes[3] and launched.sizes[1] > SHARE
     return [launched.entry, *[f"{launched.entry}, end"] * merged]

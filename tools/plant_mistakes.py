@@ -43,7 +43,6 @@ CUTS = (
     ("window_attention_launch.h", "if (head_dim <= 16) return", "return"),
     ("local_block.cu", "return launch_local_block<T, kWide>(op, stream);", "return nullptr;"),
     ("local_block.cu", "return local_block_of<f16>(op, stream);", "return nullptr;"),
-    ("fuse_path.cu", "return launch_fuse_path<T, kWide>(op, stream);", "return nullptr;"),
     ("fuse_path.cu", "return fuse_path_of<f16>(op, stream);", "return nullptr;"),
     ("global_block.cu", "return launch_global_block<T, kWide>(op, stream);", "return nullptr;"),
     ("global_block.cu", "return global_block_of<f16>(op, stream);", "return nullptr;"),

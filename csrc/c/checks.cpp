@@ -1,6 +1,6 @@
 #include "c/checks.h"
 
-#include <cmath>
+#include "c/check_values.h"
 
 namespace hifuse::c {
 namespace {
@@ -10,7 +10,8 @@ template <class Enumeration>
 constexpr bool same(Enumeration ours, int theirs) {
   return static_cast<int>(ours) == theirs;
 }
-static_assert(same(DType::float32, HIFUSE_FLOAT32) && same(DType::bfloat16, HIFUSE_BFLOAT16));
+static_assert(same(DType::float32, HIFUSE_FLOAT32) && same(DType::bfloat16, HIFUSE_BFLOAT16) &&
+              same(DType::float16, HIFUSE_FLOAT16));
 static_assert(same(Rows::pixels, HIFUSE_PIXELS) && same(Rows::patches, HIFUSE_PATCHES));
 static_assert(same(Rows::depthwise, HIFUSE_DEPTHWISE));
 static_assert(same(Norm::none, HIFUSE_NO_NORM) && same(Norm::row, HIFUSE_ROW_NORM) && same(Norm::pixel, HIFUSE_PIXEL_NORM));
@@ -21,38 +22,9 @@ static_assert(same(Algorithm::winograd2, HIFUSE_WINOGRAD2) && same(Algorithm::wi
 static_assert(same(Algorithm::winograd4_at_call, HIFUSE_WINOGRAD4_AT_CALL) && same(Algorithm::int8, HIFUSE_INT8));
 static_assert(same(Algorithm::depthwise, HIFUSE_DEPTHWISE_CONVOLUTION) && kHidden == HIFUSE_MLP_BLOCK);
 
-template <class Number>
-void check_range(const char* name, Number value, int64_t least, int64_t most) {
-  const auto number = static_cast<int64_t>(value);
-  require(number >= least && number <= most, name, " must be from ", least, " to ", most, ", got ", number);
-}
-
 void check_dtype(const char* name, DType dtype) {
   require(dtype == DType::float32 || dtype == DType::bfloat16, name, " must be HIFUSE_FLOAT32 or HIFUSE_BFLOAT16, got ",
           static_cast<int>(dtype));
-}
-
-void check_given(const char* name, const void* pointer) { require(pointer, name, " must not be NULL"); }
-
-void check_eps(float eps) { require(std::isfinite(eps) && eps >= 0, "eps must be finite and at least 0, got ", eps); }
-
-void check_inverse(const char* name, float value) {
-  require(std::isfinite(value) && value > 0, name, " must be finite and above 0, got ", value);
-}
-
-void check_apart(const void* out, const void* read, const char* name) {
-  require(out != read, "out must not be ", name, ", whose neighbours are still read");
-}
-
-struct Size {
-  const char* name;
-  int64_t value;
-};
-
-// The sizes of a map, of which `batch` may be 0.
-void check_sizes(int64_t batch, std::initializer_list<Size> sizes) {
-  check_range("batch", batch, 0, kMostOfAnAxis);
-  for (const Size& size : sizes) check_range(size.name, size.value, 1, kMostOfAnAxis);
 }
 
 void check_products(DType dtype, Algorithm algorithm) {

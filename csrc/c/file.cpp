@@ -17,10 +17,10 @@ namespace {
 constexpr int64_t kLongestHeader = int64_t{16} << 20;
 
 int64_t bytes_of_an_element(const std::string& dtype) {
-  constexpr std::pair<std::string_view, int64_t> kBytes[] = {{"F32", 4}, {"BF16", 2}, {"I8", 1}};
+  constexpr std::pair<std::string_view, int64_t> kBytes[] = {{"F32", 4}, {"BF16", 2}, {"F16", 2}, {"I8", 1}};
   for (const auto& [name, bytes] : kBytes)
     if (dtype == name) return bytes;
-  refuse("dtype must be F32, BF16 or I8, got ", dtype);
+  refuse("dtype must be F32, BF16, F16 or I8, got ", dtype);
 }
 
 }  // namespace
@@ -117,6 +117,10 @@ Memory File::read() {
     at += whole_lines(tensor.bytes);
   }
   return memory;
+}
+
+void File::move(const char* from, const char* to) {
+  for (auto& [name, tensor] : tensors_) tensor.data = to + (tensor.data - from);
 }
 
 void File::read_at(int64_t offset, char* to, int64_t bytes) const {

@@ -36,6 +36,9 @@ class File {
   // fall, and a map of it would change with it.
   Memory read();
 
+  // The memory that was read lies elsewhere from now on.
+  void move(const char* from, const char* to);
+
  private:
   void read_header();
   void add_tensor(const std::string& name, const Json& entry);

@@ -20,6 +20,7 @@ inline int64_t whole_lines(int64_t bytes) { return (bytes + kLine - 1) / kLine *
 class Memory {
  public:
   char* data() const { return data_.get(); }
+  int64_t bytes() const { return bytes_; }
 
   // At least so many bytes; what was in it is lost where it has fewer.
   void grow(int64_t bytes) {

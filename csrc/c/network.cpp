@@ -1,30 +1,19 @@
-// A network: what a file says of it, its weights, its calls, and the maps that they work on.
+#include "c/network.h"
+
 #include <algorithm>
-#include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "c/border.h"
-#include "c/calls.h"
 #include "c/checks.h"
+#include "c/cuda_network.h"
 #include "c/file.h"
 
 using namespace hifuse;
 using namespace hifuse::c;
 
-struct hifuse_network {
-  int64_t in_chans = 0;
-  DType dtype = DType::float32;
-  std::vector<std::string> classes;
-  hifuse_normalisation normalisation{{0.5f, 0.5f, 0.5f}, {0.5f, 0.5f, 0.5f}};
-  Memory weights;
-  Calls calls;
-  std::mutex lock;
-  std::vector<Memory> idle;  // maps that no call works on; it has room for all that are `lent`
-  size_t lent = 0;           // at the same time, so far
-};
+hifuse_network::hifuse_network() = default;
+hifuse_network::~hifuse_network() = default;
 
 namespace {
 
@@ -58,23 +47,48 @@ const std::string& list_of_calls(const File& file) {
   const std::string* const version = file.metadata("version");
   require(version && *version == kVersion, "version must be ", kVersion, ", got ", version ? *version : "none",
           ": optimise the model again");
-  require(calls, "it has no list of calls, as those have whose network gives logits or features and whose ops are all native");
+  require(calls, "it has no list of calls, as those have whose network gives logits or features and whose ops are all of the",
+          " backend \"native\" or all of \"cuda\"");
   return *calls;
 }
 
-void read_network(const char* path, hifuse_network& network) {
+void check_backend(const File& file, bool on_device) {
+  const std::string* const found = file.metadata("backend");
+  const std::string backend = found ? *found : "native";
+  require(backend == "native" || backend == "cuda", "backend must be native or cuda, got ", backend);
+  require((backend == "cuda") == on_device, "it was frozen for \"", backend, "\": open it by hifuse_network_open",
+          backend == "cuda" ? "_cuda" : "");
+}
+
+DType dtype_of(const std::string& name, bool on_device) {
+  if (name == "float32") return DType::float32;
+  if (name == "bfloat16") return DType::bfloat16;
+  if (name == "float16" && on_device) return DType::float16;
+  refuse("dtype must be float32 or bfloat16", on_device ? " or float16" : "", ", got ", name);
+}
+
+int64_t whole_strides(int64_t length) { return (length + Calls::kStride - 1) / Calls::kStride * Calls::kStride; }
+
+}  // namespace
+
+void hifuse::c::read_network(const char* path, hifuse_network& network) {
   File file(path);
   try {
     const Json calls = parse_json(list_of_calls(file));
+    check_backend(file, network.device != nullptr);
     const std::string* const text = file.metadata("configuration");
     require(text, "its configuration is missing");
     const Json configuration = parse_json(*text);
     network.in_chans = configuration.at("in_chans").as_integer("in_chans", 1, INT32_MAX / 16);
-    const std::string& dtype = configuration.at("dtype").as_text("dtype");
-    require(dtype == "float32" || dtype == "bfloat16", "dtype must be float32 or bfloat16, got ", dtype);
-    network.dtype = dtype == "float32" ? DType::float32 : DType::bfloat16;
-    network.weights = file.read();
-    network.calls = Calls(calls, file, network.dtype, network.in_chans);
+    network.dtype = dtype_of(configuration.at("dtype").as_text("dtype"), network.device != nullptr);
+    Memory weights = file.read();
+    if (network.device) {
+      file.move(weights.data(), network.device->load(weights));
+      network.calls = Calls(calls, file, network.dtype, network.in_chans, cuda_step, network.device->multiprocessors());
+    } else {
+      network.weights = std::move(weights);
+      network.calls = Calls(calls, file, network.dtype, network.in_chans, cpu_step);
+    }
     read_record(file.metadata("hifuse_fast.record"), network.calls.result().channels, network);
     const int64_t classes = configuration.at("num_classes").as_integer("num_classes", 0, INT32_MAX);
     require(classes == 0 || classes == network.calls.result().channels, "num_classes must be ", network.calls.result().channels,
@@ -86,7 +100,7 @@ void read_network(const char* path, hifuse_network& network) {
   }
 }
 
-void check_images(const hifuse_network& network, const hifuse_images* images) {
+void hifuse::c::check_images(const hifuse_network& network, const hifuse_images* images) {
   require(images, "images must not be NULL");
   require(images->dtype == DType::float32 || images->dtype == network.dtype,
           "images.dtype must be HIFUSE_FLOAT32 or that of the network, got ", static_cast<int>(images->dtype));
@@ -96,7 +110,31 @@ void check_images(const hifuse_network& network, const hifuse_images* images) {
     require(value >= 1 && value <= INT32_MAX, "images.", name, " must be from 1 to ", INT32_MAX, ", got ", value);
 }
 
-int64_t whole_strides(int64_t length) { return (length + Calls::kStride - 1) / Calls::kStride * Calls::kStride; }
+Frame hifuse::c::frame_of(const hifuse_network& network, const hifuse_images& images) {
+  Frame frame{images, {}, whole_strides(images.height), whole_strides(images.width), network.calls.multiprocessors(), {}};
+  std::copy_n(images.strides, 4, frame.strides);
+  if (std::all_of(images.strides, images.strides + 4, [](int64_t stride) { return stride == 0; })) {
+    const int64_t plane = product_of("images", {images.height, images.width});
+    product_of("images", {images.batch, network.in_chans, plane, 4});
+    const int64_t strides[] = {network.in_chans * plane, plane, images.width, 1};
+    std::copy_n(strides, 4, frame.strides);
+  }
+  return frame;
+}
+
+Layout hifuse::c::layout_of(const hifuse_network& network, const Frame& frame) {
+  Layout layout{network.calls.slot_sizes(frame.images.batch, frame.height, frame.width), kLine};
+  for (const int64_t size : layout.sizes)
+    require(!__builtin_add_overflow(layout.bytes, whole_lines(size), &layout.bytes) && layout.bytes <= INT64_MAX / 2,
+            "images is too large");
+  return layout;
+}
+
+void Layout::place(Frame& frame, char* at) const {
+  for (const int64_t size : sizes) frame.slots.push_back(at), at += whole_lines(size);
+}
+
+namespace {
 
 // The maps of one call: of the network where some are idle, and its again when the call is over.
 class Borrowed {
@@ -138,24 +176,13 @@ float wide(const char* from, DType dtype, int64_t index) {
 
 void run(hifuse_network& network, const hifuse_images& images, float* results, const hifuse_threads* threads) {
   Lent lent(threads);
-  Frame frame{images, {}, whole_strides(images.height), whole_strides(images.width), {}};
-  std::copy_n(images.strides, 4, frame.strides);
-  if (std::all_of(images.strides, images.strides + 4, [](int64_t stride) { return stride == 0; })) {
-    const int64_t plane = product_of("images", {images.height, images.width});
-    product_of("images", {images.batch, network.in_chans, plane, 4});
-    const int64_t strides[] = {network.in_chans * plane, plane, images.width, 1};
-    std::copy_n(strides, 4, frame.strides);
-  }
-  const std::vector<int64_t> sizes = network.calls.slot_sizes(images.batch, frame.height, frame.width);
-  int64_t total = kLine;
-  for (const int64_t size : sizes)
-    require(!__builtin_add_overflow(total, whole_lines(size), &total) && total <= INT64_MAX / 2, "images is too large");
+  Frame frame = frame_of(network, images);
+  const Layout layout = layout_of(network, frame);
   if (images.batch == 0) return;
   Borrowed maps(network);
-  maps.memory.grow(total);
-  char* at = maps.memory.data();
-  for (const int64_t size : sizes) frame.slots.push_back(at), at += whole_lines(size);
-  network.calls.run(frame, lent.parallel());
+  maps.memory.grow(layout.bytes);
+  layout.place(frame, maps.memory.data());
+  network.calls.run(frame, {lent.parallel()});
   const MapOf& result = network.calls.result();
   for (int64_t i = 0; i < images.batch * result.channels; ++i) results[i] = wide(frame.at(result), network.dtype, i);
 }
@@ -180,7 +207,10 @@ const char* hifuse_network_run(hifuse_network* network, const hifuse_images* ima
     require(network, "network must not be NULL");
     check_images(*network, images);
     require(results, "results must not be NULL");
-    run(*network, *images, results, threads);
+    if (network->device)
+      network->device->run_for_host(*network, *images, results);
+    else
+      run(*network, *images, results, threads);
   });
 }
 

@@ -61,7 +61,14 @@ class Reader {
     take(name);
     return nullptr;
   }
-  const void* packed(const char* name, int64_t count) { return tensor(name, dtype_ == DType::float32 ? "F32" : "BF16", count); }
+  const void* packed(const char* name, int64_t count) {
+    return tensor(name, dtype_ == DType::float32 ? "F32" : dtype_ == DType::bfloat16 ? "BF16" : "F16", count);
+  }
+  const void* packed_or_none(const char* name, int64_t count) {
+    if (call_.at(name).kind != Json::Kind::null) return packed(name, count);
+    take(name);
+    return nullptr;
+  }
   const void* packed_int8(const char* name, int64_t bytes) { return tensor(name, "I8", bytes); }
   int64_t count_of(const char* name) const { return file_.tensor(call_.at(name).as_text(name)).count; }
 
@@ -119,5 +126,18 @@ class Reader {
   std::vector<int64_t> used_;
   std::vector<MapOf> written_;
 };
+
+// What the steps of every library check of maps.
+inline void check_like(const char* name, const MapOf& map, const MapOf& other) {
+  require(map.per == other.per && map.channels == other.channels, name, " must have the size and the channels of the result");
+}
+
+// `map` has `times` as many rows and columns as `out`.
+inline void check_size(const char* name, const MapOf& map, int64_t times, const MapOf& out) {
+  require(map.per * times == out.per && (times == 1 || map.per), name, " must be ", times,
+          " times as high and wide as the result");
+}
+
+inline char* at(const Frame& frame, const std::optional<MapOf>& map) { return map ? frame.at(*map) : nullptr; }
 
 }  // namespace hifuse::c

@@ -42,17 +42,16 @@ struct GlobalBlock {
 };
 const char* global_block(const GlobalBlock& op, void* stream);
 
-// out = gelu(W norm([w_l, w_g, w_f]) + b): w_l and w_g are linears of the local and the global map, w_f is the mean over each
-// 2x2 patch of ReLU of a linear of the fused map. Without a fused map there is no w_f.
+// out = gelu(W norm([w_l, w_g]) + b), where w_l and w_g are linears of the local and the global map. Weights are packed for
+// kNarrow channels, of which there are no more.
 struct FusePath {
   DType dtype;
-  int64_t batch, height, width, channels, before;  // `before`: channels of the fused map
+  int64_t batch, height, width, channels;
   float eps;
-  const void *local_map, *global_map, *fused_map;  // the last one [batch, 2 height, 2 width, before], or null
-  const void* weights;                             // of w_l, of w_g, then W's columns for each of the three
-  const void* up;                                  // of w_f
-  const float* biases;  // of w_l, w_g and w_f, and b: [4, kNarrow or kWide], zeros beyond the channels
-  void *w_f, *out;
+  const void *local_map, *global_map;
+  const void* weights;  // of w_l, of w_g, then W's columns for each of the two
+  const float* biases;  // of w_l, of w_g, and b: [3, kNarrow], zeros beyond the channels
+  void* out;
 };
 const char* fuse_path(const FusePath& op, void* stream);
 

@@ -3,30 +3,24 @@
 
 namespace hifuse::cuda {
 
-template <class T, int kChannels>
-static const char* launch_fuse_path(const FusePath& op, void* stream) {
-  using Kernel = FusePathKernel<T, kChannels>;
-  const int64_t pixels = op.batch * op.height * op.width;
-  return launch<Kernel>(
-      dim3(static_cast<unsigned>((pixels + Kernel::kPixels - 1) / Kernel::kPixels)),
-      {static_cast<const unsigned char*>(op.local_map), static_cast<const unsigned char*>(op.global_map),
-       static_cast<const unsigned char*>(op.fused_map), static_cast<const uint4*>(op.weights), static_cast<const uint4*>(op.up),
-       op.biases, static_cast<unsigned char*>(op.w_f), static_cast<unsigned char*>(op.out), static_cast<int>(pixels),
-       static_cast<int>(op.width), static_cast<int>(op.channels), static_cast<int>(op.before), op.eps},
-      stream);
-}
-
 template <class T>
 static const char* fuse_path_of(const FusePath& op, void* stream) {
-  if (op.channels <= kNarrow) return launch_fuse_path<T, kNarrow>(op, stream);
-  return launch_fuse_path<T, kWide>(op, stream);
+  using Kernel = FusePathKernel<T>;
+  const int64_t pixels = op.batch * op.height * op.width;
+  return launch<Kernel>(dim3(static_cast<unsigned>((pixels + Kernel::kPixels - 1) / Kernel::kPixels)),
+                        {{static_cast<const unsigned char*>(op.local_map), static_cast<const unsigned char*>(op.global_map)},
+                         static_cast<const uint4*>(op.weights),
+                         op.biases,
+                         static_cast<unsigned char*>(op.out),
+                         static_cast<int>(pixels),
+                         static_cast<int>(op.channels),
+                         op.eps},
+                        stream);
 }
 
 const char* fuse_path(const FusePath& op, void* stream) {
-  if (op.channels % 8 || op.channels < 8 || op.channels > kWide) return "channels must be a multiple of 8 from 8 to 192";
-  if (op.fused_map != nullptr && (op.before % 8 || op.before < 8 || 2 * op.before > (op.channels <= kNarrow ? kNarrow : kWide)))
-    return "channels of the fused map must be a multiple of 8, and not too many";
-  if (op.batch * op.height * op.width >= INT32_MAX / 4) return "the maps have more than 2^29 pixels";
+  if (op.channels % 8 || op.channels < 8 || op.channels > kNarrow) return "channels must be a multiple of 8 from 8 to 96";
+  if (op.batch * op.height * op.width >= INT32_MAX / 2) return "the maps have more than 2^30 pixels";
   switch (op.dtype) {
     case DType::bfloat16: return fuse_path_of<bf16>(op, stream);
     case DType::float16: return fuse_path_of<f16>(op, stream);

@@ -1,5 +1,5 @@
-// The fuse path of a stage: three linears of a tile of pixels, w_l, w_g and from the second stage on w_f, the norm of their
-// results side by side, and what a fourth linear makes of that.
+// The fuse path of a stage without a fused map: linears of a tile of pixels of two maps, w_l and w_g, the norm of their results
+// side by side, and what a third linear makes of that.
 //
 // A result takes the place of its map in shared memory. Each warp multiplies all pixels with its share of the columns.
 #pragma once
@@ -11,116 +11,88 @@
 namespace hifuse::cuda {
 
 struct FusePathParams {
-  const unsigned char *local_map, *global_map, *fused_map;
-  const uint4 *weights, *up;  // of w_l and w_g, then of the parts of a row, all of kChannels x kChannels; that of w_f
-  const float* biases;        // of w_l, w_g, w_f, and the result: kChannels each
-  unsigned char *w_f, *out;
-  int pixels, width;
-  int channels, before;  // of the maps, and of the fused map
+  const unsigned char* maps[2];
+  const uint4* weights;  // of both linears, then of both parts of a row, all of kChannels x kChannels
+  const float* biases;   // of both linears, and of the result: kChannels each
+  unsigned char* out;
+  int pixels, channels;
   float eps;
 };
 
-template <class T, int kChannels>
+template <class T>
 struct FusePathKernel {
   static constexpr const char* kName = "fuse_path";
-  static constexpr int kThreads = kChannels * 4 / 3, kBlocks = kChannels == kNarrow ? 4 : 2, kWarps = kThreads / 32;
+  static constexpr int kThreads = 128, kBlocks = 4, kWarps = kThreads / 32, kChannels = kNarrow, kParts = 2;
   static constexpr int kPixels = 64, kChunks = kChannels / 8, kColumns = kChunks / kWarps;      // of a warp: eight columns each
-  static constexpr int kBefore = (kChannels / 2 + 31) / 32 * 32;                                // channels of the fused map
   static constexpr int kMatrix = kChunks * (kChannels / 32) * 32, kLanes = kThreads / kPixels;  // of a row
-  enum Part { kLocal, kGlobal, kFused };
   using Params = FusePathParams;
   using Sums = float[kPixels / 16][kColumns][4];
   struct Shared {
-    ApartRows<T, kPixels, 3 * kChannels> rows;
-    ApartRows<T, kPixels, kBefore> patches;  // of the fused map: four of its pixels to one of the result
+    ApartRows<T, kPixels, kParts * kChannels> rows;
   };
 
   static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
     const int first = blockIdx.x * kPixels;
-    load(p, shared, p.local_map, first, kLocal);
-    load(p, shared, p.global_map, first, kGlobal);
+    each_chunk([&](int row, int chunk, int part) {
+      // Zeros stand for pixels and channels that are not there.
+      const bool kept = first + row < p.pixels && chunk * 8 < p.channels;
+      const unsigned char* const map = p.maps[part];
+      cp_async_16(&shared.rows.at(row, part * kChunks + chunk), kept ? map + byte(p, first + row, chunk) : map, kept);
+    });
     cp_async_commit();
-    if (p.fused_map != nullptr) load_patches(p, shared, first, 0);
-    cp_async_commit();
-    cp_async_wait<1>();
+    cp_async_wait<0>();
     __syncthreads();  // both maps are there
 #pragma unroll 1
-    for (int part = kLocal; part <= kGlobal; ++part) {
+    for (int part = 0; part < kParts; ++part) {
       Sums sums = {};
-      multiply<kChannels>(sums, shared.rows, part, p.weights + part * kMatrix);
+      multiply(sums, shared, part, p.weights + part * kMatrix);
       __syncthreads();  // nobody reads this map any more
       add_bias(sums, p, part);
       put(sums, shared, part);
     }
-    if (p.fused_map != nullptr) pool_patches(p, shared, first);
     __syncthreads();  // all rows are there
 
-    normalise(p, shared, first);
+    normalise(p, shared);
     __syncthreads();  // all rows are normalised
     Sums sums = {};
 #pragma unroll 1
-    for (int part = 0; part < parts(p); ++part) multiply<kChannels>(sums, shared.rows, part, p.weights + (2 + part) * kMatrix);
-    add_bias(sums, p, 3);
-    each(sums, [](float x) { return gelu<T>(x); });
-    __syncthreads();  // nobody reads rows any more
-    put(sums, shared, kLocal);
-    __syncthreads();  // the results are there
-
-    // Computed again: in registers it would be one number too many.
-    const int to = computed_here(blockIdx.x) * kPixels;
-    each_chunk<kPixels, kChunks>([&](int row, int chunk) {
-      if (to + row < p.pixels && chunk * 8 < p.channels)
-        *reinterpret_cast<uint4*>(p.out + byte(p, to + row, chunk)) = shared.rows.at(row, chunk);
-    });
-  }
-
- private:
-  static __device__ __forceinline__ int parts(const Params& p) { return p.fused_map != nullptr ? 3 : 2; }
-  static __device__ __forceinline__ int64_t byte(const Params& p, int pixel, int chunk) {
-    return int64_t(pixel) * (p.channels * 2) + chunk * 16;
-  }
-  // Calls f(row, chunk) for each chunk of a tile.
-  template <int kRows, int kOfRow, class F>
-  static __device__ __forceinline__ void each_chunk(const F& f) {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kRows * kOfRow; i += kThreads) f(i / kOfRow, i % kOfRow);
-  }
-
-  // Starts the copies of a map into its part of the rows; zeros stand for pixels and channels that are not there.
-  static __device__ __forceinline__ void load(const Params& p, Shared& shared, const unsigned char* map, int first, int part) {
-    each_chunk<kPixels, kChunks>([&](int row, int chunk) {
-      const bool kept = first + row < p.pixels && chunk * 8 < p.channels;
-      cp_async_16(&shared.rows.at(row, part * kChunks + chunk), kept ? map + byte(p, first + row, chunk) : map, kept);
-    });
-  }
-  // Turn `turn` of four: the patches of 16 pixels, in the order (0, 0), (1, 0), (0, 1), (1, 1).
-  static __device__ __forceinline__ void load_patches(const Params& p, Shared& shared, int first, int turn) {
-    each_chunk<kPixels, kBefore / 8>([&](int row, int chunk) {
-      const int pixel = first + (kPixels * turn + row) / 4, line = pixel / p.width, column = pixel - line * p.width;
-      const bool kept = pixel < p.pixels && chunk * 8 < p.before;
-      const int64_t from = (int64_t(2 * line + row % 2) * p.width + column) * 2 + row / 2 % 2;
-      cp_async_16(&shared.patches.at(row, chunk), kept ? p.fused_map + from * (p.before * 2) + chunk * 16 : p.fused_map, kept);
-    });
-  }
-
-  template <int kDepth, class Rows>
-  static __device__ __forceinline__ void multiply(Sums& sums, const Rows& rows, int part, const uint4* weight) {
-    multiply_packed<T, kDepth / 32>(
-        sums, [&](int m, int step) { return rows.left(16 * m, part * (kDepth / 16) + step); },
-        weight + threadIdx.x / 32 * kColumns * (kDepth / 32) * 32);
-  }
-  // The first of the two columns of this thread in its eight.
-  static __device__ __forceinline__ int column(int n) {
-    return 8 * (int(threadIdx.x) / 32 * kColumns + n) + threadIdx.x % 4 * 2;
-  }
-  template <class F>
-  static __device__ __forceinline__ void each(Sums& sums, const F& f) {
+    for (int part = 0; part < kParts; ++part) multiply(sums, shared, part, p.weights + (kParts + part) * kMatrix);
+    add_bias(sums, p, kParts);
 #pragma unroll
     for (int m = 0; m < kPixels / 16; ++m)
 #pragma unroll
       for (int n = 0; n < kColumns; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[m][n][i] = f(sums[m][n][i]);
+        for (int i = 0; i < 4; ++i) sums[m][n][i] = gelu<T>(sums[m][n][i]);
+    __syncthreads();  // nobody reads rows any more
+    put(sums, shared, 0);
+    __syncthreads();  // the results are there
+    each_chunk([&](int row, int chunk, int part) {
+      if (part == 0 && first + row < p.pixels && chunk * 8 < p.channels)
+        *reinterpret_cast<uint4*>(p.out + byte(p, first + row, chunk)) = shared.rows.at(row, chunk);
+    });
+  }
+
+ private:
+  static __device__ __forceinline__ int64_t byte(const Params& p, int pixel, int chunk) {
+    return int64_t(pixel) * (p.channels * 2) + chunk * 16;
+  }
+  // Calls f(row, chunk, part) for each chunk of each part of a row.
+  template <class F>
+  static __device__ __forceinline__ void each_chunk(const F& f) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kPixels * kParts * kChunks; i += kThreads)
+      f(i / kChunks % kPixels, i % kChunks, i / (kPixels * kChunks));
+  }
+
+  static __device__ __forceinline__ void multiply(Sums& sums, const Shared& shared, int part, const uint4* weight) {
+    multiply_packed<T, kChannels / 32>(
+        sums, [&](int m, int step) { return shared.rows.left(16 * m, part * (kChannels / 16) + step); },
+        weight + threadIdx.x / 32 * kColumns * (kChannels / 32) * 32);
+  }
+  // The first of the two columns of this thread in its eight.
+  static __device__ __forceinline__ int column(int n) {
+    return 8 * (int(threadIdx.x) / 32 * kColumns + n) + threadIdx.x % 4 * 2;
   }
   static __device__ __forceinline__ void add_bias(Sums& sums, const Params& p, int of) {
 #pragma unroll
@@ -144,49 +116,18 @@ struct FusePathKernel {
               pack<T>(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
   }
 
-  // w_f: the mean of the four results of each patch, which neighbouring lanes have.
-  static __device__ __forceinline__ void pool_patches(const Params& p, Shared& shared, int first) {
-    const int row = threadIdx.x % 32 / 4;
-#pragma unroll 1
-    for (int turn = 0; turn < 4; ++turn) {
-      cp_async_wait<0>();
-      __syncthreads();  // the patches are there
-      Sums sums = {};
-      multiply<kBefore>(sums, shared.patches, 0, p.up);
-      __syncthreads();  // nobody reads the patches any more
-      if (turn < 3) load_patches(p, shared, first, turn + 1);
-      cp_async_commit();
-      add_bias(sums, p, kFused);
-      each(sums, [](float x) {
-        x = x < 0.0f ? 0.0f : x;  // of NaN NaN
-        x += __shfl_xor_sync(0xffffffffu, x, 4);
-        return (x + __shfl_xor_sync(0xffffffffu, x, 8)) * 0.25f;
-      });
-      if (row % 4) continue;
-#pragma unroll
-      for (int m = 0; m < kPixels / 16; ++m)
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n)
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-            shared.rows.template word<uint32_t>(16 * turn + (16 * m + 8 * i + row) / 4, kFused * kChannels + column(n)) =
-                pack<T>(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
-    }
-  }
-
-  // Each row by the lanes that have it; w_f goes to memory on the way. Channels that no map has stay zero.
-  static __device__ __forceinline__ void normalise(const Params& p, Shared& shared, int first) {
-    const int row = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, count = parts(p);
+  // Each row by the lanes that have it. Channels that no map has stay zero.
+  static __device__ __forceinline__ void normalise(const Params& p, Shared& shared) {
+    const int row = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
     const auto each_of_row = [&](const auto& f) {
 #pragma unroll 1
-      for (int part = 0; part < count; ++part)
+      for (int part = 0; part < kParts; ++part)
 #pragma unroll 1
-        for (int chunk = lane; chunk * 8 < p.channels; chunk += kLanes)
-          f(shared.rows.at(row, part * kChunks + chunk), part, chunk);
+        for (int chunk = lane; chunk * 8 < p.channels; chunk += kLanes) f(shared.rows.at(row, part * kChunks + chunk));
     };
     const float one = unpack<T>(shared.rows.template word<uint32_t>(row, 0)).x;
     float sum = 0.0f, squares = 0.0f;
-    each_of_row([&](const uint4& chunk, int, int) {
+    each_of_row([&](const uint4& chunk) {
       each_pair(chunk, [&](float2 x, int) {
         x.x -= one, x.y -= one;
         sum += x.x + x.y;
@@ -194,9 +135,8 @@ struct FusePathKernel {
       });
     });
     __syncwarp();  // `one` has been read by all lanes of the row
-    const Centred centred(over_lanes(sum), over_lanes(squares), 1.0f / static_cast<float>(count * p.channels), p.eps);
-    each_of_row([&](uint4& chunk, int part, int c) {
-      if (part == kFused && first + row < p.pixels) *reinterpret_cast<uint4*>(p.w_f + byte(p, first + row, c)) = chunk;
+    const Centred centred(over_lanes(sum), over_lanes(squares), 1.0f / static_cast<float>(kParts * p.channels), p.eps);
+    each_of_row([&](uint4& chunk) {
       uint32_t words[4];
       each_pair(chunk, [&](float2 x, int i) { words[i] = pack<T>(centred(x.x - one), centred(x.y - one)); });
       chunk = uint4{words[0], words[1], words[2], words[3]};

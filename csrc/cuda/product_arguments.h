@@ -28,21 +28,20 @@ struct Product {
   const void* bias;    // [columns] or null
   int64_t columns;
   Activation activation;
-  bool pool;              // mean of the 2x2 patches of the result; of Source::pixels, the height and width even
-  const void* residual;   // like out, or null
-  int64_t steps_of_part;  // of the sum of a result: parts of so many steps have sums of their own, which are added in order
-  bool apart;             // a block for each part, of which the last one to end adds them; else one block computes all
-  void* before;           // like the rows times the columns, or null: what goes into the activation; not with `pool`
-  void* out;              // [batch, height, width, columns], or half the height and width, rounded up
+  bool pool;             // mean of the 2x2 patches of the result; of Source::pixels, the height and width even
+  const void* residual;  // like out, or null
+  int64_t image_rows;    // which decide in which order a sum is added (product_parts.h); 0: those of an image of the maps
+  void* before;          // like the rows times the columns, or null: what goes into the activation; not with `pool`
+  void* out;             // [batch, height, width, columns], or half the height and width, rounded up
 };
 
-// Products that do not need each other's results, up to so many, are one launch. They have one dtype.
+// So many products at most are called together. They have one dtype, and do not need each other's results.
 inline constexpr int kMostProducts = 3;
 
-// Where blocks leave the parts of sums, and what counts them. Both are for all products whose parts are apart.
+// Where blocks leave the parts of sums, and what counts them, see product_parts.h.
 struct PartsRoom {
-  void* sums;          // a float32 for each result of a tile and part
-  uint32_t* counters;  // one for each tile, zero before the launch and after it
+  void* sums;          // scratch memory of products_scratch bytes; null where that is 0
+  uint32_t* counters;  // product_counters of them, zero before the call and after it; null where `sums` is
 };
 
 // out = grad gelu'(z), all of `length` numbers.

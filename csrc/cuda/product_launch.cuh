@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "product.cuh"
+#include "product_parts.h"
 
 namespace hifuse::cuda {
 
@@ -58,15 +59,17 @@ ProductParams product_params(const Product& a) {
   p.before = static_cast<unsigned char*>(a.before);
   p.out = static_cast<unsigned char*>(a.out);
   p.column_tiles = (p.columns + ProductShape<T>::kColumns - 1) / ProductShape<T>::kColumns;
-  p.steps_of_part = static_cast<int>(std::clamp<int64_t>(a.steps_of_part, 1, p.steps));
+  static_assert(ProductShape<T>::kColumns == kTileColumns && ProductShape<T>::kRows == (kIsFloat32<T> ? 64 : 128));
+  static_assert(kDepth * kSize == kStepBytes, "as product_parts.h has them");
+  p.steps_of_part = static_cast<int>(parts_of(a).steps_of_part);
   p.parts = (p.steps + p.steps_of_part - 1) / p.steps_of_part;
   p.tiles = (p.rows + ProductShape<T>::kRows - 1) / ProductShape<T>::kRows * p.column_tiles;
-  p.blocks = a.apart ? p.tiles * p.parts : p.tiles;
+  p.blocks = p.tiles;
   return p;
 }
 
 template <class T>
-const char* products_of(const Product* all, int count, const PartsRoom& room, void* stream) {
+const char* products_of(const Product* all, int count, const PartsRoom& room, int multiprocessors, void* stream) {
   using Shape = ProductShape<T>;
   ProductsParams params{};
   unsigned blocks = 0;
@@ -74,12 +77,14 @@ const char* products_of(const Product* all, int count, const PartsRoom& room, vo
   unsigned* counters = room.counters;
   for (int i = 0; i < count; ++i) {
     ProductParams& p = params.product[i] = product_params<T>(all[i]);
+    if (room.sums != nullptr && parts_of(all[i]).apart_on(multiprocessors)) {
+      p.blocks = p.tiles * p.parts;
+      p.sums = sums;
+      p.counters = counters;
+      sums += int64_t(p.blocks) * (Shape::kSums * Shape::kThreads);
+      counters += p.tiles;
+    }
     blocks += p.blocks;
-    if (p.blocks == p.tiles) continue;
-    p.sums = sums;
-    p.counters = counters;
-    sums += int64_t(p.blocks) * (Shape::kSums * Shape::kThreads);
-    counters += p.tiles;
   }
   if (count == 1 && params.product[0].parts == 1) return launch<ProductTile<T, false>>(blocks, params.product[0], stream);
   return launch<ProductTile<T, true>>(blocks, params, stream);

@@ -3,10 +3,11 @@
  *     hifuse_predict NETWORK IMAGE.ppm                 8-bit binary PPM or PGM
  *     hifuse_predict NETWORK IMAGE.f32 HEIGHT WIDTH    float32 [in_chans, height, width], prepared already
  *
- * and prints what `hifuse-fast predict` prints of these pixels.
+ * and prints what `hifuse-fast predict` prints of these pixels. `--device cuda` before NETWORK runs one that was frozen for
+ * "cuda" on the first CUDA device, `--device cuda:1` on the second.
  */
 #include <ctype.h>
-#include <hifuse/hifuse.h>
+#include <hifuse/cuda.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -97,11 +98,28 @@ static void print_row(const char* path, const hifuse_network* network, const flo
   putchar('\n');
 }
 
-int main(int argc, char** argv) {
-  if (argc != 3 && argc != 5) fail("", "usage: hifuse_predict NETWORK IMAGE.ppm | NETWORK IMAGE.f32 HEIGHT WIDTH");
+/* The network on the CPU, where `device` is "cpu", or on a CUDA device: "cuda", "cuda:1". */
+static hifuse_network* open_network(const char* path, const char* device) {
   hifuse_network* network = NULL;
-  const char* error = hifuse_network_open(argv[1], &network);
+  const char* error = NULL;
+  char* end = NULL;
+  const long number = !strncmp(device, "cuda:", 5) ? strtol(device + 5, &end, 10) : 0;
+  if (!strcmp(device, "cpu"))
+    error = hifuse_network_open(path, &network);
+  else if (!strcmp(device, "cuda") || (end && end != device + 5 && !*end && number >= 0 && number < 1024))
+    error = hifuse_network_open_cuda(path, (int32_t)number, NULL, &network);
+  else
+    fail(device, "--device must be cpu, cuda or cuda:NUMBER");
   if (error) fail("", error);
+  return network;
+}
+
+int main(int argc, char** argv) {
+  const char* device = "cpu";
+  if (argc > 2 && !strcmp(argv[1], "--device")) device = argv[2], argc -= 2, argv += 2;
+  if (argc != 3 && argc != 5)
+    fail("", "usage: hifuse_predict [--device cuda] NETWORK IMAGE.ppm | NETWORK IMAGE.f32 HEIGHT WIDTH");
+  hifuse_network* const network = open_network(argv[1], device);
   if (!hifuse_network_class_name(network, 0)) fail(argv[1], "has no classifier");
 
   FILE* const file = fopen(argv[2], "rb");
@@ -114,7 +132,7 @@ int main(int argc, char** argv) {
 
   const hifuse_images images = {HIFUSE_FLOAT32, image, 1, height, width, {0, 0, 0, 0}};
   float* const logits = allocate((size_t)hifuse_network_outputs(network), sizeof *logits);
-  error = hifuse_network_run(network, &images, logits, NULL);
+  const char* const error = hifuse_network_run(network, &images, logits, NULL);
   if (error) fail("", error);
   print_row(argv[2], network, logits);
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from hifuse_fast.backends.native.tape import Tape
+from hifuse_fast.backends.tape import Tape
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.native.tape import Tape
+from hifuse_fast.backends.tape import Tape
 
-CALLS = "calls"  #: the key of metadata
+CALLS, BACKEND = "calls", "backend"  #: keys of metadata: the list, and whose calls are listed
+DERIVED = "derived."  #: before the names of tensors that the calls need, and that are made of other ones when a file is read
 
 #: Images whose lists must be the same: no square ones, whose smallest maps could be divided by more than one number.
 SHAPES = ((1, 64, 96), (2, 160, 32), (3, 32, 224))
@@ -23,11 +24,12 @@ Call = dict[str, Any]
 
 
 def list_calls(calls: Callable[[Tensor], Tape], tensors: Mapping[str, Tensor]) -> list[Call]:
-    """The calls of a network, each with its op and its arguments, by the names of the op's schema.
+    """The calls of a network, each with its op and its arguments by name.
 
     A tensor is written as its name; a map as [slot, per, channels]: it is [batch, height / per, width / per, channels], where
     per = 0 stands for one pixel, and maps of one slot lie in the same memory, one after another; the images as "images".
-    Numbers and None are written as they are. The last map that is written is the result: its pixel has the logits or features.
+    Numbers and None are written as they are; how a kernel cuts its work is not among them, which each library decides by the
+    sizes of a call. The last map that is written is the result: its pixel has the logits or features.
 
     Args:
         calls: meta images [B, 1, H, W] -> the tape of the calls that they lead to, none of which is made.
@@ -54,10 +56,12 @@ class _List:
         tape = calls(self._images)  # which keeps its maps alive, so that each has an address of its own
         return [self._call(op, args) for op, args in tape.calls]
 
-    def _call(self, op: Any, args: tuple[Any, ...]) -> Call:
-        name = op._schema.name.removeprefix("hifuse_fast::").removesuffix("_out")
-        arguments = (each.name for each in op._schema.arguments)
-        return {"op": name, **{key: self._value(value) for key, value in zip(arguments, args, strict=True)}}
+    def _call(self, op: Any, args: Any) -> Call:
+        if not isinstance(op, str):  # an operator
+            arguments = (each.name for each in op._schema.arguments)
+            op, args = op._schema.name, dict(zip(arguments, args, strict=True))
+        name = op.removeprefix("hifuse_fast::").removesuffix("_out")
+        return {"op": name, **{key: self._value(value) for key, value in args.items()}}
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, (tuple, list)):

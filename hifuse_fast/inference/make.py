@@ -24,6 +24,7 @@ from hifuse_fast.checkpoints.tensors import is_finite
 from hifuse_fast.checks import check_choice, check_dtype
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.calibrate import calibrate, check_calibration
+from hifuse_fast.inference.calls import DERIVED
 from hifuse_fast.inference.certificate import Certificate
 from hifuse_fast.inference.configuration import (
     ALGORITHMS,
@@ -260,6 +261,7 @@ class Unpacker:
     ) -> None:
         self.made: dict[str, PreparedOp] = {}
         self.ops = ops
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(DERIVED)}  # which are made again
         self._tensors, self._configuration, self._device = tensors, configuration, device
         expected = {f"{name}.{key}" for name, each in ops.items() for key in each["tensors"]}
         for kind, names in (("missing", expected - set(tensors)), ("unexpected", set(tensors) - expected)):

@@ -17,16 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from hifuse_fast.backends import transforms
-from hifuse_fast.backends.native.tape import Tape, call, recorded
+from hifuse_fast.backends.cuda import ends as cuda
 from hifuse_fast.backends.native.threads import own_threads
 from hifuse_fast.backends.select import BackendError, traced_for_others
+from hifuse_fast.backends.tape import Tape, call, recorded
 from hifuse_fast.backends.tracing import trace_for_every_size
 from hifuse_fast.checkpoints.read import RECORD
 from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_images
 from hifuse_fast.inference import fold
 from hifuse_fast.inference.buffers import FreshMaps, MapPool, Maps, Passage, is_traced
-from hifuse_fast.inference.calls import CALLS, list_calls
+from hifuse_fast.inference.calls import BACKEND, CALLS, DERIVED, list_calls
 from hifuse_fast.inference.certificate import Certificate
 from hifuse_fast.inference.configuration import CERTIFICATE, DTYPES, FORMAT, MEMORY_FORMATS, VERSION, Configuration, Settings
 from hifuse_fast.inference.graphs import Graphs, capture
@@ -38,6 +39,9 @@ from hifuse_fast.ops.prepared.fuse_path import prepare_fuse_path
 from hifuse_fast.ops.prepared.global_block import prepare_global_block
 from hifuse_fast.ops.prepared.together import together
 from hifuse_fast.options import STAGES, HiFuseOptions
+
+#: Backends of which C can make every call. Their stems take images of any size, in float32 too.
+LISTED = ("native", "cuda")
 
 
 class Maker(Protocol):
@@ -91,8 +95,10 @@ class OptimizedHiFuse(nn.Module):
         setting.check_all_were_asked_for()
         self.dtype, self.device = DTYPES[c.dtype], next(self.buffers()).device
         self._made = make.made
-        # Calls of the compiled library alone: they are kept on a tape, and have threads of their own.
-        self._replayed = c.out_indices is None and all(op.backend == "native" for op in make.made.values())
+        # Whose calls alone lead from the images to the result. Those of "native" are kept on a tape, on threads of their own.
+        backends = {op.backend for op in make.made.values()}
+        self._library = backends.pop() if len(backends) == 1 and c.out_indices is None else None
+        self._replayed = self._library == "native"
         self._pool = MapPool(self.dtype, self.device)
         self._graphs = Graphs(capture) if c.cuda_graphs and self.device.type == "cuda" else None
         self.eval()
@@ -127,7 +133,7 @@ class OptimizedHiFuse(nn.Module):
         return result
 
     def _eager(self, images: Tensor) -> Tensor | list[Tensor]:
-        if not self._replayed:
+        if self._library not in LISTED:
             images = self._prepare(images)
         batch, height, width = images.shape[0], *_padded(images)
         with torch.autocast(self.device.type, enabled=False), self._lent(), self._pool.lend(batch, height, width) as maps:
@@ -138,13 +144,13 @@ class OptimizedHiFuse(nn.Module):
         if self._replayed:
             return own_threads()
         if any(op.backend == "cuda" for op in self._made.values()):
-            from hifuse_fast.backends.cuda.product import counted_together  # loads the kernels
+            from hifuse_fast.backends.cuda.launch import counted_together  # loads the kernels
 
             return counted_together(self.device)
         return contextlib.nullcontext()
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """The images in the network's dtype, padded to whole strides. The library's stem does that as it reads them."""
+        """The images in the network's dtype, padded to whole strides. The stems of `LISTED` do that as they read them."""
         return pad_to_multiple(images.to(self.dtype).permute(0, 2, 3, 1), STRIDE).permute(0, 3, 1, 2)
 
     def _run(self, images: Tensor, maps: Maps) -> Tensor | list[Tensor]:
@@ -200,7 +206,7 @@ class OptimizedHiFuse(nn.Module):
 
     def _logits(self, fused_map: Tensor) -> Tensor:
         assert self.head is not None
-        logits: Tensor = self.head(_mean(fused_map, self.dtype, natively=self._replayed)).flatten(1)
+        logits: Tensor = self.head(_mean(fused_map, self.dtype, self._library)).flatten(1)
         return logits
 
     @torch.no_grad()
@@ -221,8 +227,8 @@ class OptimizedHiFuse(nn.Module):
         """Write the network as it is, packed, as safetensors; `load_optimized` reads it without folding or packing.
 
         The file appears whole or not at all. It serves every instruction set, by the backends that this network runs on. The
-        `record` of the model, with the names of its classes, goes with it. Where all ops are native and the result is no map,
-        the file carries its list of calls too, by which C runs it (docs/c.md).
+        `record` of the model, with the names of its classes, goes with it. Where all ops are "native", or all "cuda", and the
+        result is no map, the file carries its list of calls too, by which C runs it (docs/c.md).
 
         Raises:
             ValueError: `path` does not end in .safetensors; a module of the network was replaced, or has a hook.
@@ -240,11 +246,19 @@ class OptimizedHiFuse(nn.Module):
         metadata = {"configuration": json.dumps(self.configuration.to_dict()), "ops": json.dumps(entries)}
         if self.record:
             metadata[RECORD] = json.dumps(self.record)
-        if self._replayed:
+        if self._library in LISTED:
+            tensors |= self._derived()
             metadata[CALLS] = json.dumps(list_calls(self._calls, tensors))
+            metadata[BACKEND] = self._library
         if self.certificate is not None:
             metadata[CERTIFICATE] = json.dumps(self.certificate.to_dict())
         write_safetensors(tensors, path, {"format": FORMAT, "version": VERSION, **metadata})
+
+    def _derived(self) -> dict[str, Tensor]:
+        """The tensors of ops that were made of others of this network, as a block in one launch: C does not make them."""
+        made = {id(op) for op in self._made.values()}
+        others = {name: op for name, op in self.named_modules() if isinstance(op, PreparedOp) and id(op) not in made}
+        return {f"{DERIVED}{name}.{key}": tensor for name, op in others.items() for key, tensor in op.packed().items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedHiFuse:
         """As of any module. But what asks for the dtype that the network has leaves the tensors that are of another one."""
@@ -284,12 +298,14 @@ def _padded(images: Tensor) -> tuple[int, int]:
     return next_multiple(images.shape[2], STRIDE), next_multiple(images.shape[3], STRIDE)
 
 
-def _mean(fused_map: Tensor, dtype: torch.dtype, natively: bool) -> Tensor:
+def _mean(fused_map: Tensor, dtype: torch.dtype, library: str | None) -> Tensor:
     """The mean over the pixels of a map, [B, 1, 1, C] in `dtype`.
 
     PyTorch's order of a sum depends on the threads. In float64, sums of float32 are exact as a rule, in any order.
     """
-    if not natively:
+    if library == "cuda":
+        return cuda.mean(fused_map.to(dtype))  # as it is, unless a module was replaced
+    if library != "native":
         return fused_map.mean((1, 2), keepdim=True, dtype=torch.float64).to(dtype)
     x = fused_map.to(dtype).contiguous()  # as it is, unless a module was replaced
     mean = x.new_empty((x.shape[0], 1, 1, x.shape[3]))

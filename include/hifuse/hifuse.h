@@ -1,4 +1,5 @@
-/* HiFuse on a CPU, without Python: networks frozen by hifuse_fast, and the ops that they are made of.
+/* HiFuse on a CPU, without Python: networks frozen by hifuse_fast, and the ops that they are made of. cuda.h has both for a
+ * CUDA device.
  *
  * A function that can fail returns NULL, or a message that names the argument. The message is valid until the same thread calls
  * the library again. Functions may be called by several threads at once. The instruction set is chosen when the library is
@@ -37,7 +38,8 @@ typedef struct hifuse_threads {
 /* ---- Networks -------------------------------------------------------------------------------------------------------------
  */
 
-/* What OptimizedHiFuse.save of hifuse_fast wrote, version 7 of its files, with all ops on the backend "native". */
+/* What OptimizedHiFuse.save of hifuse_fast wrote, version 7 of its files, with all ops on the backend "native", or all on
+ * "cuda". */
 typedef struct hifuse_network hifuse_network;
 
 typedef struct hifuse_images {
@@ -49,13 +51,14 @@ typedef struct hifuse_images {
   int64_t strides[4]; /* in elements; all 0: contiguous */
 } hifuse_images;
 
-/* Reads a file. The network keeps nothing of it open. A file is not believed: what does not fit is refused by name. */
+/* Reads a file for a CPU. The network keeps nothing of it open. A file is not believed: what does not fit is refused by name.
+ */
 HIFUSE_API const char* hifuse_network_open(const char* path, hifuse_network** network);
 HIFUSE_API void hifuse_network_close(hifuse_network* network);
 
-/* results [batch, outputs], float32: the logits, of a network without classifier the features; of a bfloat16 network its
- * values, widened. An image has the same bits whatever the batch, and those that Python gives on this instruction set. Maps are
- * kept for the next call, once for as many calls as ran at the same time. */
+/* results [batch, outputs], float32: the logits, of a network without classifier the features; of a bfloat16 or float16
+ * network its values, widened. An image has the same bits whatever the batch, and those that Python gives on this instruction
+ * set. Maps are kept for the next call, once for as many calls as ran at the same time. */
 HIFUSE_API const char* hifuse_network_run(hifuse_network* network, const hifuse_images* images, float* results,
                                           const hifuse_threads* threads);
 

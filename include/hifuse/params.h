@@ -20,7 +20,7 @@ typedef int32_t hifuse_activation;
 typedef int32_t hifuse_algorithm;
 #endif
 
-enum { HIFUSE_FLOAT32 = 0, HIFUSE_BFLOAT16 = 1 };
+enum { HIFUSE_FLOAT32 = 0, HIFUSE_BFLOAT16 = 1, HIFUSE_FLOAT16 = 2 }; /* float16: on a CUDA device alone, see cuda.h */
 
 /* What a row of a linear is: a pixel; the 2x2 patch of pixels (0, 0), (1, 0), (0, 1), (1, 1) as (row, column); the depthwise
  * 3x3 convolution of a pixel. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -48,6 +49,9 @@ class Emulation:
 
     def refuses(self, *arguments: Any) -> None:
         raise RuntimeError("too many resources requested for launch")
+
+    def product_counters(self, multiprocessors: int) -> int:
+        return 3 * multiprocessors
 
     def touch_scratch(self, sizes: Any, numbers: Any, multiprocessors: int) -> int:
         return sizes[0] * multiprocessors
@@ -152,7 +156,7 @@ def test_the_operator_is_what_its_schema_says(lib: Emulation) -> None:
     x, out = torch.ones(3), torch.zeros(3)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(
-        torch.ops.hifuse_fast.cuda_launch, ("touch", [1], [0.5], [x, None], [out], []), test_utils=checks
+        torch.ops.hifuse_fast.cuda_launch, ("touch", [1], [0.5], [x, None], [out]), test_utils=checks
     )  # fmt: skip
 
 
@@ -268,23 +272,27 @@ def test_kernels_of_a_traced_program_run_where_they_are_emulated(monkeypatch: py
         select.kernels_on("layer_norm", "cuda", torch.device("mps"))
 
 
-def test_counters_are_kept_and_must_be_zero(lib: Emulation) -> None:
-    counters = torch.zeros(3, dtype=torch.int32)
-    cuda.launch("touch", [], [], [torch.ones(1)], [None], [counters, None])
-    assert lib.calls[0][-3:] == ((counters.data_ptr(), 1), (0,), 0)
-    assert lib.allowed[-1] == (counters.data_ptr(), 12, True)
-    assert counters.tolist() == [0, 0, 0]
-    counters[1] = 1
-    with pytest.raises(RuntimeError, match="the emulation of touch found: counters must be zero before the launch"):
-        cuda.launch("touch", [], [], [torch.ones(1)], [], [counters])
-    counters[1] = 0
-
-    def count(*_: Any) -> None:
-        counters[0] = 2
+def test_scratch_memory_brings_counters_that_must_be_zero(lib: Emulation) -> None:
+    def count(sizes: Any, numbers: Any, *rest: Any) -> None:
+        *_, (counters, _), _ = rest
+        ctypes.c_int32.from_address(counters).value = sizes[1]
 
     lib.count = count  # type: ignore[attr-defined]
+    x = torch.ones(1)
+    cuda.launch("touch", [5], [], [x], [None], scratch_of="touch_scratch")
+    sizes, _, *tensors, stream = lib.calls[0]
+    assert sizes == (5, cuda.EMULATED_MULTIPROCESSORS)
+    assert [len(each) for each in tensors] == [2, 1, 2, 2]  # scratch memory and counters come last
+    assert [size for _, size, _ in lib.allowed] == [4, 5, 3 * 4]
+    assert stream == 0
+    cuda.launch("touch", [0], [], [x], [None], scratch_of="touch_scratch")
+    assert lib.calls[2][2:] == ((x.data_ptr(), 1), (0,), (0,), (0,), 0)  # no memory, no counters
     with pytest.raises(RuntimeError, match="the emulation of count found: counters must be zero after it"):
-        cuda.launch("count", [], [], [torch.ones(1)], [], [counters])
+        cuda.launch("count", [5], [], [x], [], scratch_of="touch_scratch")
+    with cuda.counted_together(x.device):
+        cuda._counters(x.device)[1] = 1
+        with pytest.raises(RuntimeError, match="the emulation of touch found: counters must be zero before the launch"):
+            cuda.launch("touch", [5], [], [x], [], scratch_of="touch_scratch")
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])

@@ -26,44 +26,37 @@ def multiprocessors(count: int) -> Callable[[torch.device], int]:
     return lambda _: count
 
 
-@pytest.fixture
-def parts_of_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_products, "SHORTEST", 2)
-
-
 @only
-@pytest.mark.usefixtures("parts_of_two_steps")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_sum_in_parts_has_the_same_bits_whoever_adds_them(
     dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An odd number of steps, with a norm that begins within a row, and a batch of which each image is as alone."""
-    weights = {"weight": matrix("weight", 20, 232), "bias": uniform("bias", 20)}
-    x, residual = uniform("x", 3, 2, 3, 232) + 0.5, uniform("residual", 3, 2, 3, 20)
+    weights = {"weight": matrix("weight", 20, 552), "bias": uniform("bias", 20)}  # two parts of at least eight steps
+    x, residual = uniform("x", 3, 2, 3, 552) + 0.5, uniform("residual", 3, 2, 3, 20)
     options = {"norm": "row", "activation": "gelu"}
     check_parity(prepare_linear, weights, [x], dtype, kernel, options=options, residual=residual)
     weights, x, residual = place(kernel, (weights, x, residual), dtype)
     op = prepare_linear(**weights, **options, dtype=dtype, backend=kernel)
     one_block = op(x, residual=residual)
-    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1000))
     assert torch.equal(op(x, residual=residual), one_block)
     assert torch.equal(op(x[1:2], residual=residual[1:2]), one_block[1:2])
 
 
 @only
-@pytest.mark.usefixtures("parts_of_two_steps")
 def test_taps_in_parts(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    z, weight = place(kernel, (uniform("z", 1, 3, 4, 40), matrix("weight", 40, 360)), torch.bfloat16)
+    z, weight = place(kernel, (uniform("z", 1, 3, 4, 64), matrix("weight", 64, 576)), torch.bfloat16)
     results = []
     for count in (1, 1000):
-        monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(count))
+        monkeypatch.setattr(launch, "multiprocessors", multiprocessors(count))
         results.append(product([z], weight, None, torch.empty_like(z), source="taps"))
     assert torch.equal(*results)
 
 
 def three_products(kernel: str, dtype: torch.dtype) -> list[Product]:
-    """Of one map: a linear with a norm and a residual, one of patches, one that is pooled. Only the first two have parts."""
-    drawn = {"x": uniform("x", 1, 4, 6, 72) + 0.5, "deep": matrix("deep", 20, 288), "w": matrix("w", 100, 72)}
+    """Of one map: a linear with a norm and a residual, one of patches, one that is pooled; each of one or two tiles, in parts."""
+    drawn = {"x": uniform("x", 1, 4, 6, 552) + 0.5, "deep": matrix("deep", 20, 2208), "w": matrix("w", 100, 552)}
     x, deep, w, bias, residual = place(
         kernel, (*drawn.values(), uniform("bias", 100), uniform("residual", 1, 4, 6, 100)), dtype
     )
@@ -76,53 +69,71 @@ def three_products(kernel: str, dtype: torch.dtype) -> list[Product]:
 
 
 @only
-@pytest.mark.usefixtures("parts_of_two_steps")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_several_products_are_one_launch_while_their_blocks_are_few(
-    dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [1000, 4, 3, 2])
+def test_products_have_the_same_bits_together_and_alone(
+    count: int, dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In one launch or three, where the parts of all have blocks of their own, or those of the second alone."""
     calls = three_products(kernel, dtype)
     alone = [products([call])[0].clone() for call in calls]
-    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    monkeypatch.setattr(launch, "multiprocessors", multiprocessors(count))
     with launched() as entries:
         results = products(calls)
-    assert entries == ["product"]
+    assert entries == ["products"]
     assert [result.data_ptr() for result in results] == [call.out.data_ptr() for call in calls]
-    assert all(map(torch.equal, results, alone))
-    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(2))
-    with launched() as entries:
-        results = products(calls)
-    assert entries == ["product"] * 3
     assert all(map(torch.equal, results, alone))
 
 
 @only
-@pytest.mark.usefixtures("parts_of_two_steps")
+def test_several_products_are_one_launch_while_their_blocks_are_few(kernel: str) -> None:
+    lib = launch.library.lib
+    if lib is None:
+        pytest.skip("there is no library")
+    calls = three_products(kernel, torch.bfloat16)
+    sizes, numbers = [size for call in calls for size in of_products._sizes(call)], [call.eps for call in calls]
+    blocks = 2 * 2 + 4 * 1 + 2 * 2  # parts of each, times its tiles
+    a_sum = 4 * 128 * 96
+    assert [lib.product_launches(sizes, numbers, count) for count in (1000, blocks // 2, blocks // 2 - 1, 2)] == [1, 1, 3, 3]
+    assert lib.products_scratch(sizes, numbers, 1000) == blocks * a_sum  # of all at the same time
+    assert lib.products_scratch(sizes, numbers, blocks // 2 - 1) == 4 * a_sum  # of one after another
+    assert lib.products_scratch(sizes, numbers, 1) == 0
+    assert lib.product_counters(7) == 3 * 7
+
+
+@only
 def test_counters_are_set_to_zero_once_for_all_products_of_a_call(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1000))
     calls, made = three_products(kernel, torch.bfloat16), []
     device = calls[0].weight.device
-    zeros = of_products._zeros
-    monkeypatch.setattr(of_products, "_zeros", lambda device: made.append(zeros(device)) or made[-1])
+    zeros = launch._zeros
+    monkeypatch.setattr(launch, "_zeros", lambda device: made.append(zeros(device)) or made[-1])
     expected = [each.clone() for each in products(calls)]
     products(calls)
     assert len(made) == 2
-    with of_products.counted_together(device):
+    with launch.counted_together(device):
         for _ in range(2):
             assert all(map(torch.equal, products(calls), expected))
     assert len(made) == 3
     assert not made[-1].any()
-    with of_products.counted_together(torch.device("meta")):  # of another device
+    with launch.counted_together(torch.device("meta")):  # of another device
         products(calls)
     assert [each.device.type for each in made[3:]] == ["meta", device.type]
 
 
 @only
-def test_a_launch_of_products_of_two_dtypes_is_refused(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_without_parts_need_no_counters(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = three_products(kernel, torch.bfloat16)
+    monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1))
+    monkeypatch.setattr(launch, "_zeros", lambda _: pytest.fail("counters were set to zero for nobody"))
+    products(calls)
+
+
+@only
+def test_products_of_two_dtypes_are_refused(kernel: str) -> None:
     if launch.library.lib is None:
         pytest.skip("there is no library")
-    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
-    with pytest.raises(RuntimeError, match="the products of a launch have one dtype"):
+    with pytest.raises(RuntimeError, match="products that are called together have one dtype"):
         products([three_products(kernel, dtype)[0] for dtype in (torch.float32, torch.bfloat16)])
 
 
@@ -168,12 +179,12 @@ def test_gelu_and_its_gradient(dtype: torch.dtype, kernel: str) -> None:
         assert_within_rule(actual, eager, exact)
 
 
-def every_stage(kernel: str) -> list[tuple[Any, list[Tensor]]]:
+def every_stage(kernel: str, depth: int = 232) -> list[tuple[Any, list[Tensor]]]:
     """Calls that go round each stage of the pipeline twice, of a whole tile and more."""
-    weights = {"weight": matrix("weight", 100, 232), "bias": uniform("bias", 100)}
+    weights = {"weight": matrix("weight", 100, depth), "bias": uniform("bias", 100)}
     made = []
     for dtype in (torch.bfloat16, torch.float32):
-        w, x = place(kernel, (weights, uniform("x", 1, 11, 12, 232)), dtype)
+        w, x = place(kernel, (weights, uniform("x", 1, 11, 12, depth)), dtype)
         made.append((prepare_linear(**w, norm="row", activation="gelu", dtype=dtype, backend=kernel), [x]))
     return made
 
@@ -191,17 +202,15 @@ def test_stages_are_used_twice(kernel: str) -> None:
 @pytest.mark.parametrize("parts", [False, True])
 def test_the_same_bits_in_all_runs(parts: bool, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if parts:
-        monkeypatch.setattr(of_products, "SHORTEST", 2)
-        monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
-    for op, maps in every_stage(kernel):
+        monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1000))
+    for op, maps in every_stage(kernel, 552 if parts else 232):  # of two parts
         check_runs(lambda op=op, maps=maps: [op(*maps)])
-    z, weight = place(kernel, (uniform("z", 1, 5, 7, 40), matrix("weight", 40, 360)), torch.bfloat16)
+    z, weight = place(kernel, (uniform("z", 1, 5, 7, 64), matrix("weight", 64, 576)), torch.bfloat16)
     check_runs(lambda: [product([z], weight, None, torch.empty_like(z), source="taps", activation="gelu", residual=z)])
 
 
 @only
-@pytest.mark.usefixtures("parts_of_two_steps")
 def test_the_same_bits_whichever_part_is_the_last(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
+    monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1000))
     calls = three_products(kernel, torch.bfloat16)
     check_runs(lambda: [result.clone() for result in products(calls)])

@@ -6,7 +6,7 @@
  *     calls ops WEIGHT X RESULT ALGORITHM BATCH HEIGHT WIDTH CHANNELS      a linear, then a mixer, float32
  */
 #define _POSIX_C_SOURCE 200809L
-#include <hifuse/hifuse.h>
+#include <hifuse/cuda.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -187,6 +187,9 @@ static void misuse_network(const char* path) {
   say(hifuse_network_class_name(network, 5));
   hifuse_network_close(network);
   hifuse_network_close(NULL);
+  say(hifuse_network_open_cuda(path, 0, NULL, &network));
+  hifuse_network_close(network);
+  say(hifuse_cuda_mean(NULL, NULL));
 }
 
 static void misuse_ops(void) {

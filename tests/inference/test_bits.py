@@ -41,5 +41,5 @@ def test_mean() -> None:
     found = []
     for count in (1, 3, 7, 8):
         with threads(count):
-            found += [_mean(fused_map, torch.float32, natively) for natively in (False, True)]
+            found += [_mean(fused_map, torch.float32, library) for library in (None, "native")]
     assert all(torch.equal(found[0], other) for other in found)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hifuse_fast import optimize_for_inference
 from hifuse_fast.backends.native import library
-from hifuse_fast.backends.native.tape import Tape, call, recorded
+from hifuse_fast.backends.tape import Tape, call, recorded
 from hifuse_fast.inference.calls import list_calls
 from tests.support.frozen import image, make
 

@@ -78,7 +78,7 @@ MISTAKES = (
         "each head has the first one's bias", _GLOBAL, "const table", "head * (kRows / 16)", "0 * (kRows / 16)", "global block"
     ),
     Mistake("a head in the place of another", _GLOBAL, "reciprocal_fast", "kHead * head", "kHead * (head ^ 1)", "global block"),
-    Mistake("no wait for the maps of a fusion", _FUSE, "", "cp_async_wait<1>();", "", "fuse path"),
+    Mistake("no wait for the maps of a fusion", _FUSE, "", "cp_async_wait<0>();", "", "fuse path"),
     Mistake("no barrier before maps are multiplied", _FUSE, "", "__syncthreads();  // both maps", "// ", "fuse path"),
     Mistake(
         "a result takes the place of a map too soon",
@@ -88,20 +88,11 @@ MISTAKES = (
         "// ",
         "fuse path",
     ),
-    Mistake("no wait for patches", _FUSE, "void pool_patches(", "cp_async_wait<0>();", "", "fuse path"),
-    Mistake("no barrier before patches are multiplied", _FUSE, "", "__syncthreads();  // the patches", "// ", "fuse path"),
-    Mistake(
-        "patches come while others are read", _FUSE, "", "__syncthreads();  // nobody reads the patches", "// ", "fuse path"
-    ),
     Mistake("no barrier before rows are normalised", _FUSE, "", "__syncthreads();  // all rows are there", "// ", "fuse path"),
     Mistake("no barrier before rows are multiplied", _FUSE, "", "__syncthreads();  // all rows are norm", "// ", "fuse path"),
     Mistake("results take the place of rows too soon", _FUSE, "", "__syncthreads();  // nobody reads rows", "// ", "fuse path"),
     Mistake("no barrier before fused pixels are stored", _FUSE, "", "__syncthreads();  // the results", "// ", "fuse path"),
     Mistake("no __syncwarp before a row changes", _FUSE, "", "__syncwarp();", "", "fuse path"),
-    Mistake("a pixel too many", _FUSE, "void load(", "first + row < p.pixels", "first + row <= p.pixels", "fuse path"),
-    Mistake("a patch too many", _FUSE, "void load_patches(", "pixel < p.pixels", "pixel <= p.pixels", "fuse path"),
-    Mistake(
-        "w_f of a pixel too many", _FUSE, "void normalise(", "first + row < p.pixels", "first + row <= p.pixels", "fuse path"
-    ),
-    Mistake("channels beyond a map of a fusion", _FUSE, "void load(", "&& chunk * 8 < p.channels", "", "fuse path"),
+    Mistake("a pixel too many", _FUSE, "const bool kept", "first + row < p.pixels", "first + row <= p.pixels", "fuse path"),
+    Mistake("channels beyond a map of a fusion", _FUSE, "const bool kept", "&& chunk * 8 < p.channels", "", "fuse path"),
 )

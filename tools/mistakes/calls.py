@@ -48,20 +48,19 @@ def _attention(window: int, shift: int, head_dim: int, shape: tuple[int, int, in
     return _with_gradients(run, tensors) if backward else [run(*tensors)]
 
 
-def _product(shape: tuple[int, int, int], columns: int, depth: int, shortest: int | None = None) -> list[Tensor]:
+def _product(shape: tuple[int, int, int], columns: int, depth: int) -> list[Tensor]:
     from hifuse_fast.backends.cuda import product
 
-    product.SHORTEST = product.SHORTEST if shortest is None else shortest
     draw = _draws()
     x, weight, bias, residual = draw(*shape, depth), draw(columns, depth), draw(columns), draw(*shape, columns)
     out = torch.empty_like(residual)
     return [product.product([x], weight, bias, out, norm="row", eps=1e-5, activation="gelu", residual=residual)]
 
 
-def _products(shape: tuple[int, int, int], columns: int, depth: int, shortest: int) -> list[Tensor]:
+def _products(shape: tuple[int, int, int], columns: int, depth: int) -> list[Tensor]:
     from hifuse_fast.backends.cuda import product
 
-    product.SHORTEST, draw = shortest, _draws()
+    draw = _draws()
     x, weight, bias, residual = draw(*shape, depth), draw(columns, depth), draw(columns), draw(*shape, columns)
     plain = product.Product([x], weight, bias, torch.empty_like(residual), norm="row", activation="gelu", residual=residual)
     patches = product.Product(
@@ -96,21 +95,21 @@ def _global_block(shape: tuple[int, int, int], heads: int, window: int, shift: i
     return [block(x, FreshMaps(x.dtype, x.device))]
 
 
-def _fuse_path(shape: tuple[int, int, int], channels: int, before: int) -> list[Tensor]:
+def _fuse_path(shape: tuple[int, int, int], c: int) -> list[Tensor]:
     from hifuse_fast.inference.buffers import FreshMaps
     from hifuse_fast.ops import prepare_linear
     from hifuse_fast.ops.prepared.fuse_path import prepare_fuse_path
 
-    draw, c, (batch, height, width) = _draws(), channels, shape
+    draw = _draws()
     made: dict[str, Any] = {"dtype": torch.bfloat16, "backend": "cuda"}
     path = prepare_fuse_path(
         local_linear=prepare_linear(draw(c, c), draw(c), **made),
         global_linear=prepare_linear(draw(c, c), draw(c), **made),
-        up=prepare_linear(draw(c, before), draw(c), activation="relu", pool=True, **made),
-        fuse=prepare_linear(draw(c, 3 * c), draw(c), norm="row", eps=1e-3, activation="gelu", **made),
+        up=None,
+        fuse=prepare_linear(draw(c, 2 * c), draw(c), norm="row", eps=1e-3, activation="gelu", **made),
     )
-    maps = draw(*shape, c), draw(*shape, c), draw(batch, 2 * height, 2 * width, before)
-    return list(path(*maps, FreshMaps(torch.bfloat16, maps[0].device)))
+    maps = draw(*shape, c), draw(*shape, c)
+    return [path(*maps, None, FreshMaps(torch.bfloat16, maps[0].device))[0]]
 
 
 def _function(op: str, shapes: Sequence[tuple[int, ...]], **options: Any) -> list[Tensor]:
@@ -165,6 +164,13 @@ def _mixer_sm90(shape: tuple[int, int, int], channels: int) -> list[Tensor]:
         return [op(draw(*shape, channels))]
 
 
+def _ends(images: tuple[int, int, int, int], shape: tuple[int, int, int, int]) -> list[Tensor]:
+    from hifuse_fast.backends.cuda import ends
+
+    draw = _draws()
+    return [ends.stem_patches(draw(*images), 3, 3, torch.bfloat16), ends.mean(draw(*shape))]
+
+
 _FORWARD, _BACKWARD, _PARTS = "window_attention_forward_bf16.cu", "window_attention_backward_bf16.cu", "sum_of_parts.cu"
 _ATTENTION = ("window_attention.cu", _FORWARD)
 _GRADIENTS = (*_ATTENTION, _BACKWARD, _PARTS)
@@ -181,15 +187,17 @@ CALLS = {
     "many parts, backward": Call(_GRADIENTS, partial(_attention, 2, 1, 8, (1, 6, 22), backward=True), multiprocessors=16),
     # 132 rows are two tiles, 104 columns two; 232 channels are eight steps, of which the last one is not full.
     "tiles": Call(("product_bf16.cu",), partial(_product, (1, 11, 12), 104, 232)),
-    "parts": Call(("product_bf16.cu",), partial(_product, (1, 3, 5), 24, 232, shortest=2), multiprocessors=1000),
-    # The first and the last have two tiles and eight steps, whose parts are apart; the second has one tile.
-    "several products": Call(("product_bf16.cu",), partial(_products, (1, 12, 12), 24, 232, 2), multiprocessors=1000),
+    "parts": Call(("product_bf16.cu",), partial(_product, (1, 3, 5), 24, 552), multiprocessors=1000),
+    # The first and the last have two tiles and parts, the second one tile and more parts; all of them have blocks of their own.
+    "several products": Call(("product_bf16.cu",), partial(_products, (1, 12, 12), 24, 552), multiprocessors=1000),
+    # Patches with pixels beyond the images, and one of none; more pixels than rows of threads, channels of two slices.
+    "ends": Call(("ends.cu",), partial(_ends, (2, 3, 7, 9), (2, 5, 9, 40))),
     # Two tiles, each with pixels beyond the map; channels that are fewer than the kernel's.
     "local block": Call(("local_block.cu",), partial(_local_block, (1, 7, 9, 88))),
     # Three windows, two of them with padded tokens, and a seam along each axis.
     "global block": Call(("global_block.cu",), partial(_global_block, (1, 5, 17), 2, 6, 2)),
     # Two tiles, of which the last is not full; channels that are fewer than the kernel's.
-    "fuse path": Call(("fuse_path.cu",), partial(_fuse_path, (1, 7, 10), 88, 40)),
+    "fuse path": Call(("fuse_path.cu",), partial(_fuse_path, (1, 7, 10), 88)),
     # Three tiles of rows for two blocks, of which the last one is not full; columns that are fewer than the kernel's.
     "mlp of sm_90a": Call(("mlp_sm90.cu",), partial(_mlp_sm90, (1, 12, 45), 288, 128, 88), multiprocessors=2),
     "mixer of sm_90a": Call(("mixer_sm90.cu",), partial(_mixer_sm90, (3, 9, 11), 64), multiprocessors=2),

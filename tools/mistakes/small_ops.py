@@ -6,7 +6,7 @@ from tools.mistakes.mistake import Mistake
 
 _ROWS, _NORM, _COLUMNS = "rows.cuh", "norm_rows.cuh", "columns.cuh"
 _DEPTHWISE, _BATCH, _MAX, _GATES = "depthwise_norm.cu", "batch_norm.cu", "max_mean.cu", "gated_concat.cu"
-_MOMENTS, _POINTWISE, _BARRIER = "batch_norm_statistics.cuh", "pointwise.cuh", "__syncthreads();"
+_MOMENTS, _POINTWISE, _ENDS, _BARRIER = "batch_norm_statistics.cuh", "pointwise.cuh", "ends.cu", "__syncthreads();"
 
 MISTAKES = (
     Mistake("no barrier before a norm's weights are read", _NORM, "struct NormForward", _BARRIER, "", "narrow layer norm"),
@@ -107,4 +107,11 @@ MISTAKES = (
     Mistake(
         "a chunk of gradients too many", _POINTWISE, "struct GeluBackward", "at >= p.length", "at > p.length", "depthwise mixer"
     ),
+    Mistake("a column beside the image", _ENDS, "", "column < p.image_width", "column <= p.image_width", "ends"),
+    Mistake("a line below the image", _ENDS, "", "line < p.image_height", "line <= p.image_height", "ends"),
+    Mistake("a run of pixels too many", _ENDS, "", "i >= p.count", "i > p.count", "ends"),
+    Mistake("patches of the next line", _ENDS, "", "line / kPatchSide", "(line + 1) / kPatchSide", "ends"),
+    Mistake("no barrier before sums of pixels are read", _ENDS, "struct PixelMeanKernel", _BARRIER, "", "ends"),
+    Mistake("a row of sums left out", _ENDS, "", "row < kColumnRows; ++row", "row + 1 < kColumnRows; ++row", "ends"),
+    Mistake("a channel too many has a mean", _ENDS, "", "c.first + lane >= p.channels", "c.first + lane > p.channels", "ends"),
 )

@@ -33,15 +33,13 @@ void global_block(const Sizes& sizes, const Numbers& numbers, const Given& x, co
                            stream_of(stream)));
 }
 
-// dtype, batch, height, width, channels, channels of the fused map; eps
+// dtype, batch, height, width, channels; eps
 void fuse_path(const Sizes& sizes, const Numbers& numbers, const Given& local_map, const Given& global_map,
-               const Given& fused_map, const Given& weights, const Given& up, const Given& biases, const Given& out,
-               const Given& w_f, Stream stream) {
-  check(
-      cuda::fuse_path({static_cast<DType>(sizes.at(0)), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4), sizes.at(5),
-                       static_cast<float>(numbers.at(0)), pointer(local_map), pointer(global_map), pointer(fused_map),
-                       pointer(weights), pointer(up), pointer<const float*>(biases), pointer<void*>(w_f), pointer<void*>(out)},
-                      stream_of(stream)));
+               const Given& weights, const Given& biases, const Given& out, Stream stream) {
+  check(cuda::fuse_path(
+      {static_cast<DType>(sizes.at(0)), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4), static_cast<float>(numbers.at(0)),
+       pointer(local_map), pointer(global_map), pointer(weights), pointer<const float*>(biases), pointer<void*>(out)},
+      stream_of(stream)));
 }
 
 }  // namespace

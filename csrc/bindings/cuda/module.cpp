@@ -16,6 +16,7 @@ void bind_batch_norm(pybind11::module_& m);
 void bind_blocks(pybind11::module_& m);
 void bind_concat_norm(pybind11::module_& m);
 void bind_depthwise_norm(pybind11::module_& m);
+void bind_ends(pybind11::module_& m);
 void bind_gated_concat(pybind11::module_& m);
 void bind_layer_norm(pybind11::module_& m);
 void bind_max_mean(pybind11::module_& m);
@@ -49,6 +50,7 @@ PYBIND11_MODULE(HIFUSE_MODULE, m) {
   hifuse::bind_blocks(m);
   hifuse::bind_concat_norm(m);
   hifuse::bind_depthwise_norm(m);
+  hifuse::bind_ends(m);
   hifuse::bind_gated_concat(m);
   hifuse::bind_layer_norm(m);
   hifuse::bind_max_mean(m);

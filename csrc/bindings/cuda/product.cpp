@@ -4,9 +4,9 @@
 namespace hifuse {
 namespace {
 
-constexpr size_t kSizes = 14, kReads = 8, kWrites = 2;  // of a product
+constexpr size_t kSizes = 13, kReads = 8, kWrites = 2;  // of a product
 
-// dtype, source, batch, height, width, the channels of three maps, norm, columns, activation, pool, steps of a part, apart; eps
+// dtype, source, batch, height, width, the channels of three maps, norm, columns, activation, pool, rows of an image; eps
 cuda::Product product_of(const int64_t* sizes, double eps) {
   cuda::Product product{};
   product.dtype = static_cast<DType>(sizes[0]);
@@ -19,22 +19,39 @@ cuda::Product product_of(const int64_t* sizes, double eps) {
   product.columns = sizes[9];
   product.activation = static_cast<Activation>(sizes[10]);
   product.pool = sizes[11] != 0;
-  product.steps_of_part = sizes[12];
-  product.apart = sizes[13] != 0;
+  product.image_rows = sizes[12];
   product.eps = static_cast<float>(eps);
   return product;
 }
 
-// One to three of them: the sizes of each, the numbers of each, then tensors: what each reads (three maps, weight, bias, weight
-// and bias of the norm, residual), what each writes (result, what goes into the activation), sums of parts, and counters.
-void product(const Sizes& sizes, const Numbers& numbers, const pybind11::args& given) {
-  const size_t count = sizes.size() / kSizes;
-  if (count * kSizes != sizes.size() || numbers.size() != count || given.size() != count * (kReads + kWrites) + 3)
-    throw std::invalid_argument("a launch of products was given too little or too much");
-  const auto tensor = [&](size_t i) { return given[i].cast<Given>(); };
+// One to three of them: the sizes of each, the numbers of each.
+std::vector<cuda::Product> products_of(const Sizes& sizes, const Numbers& numbers) {
   std::vector<cuda::Product> all;
+  if (sizes.size() < numbers.size() * kSizes) throw std::invalid_argument("products were given too few sizes");
+  for (size_t i = 0; i < numbers.size(); ++i) all.push_back(product_of(sizes.data() + i * kSizes, numbers[i]));
+  return all;
+}
+
+int64_t products_scratch(const Sizes& sizes, const Numbers& numbers, int multiprocessors) {
+  const auto all = products_of(sizes, numbers);
+  return cuda::products_scratch(all.data(), static_cast<int>(all.size()), multiprocessors);
+}
+
+int product_launches(const Sizes& sizes, const Numbers& numbers, int multiprocessors) {
+  const auto all = products_of(sizes, numbers);
+  return cuda::product_launches(all.data(), static_cast<int>(all.size()), multiprocessors);
+}
+
+// After the sizes of all, the number of multiprocessors. Tensors: what each reads (three maps, weight, bias, weight and bias of
+// the norm, residual), what each writes (result, what goes into the activation), scratch memory, and counters.
+void products(const Sizes& sizes, const Numbers& numbers, const pybind11::args& given) {
+  auto all = products_of(sizes, numbers);
+  const size_t count = all.size();
+  if (sizes.size() != count * kSizes + 1 || given.size() != count * (kReads + kWrites) + 3)
+    throw std::invalid_argument("products were given too little or too much");
+  const auto tensor = [&](size_t i) { return given[i].cast<Given>(); };
   for (size_t i = 0; i < count; ++i) {
-    cuda::Product p = product_of(sizes.data() + i * kSizes, numbers[i]);
+    cuda::Product& p = all[i];
     const size_t reads = i * kReads, writes = count * kReads + i * kWrites;
     for (size_t map_of = 0; map_of < 3; ++map_of) p.maps[map_of] = map(tensor(reads + map_of));
     p.weight = pointer(tensor(reads + 3));
@@ -44,11 +61,11 @@ void product(const Sizes& sizes, const Numbers& numbers, const pybind11::args& g
     p.residual = pointer(tensor(reads + 7));
     p.out = pointer<void*>(tensor(writes));
     p.before = pointer<void*>(tensor(writes + 1));
-    all.push_back(p);
   }
   const size_t rest = count * (kReads + kWrites);
   const cuda::PartsRoom room{pointer<void*>(tensor(rest)), pointer<uint32_t*>(tensor(rest + 1))};
-  check(cuda::products(all.data(), static_cast<int>(count), room, stream_of(given[rest + 2].cast<Stream>())));
+  check(cuda::products(all.data(), static_cast<int>(count), room, static_cast<int>(sizes.back()),
+                       stream_of(given[rest + 2].cast<Stream>())));
 }
 
 // dtype, length
@@ -70,7 +87,10 @@ void mixer_depthwise(const Sizes& sizes, const Numbers&, const Given& z, const G
 }  // namespace
 
 void bind_product(pybind11::module_& m) {
-  m.def("product", &product);
+  m.def("products_scratch", &products_scratch);
+  m.def("product_counters", &cuda::product_counters);
+  m.def("product_launches", &product_launches);
+  m.def("products", &products);
   m.def("gelu_backward", &gelu_backward);
   m.def("mixer_depthwise", &mixer_depthwise);
 }

@@ -7,9 +7,10 @@ that CUDA graphs capture it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,7 +61,7 @@ def launch(
     numbers: Sequence[float],
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor | None],
-    counters: Sequence[Tensor | None] = (),
+    scratch_of: str = "",
 ) -> None:
     """Call an entry point of the library on the device and the current stream of `reads[0]`.
 
@@ -69,8 +70,9 @@ def launch(
         sizes, numbers: the op's options, the integers and the others.
         reads: what the kernels read; None for null.
         writes: what they write, wholly, and may read again; None for null. In the emulation it is NaN before.
-        counters: what blocks of threads count each other with, for those entry points that have some: zero before the launch
-            and after it.
+        scratch_of: the library's function that says how much scratch memory the kernels take on a device of so many
+            multiprocessors; "" for none, or where `writes` has it. The entry point is given that number too, behind `sizes`,
+            and last of all the memory and, where there is some, counters: zero before the launch and after it.
 
     Raises:
         RuntimeError: what the library says, or in the emulation what the kernels did wrong.
@@ -78,10 +80,10 @@ def launch(
     if torch.compiler.is_compiling():  # which cannot look into the library
         like = reads[0]
         assert like is not None
-        written, counted = ([like.new_empty(0) if each is None else each for each in given] for given in (writes, counters))
-        torch.ops.hifuse_fast.cuda_launch(entry, sizes, numbers, reads, written, counted)
+        written = [like.new_empty(0) if each is None else each for each in writes]
+        torch.ops.hifuse_fast.cuda_launch(entry, sizes, numbers, reads, written, scratch_of)
     else:
-        _launch(entry, sizes, numbers, reads, writes, counters)
+        _launch(entry, sizes, numbers, reads, writes, scratch_of)
 
 
 def _launch(
@@ -90,14 +92,16 @@ def _launch(
     numbers: Sequence[float],
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor | None],
-    counters: Sequence[Tensor | None],
+    scratch_of: str = "",
 ) -> None:
-    kept = Launch(entry, tuple(sizes), tuple(numbers), tuple(reads), tuple(writes), tuple(counters))
+    kept = Launch(entry, tuple(sizes), tuple(numbers), tuple(reads), tuple(writes))
     like = reads[0]
     assert like is not None
     if record.keep(kept) or not _runs(like):
         return
     kept = replace(kept, reads=tuple(map(_aligned, kept.reads)))
+    if scratch_of:
+        kept = _with_room(kept, scratch_of, like)
     for written in kept.writes:
         if written is not None and written.data_ptr() % ALIGNMENT:
             raise RuntimeError(f"{entry}: what it writes must begin at a multiple of {ALIGNMENT} bytes")
@@ -117,6 +121,15 @@ def _launch(
 def begin_early(device: torch.device) -> bool:
     """Whether launches may begin before those before them have ended, as the table says: entry "on" of `DEPENDENT_LAUNCHES`."""
     return bool(tables.lookup(DEPENDENT_LAUNCHES, "*", tables.architecture(device), {"on": 0})["on"])
+
+
+def _with_room(kept: Launch, scratch_of: str, like: Tensor) -> Launch:
+    """The launch with what its blocks of threads share, see `launch`."""
+    room = scratch(scratch_of, kept.sizes, kept.numbers, like)
+    counted = _counters(like.device) if room.numel() else None
+    return replace(
+        kept, sizes=(*kept.sizes, multiprocessors(like.device)), writes=(*kept.writes, room), counters=(counted,)
+    )  # fmt: skip
 
 
 def _aligned(tensor: Tensor | None) -> Tensor | None:
@@ -203,6 +216,33 @@ def scratch(entry: str, sizes: Sequence[int], numbers: Sequence[float], like: Te
     return like.new_empty(count, dtype=torch.uint8)
 
 
+class _Lent(threading.local):
+    counters: Tensor | None = None
+
+
+_lent = _Lent()
+
+
+@contextlib.contextmanager
+def counted_together(device: torch.device) -> Iterator[None]:
+    """Within the block, launches of this thread share counters, which are set to zero once. All must be on one stream."""
+    before, _lent.counters = _lent.counters, _zeros(device)
+    try:
+        yield
+    finally:
+        _lent.counters = before
+
+
+def _counters(device: torch.device) -> Tensor:
+    """Counters for a launch, which leaves them as it found them, at zero."""
+    return _zeros(device) if _lent.counters is None or _lent.counters.device != device else _lent.counters
+
+
+def _zeros(device: torch.device) -> Tensor:
+    count = 0 if library.lib is None else library.lib.product_counters(multiprocessors(device))
+    return torch.zeros(count, dtype=torch.int32, device=device)
+
+
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors a device has; a large GPU's for the meta device, which stands for one."""
     if device.type == "meta":
@@ -220,7 +260,7 @@ def _multiprocessors(index: int) -> int:
 
 _LIBRARY = torch.library.Library("hifuse_fast", "FRAGMENT")
 _LIBRARY.define(
-    "cuda_launch(str entry, SymInt[] sizes, float[] numbers, Tensor?[] reads, Tensor(a!)[] writes, Tensor(b!)[] counters) -> ()"
+    "cuda_launch(str entry, SymInt[] sizes, float[] numbers, Tensor?[] reads, Tensor(a!)[] writes, str scratch_of='') -> ()"
 )
 _LIBRARY.impl("cuda_launch", _launch, "CompositeExplicitAutograd")
 torch.library.register_fake("hifuse_fast::cuda_launch", lambda *_: None, lib=_LIBRARY)

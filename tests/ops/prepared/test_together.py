@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hifuse_fast.backends.cuda import product as of_products
+from hifuse_fast.backends.cuda import launch
 from hifuse_fast.ops import prepare_linear
 from hifuse_fast.ops.prepared.base import PreparedOp
 from hifuse_fast.ops.prepared.together import Call, together
@@ -36,10 +36,10 @@ def calls_of(kernel: str) -> list[Call]:
 def test_one_launch_gives_what_the_ops_give(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = calls_of(kernel)
     expected = [op(x) for op, x, _ in calls]
-    monkeypatch.setattr(of_products, "multiprocessors", lambda _: 1000)
+    monkeypatch.setattr(launch, "multiprocessors", lambda _: 1000)
     with launched() as entries:
         results = together(*calls)
-    assert entries == ["product"]
+    assert entries == ["products"]
     for result, out, right in zip(results, (out for *_, out in calls), expected, strict=True):
         assert result.data_ptr() == out.data_ptr()
         assert torch.equal(result, right)
@@ -47,7 +47,7 @@ def test_one_launch_gives_what_the_ops_give(kernel: str, monkeypatch: pytest.Mon
 
 @only
 def test_a_hook_or_another_module_sees_each_call(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_products, "multiprocessors", lambda _: 1000)
+    monkeypatch.setattr(launch, "multiprocessors", lambda _: 1000)
     first, second, _ = calls_of(kernel)
     op, seen = first[0], []
 

@@ -20,8 +20,8 @@ def prepare_fuse_path(
     The path is called as `path(l, g, f, maps)`, with l and g [B, H, W, C] and f [B, 2 H, 2 W, C'], and returns x and w_f,
     [B, H, W, C]. In the first stage f and w_f are None, and the row is [W_l l + b_l, W_g g + b_g]. It takes maps for its
     results from `maps`, and gives f back (`inference/buffers.py`). Where all parts are CUDA's, and its kernel serves their
-    sizes, the path is one launch, over copies of their tensors in another order. Else it is a call for each part, also while a
-    part was replaced or has a hook.
+    sizes, the path of the first stage is one launch, over copies of their tensors in another order. Else w_l, w_g and w_f are
+    one launch, if their blocks are few, or a call each, and x is another one; also while a part was replaced or has a hook.
 
     Args:
         local_linear, global_linear: of `prepare_linear`, over pixels.

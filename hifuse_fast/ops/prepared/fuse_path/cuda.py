@@ -7,45 +7,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hifuse_fast.backends.cuda import blocks
-from hifuse_fast.backends.cuda.launch import DTYPES, launch
+from hifuse_fast.backends.cuda.blocks import NARROW
+from hifuse_fast.backends.cuda.launch import DTYPES, begins_aligned, launch
+from hifuse_fast.backends.tape import kept
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 
 def whole(*, local_linear: PreparedOp, global_linear: PreparedOp, up: PreparedOp | None, fuse: PreparedOp) -> FusePath | None:
-    """The path of these prepared ops of the backend "cuda", its weights in the kernel's order; None where none serves it."""
+    """The path of these prepared ops of the backend "cuda", its weights in the kernel's order; None where none serves it.
+
+    It pays where weights stay in the cache of a multiprocessor: in the first stage, which has no fused map.
+    """
     weight, linears = fuse.packed()["weight"], [local_linear.packed(), global_linear.packed()]
-    channels, room = len(weight), blocks.room(len(weight))
-    of_fused = None if up is None else up.packed()
-    before = 0 if of_fused is None else of_fused["weight"].shape[1]
-    if not blocks.serve(weight.dtype, channels) or before % 8 or before > room // 2:
+    channels = len(weight)
+    if up is not None or channels > NARROW or not blocks.serve(weight.dtype, channels):
         return None
-    parts = list(weight.split(channels, 1))
-    if of_fused is not None:
-        parts = [*parts[1:], parts[0]]  # w_f comes first in a row of the network, and last in one of the kernel
-    squares = [blocks.operands(each, room, room) for each in (*(linear["weight"] for linear in linears), *parts)]
-    biases = [linear["bias"] for linear in (*linears, of_fused or linears[0], fuse.packed())]
+    squares = [*(linear["weight"] for linear in linears), *weight.split(channels, 1)]
+    biases = [linear["bias"].float() for linear in (*linears, fuse.packed())]
     tensors = {
-        "weights": torch.stack(squares),
-        "biases": torch.stack([F.pad(bias.float(), (0, room - channels)) for bias in biases]),
+        "weights": torch.stack([blocks.operands(square, NARROW, NARROW) for square in squares]),
+        "biases": torch.stack([F.pad(bias, (0, NARROW - channels)) for bias in biases]),
     }
-    if of_fused is not None:
-        tensors["up"] = blocks.operands(of_fused["weight"], room, (room // 2 + 31) // 32 * 32)
-    return FusePath(tensors, eps=fuse.options["eps"], before=before)
+    return FusePath(tensors, eps=fuse.options["eps"])
 
 
 class FusePath(PreparedOp):
     """See `prepare_fuse_path`."""
 
-    weights: Tensor  # of w_l and w_g, and of the parts of a row: w_l, w_g, w_f
-    biases: Tensor  # of w_l, w_g and w_f, and of the result
+    weights: Tensor  # of both linears, and of both parts of a row
+    biases: Tensor  # of both linears, and of the result
 
     @torch.no_grad()
-    def forward(
-        self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, out: Tensor, w_f: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        maps = [None if each is None else each.contiguous() for each in (local_map, global_map, fused_map)]
-        sizes = (DTYPES[out.dtype], *out.shape, self.options["before"])
-        launch(
-            "fuse_path", sizes, (self.options["eps"],), (*maps, self.weights, self._buffers.get("up"), self.biases), (out, w_f)
-        )  # fmt: skip
-        return out, w_f
+    def forward(self, local_map: Tensor, global_map: Tensor, out: Tensor | None = None) -> Tensor:
+        maps = [local_map.contiguous(), global_map.contiguous()]
+        out = torch.empty_like(maps[0]) if out is None else out
+        if kept("fuse_path", local_map=maps[0], global_map=maps[1], **self.packed(), out=out, **self.options):
+            return out
+        into = out if begins_aligned(out) else torch.empty_like(out)
+        sizes = (DTYPES[out.dtype], *out.shape)
+        launch("fuse_path", sizes, (self.options["eps"],), (*maps, self.weights, self.biases), (into,))
+        return out if into is out else out.copy_(into)

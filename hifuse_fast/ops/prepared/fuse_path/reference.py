@@ -22,19 +22,15 @@ class FusePath(OfParts):
     def forward(
         self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Any
     ) -> tuple[Tensor, Tensor | None]:
-        shape, w_f = local_map.shape, None
+        shape = local_map.shape
         if self.whole is not None and self._is_as_made():
-            x, w_f = self.whole(
-                local_map, global_map, fused_map, maps.take(*shape), None if fused_map is None else maps.take(*shape)
-            )
-        else:
-            calls = [(self.local_linear, local_map, maps.take(*shape)), (self.global_linear, global_map, maps.take(*shape))]
-            if self.up is not None and fused_map is not None:
-                calls.append((self.up, fused_map, maps.take(*shape)))
-            w_l, w_g, *of_fused = together(*calls)
-            x = self.fuse(*of_fused, w_l, w_g, out=maps.take(*shape))
-            maps.give(w_l, w_g)
-            w_f = of_fused[0] if of_fused else None
+            return self.whole(local_map, global_map, out=maps.take(*shape)), None
+        calls = [(self.local_linear, local_map, maps.take(*shape)), (self.global_linear, global_map, maps.take(*shape))]
+        if self.up is not None and fused_map is not None:
+            calls.append((self.up, fused_map, maps.take(*shape)))
+        w_l, w_g, *w_f = together(*calls)
         if fused_map is not None:
             maps.give(fused_map)
-        return x, w_f
+        x = self.fuse(*w_f, w_l, w_g, out=maps.take(*shape))
+        maps.give(w_l, w_g)
+        return x, w_f[0] if w_f else None

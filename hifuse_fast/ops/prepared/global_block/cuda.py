@@ -11,6 +11,7 @@ from torch import Tensor
 from hifuse_fast.backends.cuda import blocks
 from hifuse_fast.backends.cuda.blocks import HEAD
 from hifuse_fast.backends.cuda.launch import DTYPES, begins_aligned, launch
+from hifuse_fast.backends.tape import kept
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 ROWS, KEYS = 4, 7  # tiles of 16 queries and of 8 keys, of a window
@@ -51,6 +52,8 @@ class GlobalBlock(PreparedOp):
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         o, x = self.options, x.contiguous()
         out = torch.empty_like(x) if out is None else out
+        if kept("global_block", x=x, **self.packed(), out=out, **o):
+            return out
         into = out if begins_aligned(out) else torch.empty_like(out)
         sizes = (DTYPES[x.dtype], *x.shape[:3], o["num_heads"], o["head_dim"], o["window_size"], o["shift_size"])
         reads = (x, self.qkv, self.qkv_bias, self.padding, self.table, self.weight, self.bias)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hifuse_fast.backends.native.algorithms import ALGORITHMS
 from hifuse_fast.backends.native.library import why_not_native
-from hifuse_fast.backends.native.tape import call
+from hifuse_fast.backends.tape import call
 from hifuse_fast.ops.prepared.base import PreparedOp
 
 why_not = why_not_native

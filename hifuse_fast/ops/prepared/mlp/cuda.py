@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.cuda import sm90
+from hifuse_fast.backends.tape import kept
 from hifuse_fast.ops.functions.mlp import cuda as mlp
 from hifuse_fast.ops.prepared.base import PreparedOp
 
@@ -27,6 +28,8 @@ class Mlp(PreparedOp):
     @torch.no_grad()
     def forward(self, u: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         out = u.new_empty((*u.shape[:3], len(self.project))) if out is None else out
+        if kept("mlp", u=u, **self.packed(), residual=residual, out=out):
+            return out
         if sm90.takes_mlp(u, self.expand, self.project):
             return sm90.mlp(u, self.expand, self.expand_bias, self.project, self.project_bias, residual, out)
         return mlp.write(u, self.expand, self.expand_bias, self.project, self.project_bias, residual, out)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.native.tape import call
+from hifuse_fast.backends.tape import call
 from hifuse_fast.ops.functions.window_attention import native as window_attention
 from hifuse_fast.ops.prepared.base import PreparedOp
 

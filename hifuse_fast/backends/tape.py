@@ -1,4 +1,7 @@
-"""Calls of the compiled library, kept to be made again on the same tensors, without the Python between them."""
+"""Calls of prepared ops that are kept: to be made again on the same tensors, or to be written into a file.
+
+The compiled library's own calls are operators, by `call`. An op of several launches says what it is called with, by `kept`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ class Tape:
     """Calls in their order, with their tensors, which it keeps alive."""
 
     def __init__(self, made: bool = True) -> None:
-        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        #: operators with their arguments; or, of `kept`, names of ops with their arguments by name
+        self.calls: list[tuple[Any, Any]] = []
         self.made = made  #: whether calls are made, and not only kept
 
     def replay(self) -> None:
@@ -49,3 +53,12 @@ def call(op: Callable[..., Any], *args: Any) -> Any:
         if not tape.made:
             return None
     return op(*args)
+
+
+def kept(op: str, **arguments: Any) -> bool:
+    """Whether calls are recorded and not made; then this one is kept, by the name of its op and those of its arguments."""
+    tape = _recording.tape
+    if tape is None or tape.made:
+        return False
+    tape.calls.append((op, arguments))
+    return True

@@ -1,0 +1,250 @@
+"""The library for C on an emulated CUDA device: the bits that Python gives there, its memory, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hifuse_fast import OptimizedHiFuse, load_optimized, ops, optimize_for_inference
+from hifuse_fast.backends.cuda import ends, library
+from hifuse_fast.testing import golden_uniform
+from tests.support.c_library import (
+    BUILD,
+    HERE,
+    call,
+    changed_calls,
+    changed_metadata,
+    images,
+    mutants,
+    needs_compiler,
+    output,
+    parts,
+    write,
+)
+from tests.support.frozen import VARIANTS, narrow
+from tests.support.paths import ROOT
+
+LIBRARY = BUILD / "libhifuse_emulated.so"
+SMALL: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)}
+
+pytestmark = [
+    pytest.mark.skipif(not library.EMULATED or library.lib is None, reason="CUDA kernels are not emulated"),
+    pytest.mark.skipif(not LIBRARY.exists(), reason=f"{BUILD} has no emulated library for C: run make test-cpp"),
+    needs_compiler,
+]
+
+
+def compiled(source: Path, to: Path) -> Path:
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"]
+    linked = [str(LIBRARY), f"-Wl,-rpath,{LIBRARY.parent}", "-lpthread", "-lm"]
+    subprocess.run(["cc", *strict, f"-I{ROOT / 'include'}", str(source), "-o", str(to), *linked], check=True)
+    return to
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(HERE / "cuda_calls.c", tmp_path_factory.mktemp("cuda") / "cuda_calls")
+
+
+@functools.cache
+def small_network(dtype: torch.dtype) -> OptimizedHiFuse:
+    return optimize_for_inference(narrow(**SMALL).float(), dtype, backend="cuda")
+
+
+@pytest.fixture(scope="module")
+def saved_cuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "x.safetensors"
+    small_network(torch.bfloat16).save(path)
+    return path
+
+
+def run(program: Path, folder: Path, network: Path, x: Tensor) -> Tensor:
+    (x if x.dtype == torch.float32 else x.view(torch.int16)).numpy().tofile(folder / "images")
+    batch, _, height, width = x.shape
+    dtype = str(x.dtype).removeprefix("torch.")
+    output(program, "run", network, folder / "images", dtype, batch, height, width, folder / "results")
+    return torch.from_numpy(np.fromfile(folder / "results", np.float32)).view(batch, -1)
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    # Blocks in several kernels, as heads are too many or channels no multiple of 8 and too many; deep sums in parts.
+    "several kernels": {"dims": (8, 24, 200, 208), "num_heads": (1, 3, 5, 13), "window_size": 8},
+    **{name: VARIANTS[name] for name in ("double sigmoid", "depthwise", "no qkv bias", "no classifier")},
+}
+CASES = [
+    *[("plain", torch.bfloat16), ("plain", torch.float32), ("plain", torch.float16)],
+    *[("several kernels", torch.bfloat16), ("several kernels", torch.float32), ("double sigmoid", torch.float16)],
+    *[("depthwise", torch.bfloat16), ("no qkv bias", torch.float16), ("no classifier", torch.float32)],
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])],
+    ids=str,
+)
+def test_it_gives_the_bits_of_python(name: str, dtype: torch.dtype, program: Path, tmp_path: Path) -> None:
+    """Of batches and sizes, padded ones too, that were not there when the file was written.
+
+    The program lends the memory, and sees that a second run takes none, also while its stream is being captured.
+    """
+    first = (name, dtype) == CASES[0]
+    options = {**SMALL, **NETWORKS[name]}
+    network = small_network(dtype) if first else optimize_for_inference(narrow(**options).float(), dtype, backend="cuda")
+    network.save(tmp_path / "x.safetensors")
+    calls = [images(2, 2, 20, 32)] if first else [images(3, 2, 33, 20).to(dtype), images(1, 2, 64, 32)]
+    for x in calls:
+        expected = network(x)
+        assert isinstance(expected, Tensor)
+        assert torch.equal(run(program, tmp_path, tmp_path / "x.safetensors", x), expected.float())
+
+
+@pytest.mark.slow
+def test_several_threads_run_one_network(program: Path, saved_cuda: Path) -> None:
+    output(program, "threads", saved_cuda)
+
+
+def test_the_file_is_read_by_python_as_well(saved_cuda: Path) -> None:
+    """Tensors of blocks in one launch are in the file for C alone; Python makes them again."""
+    header, _ = parts(saved_cuda)
+    metadata = header["__metadata__"]
+    calls = json.loads(metadata["calls"])
+    assert metadata["backend"] == "cuda"
+    (block, *_) = (each for each in calls if each["op"] == "global_block")
+    assert block["qkv"] == "derived.stages.0.global_blocks.0.whole.qkv"
+    assert {each["op"] for each in calls} >= {"stem", "local_block", "mean", "mlp"}
+    named = {text for each in calls for key, text in each.items() if isinstance(text, str) and key not in ("op", "images")}
+    assert named <= set(header)
+    assert not [name for name in load_optimized(saved_cuda)._made if name.startswith("derived")]
+
+
+def test_ops_alone(program: Path, tmp_path: Path) -> None:
+    """A linear, an MLP and the mean, of 40 channels, of which one weight serves all."""
+    channels = 40
+    weight = (golden_uniform("weight", (channels, channels)) - 0.5).float()
+    x = images(2, 3, 5, channels)
+    weight.numpy().tofile(tmp_path / "weight")
+    x.numpy().tofile(tmp_path / "x")
+    output(program, "ops", tmp_path / "weight", tmp_path / "x", tmp_path / "out", *x.shape)
+    bias = x.flatten()[:channels].contiguous()
+    named: dict[str, Any] = {"dtype": torch.float32, "backend": "cuda"}
+    linear = ops.prepare_linear(weight, bias, norm="row", eps=1e-6, activation="gelu", **named)
+    mlp = ops.prepare_mlp(weight, bias, weight, bias, **named)
+    expected = ends.mean(mlp(linear(x, residual=x), residual=x))
+    assert torch.equal(torch.from_numpy(np.fromfile(tmp_path / "out", np.float32)).view(expected.shape), expected)
+
+
+@pytest.mark.slow
+def test_the_example_takes_a_device(saved_cuda: Path, tmp_path: Path) -> None:
+    example = compiled(ROOT / "examples" / "c" / "predict.c", tmp_path / "predict")
+    x = images(1, 2, 32, 32)
+    x.numpy().tofile(tmp_path / "x.f32")
+    (told,) = csv.DictReader(output(example, "--device", "cuda:0", saved_cuda, tmp_path / "x.f32", 32, 32))
+    logits = small_network(torch.bfloat16)(x)
+    assert isinstance(logits, Tensor)
+    assert told["class"] == str(logits.argmax().item())
+    expected = logits.float().softmax(1).flatten().tolist()
+    assert [float(told[f"p({i})"]) for i in range(5)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_example_says_what_is_wrong_with_a_device(saved_cuda: Path, tmp_path: Path) -> None:
+    example = compiled(ROOT / "examples" / "c" / "predict.c", tmp_path / "predict")
+    for arguments, reason in (
+        (("--device", "cuda:1"), "device must be one of this machine, which has 1 CUDA devices, got 1"),
+        (("--device", "cuda:x"), "--device must be cpu, cuda or cuda:NUMBER"),
+        ((), 'frozen for "cuda": open it by hifuse_network_open_cuda'),
+    ):
+        done = call(example, *arguments, saved_cuda, "x.f32", 32, 32)
+        assert done.returncode == 1
+        assert reason in done.stderr
+
+
+# ---- What is refused -----------------------------------------------------------------------------------------------------
+
+
+def test_wrong_calls_name_the_argument(program: Path, saved_cuda: Path) -> None:
+    said = iter(output(program, "misuse", saved_cuda))
+    for expected in (
+        *("path must not be NULL", "network must not be NULL"),
+        "device must be one of this machine, which has 1 CUDA devices, got 7",
+        "memory->take and memory->give must not be NULL",
+        f"network {saved_cuda}: memory->take must give memory from a multiple of 256 bytes on",
+        f'network {saved_cuda}: it was frozen for "cuda": open it by hifuse_network_open_cuda',
+        *("network must not be NULL", "images must not be NULL", "results must not be NULL"),
+        "images.dtype must be HIFUSE_FLOAT32 or that of the network, got 9",
+        *("images is too large", "there is not enough memory on the device, for ", "nothing"),
+        *("images.strides must not be negative on a CUDA device, got -1", "images is too large"),
+        *("params must not be NULL", "launch must not be NULL", "bytes must not be NULL"),
+        "dtype must be HIFUSE_FLOAT32, HIFUSE_BFLOAT16 or HIFUSE_FLOAT16, got 9",
+        "x must begin at a multiple of 16 bytes",
+        "height and width must be even with pool and with rows of HIFUSE_PATCHES, got 3 x 1",
+        *("rows must be from 0 to 1, got 2", "the maps are more than 32767 pixels high or wide"),
+        *("nothing", "launch->scratch_bytes must be at least 256, got 0", "launch->scratch must not be NULL"),
+        *("launch->scratch must begin at a multiple of 256 bytes", "the maps is too large"),
+        "dtype must be HIFUSE_BFLOAT16 or HIFUSE_FLOAT16 for a block in one kernel, got 0",
+        "channels must be a multiple of 8 up to 192 with whole, got 12",
+        *("head_dim must be a multiple of 8, got 12", "window_size must be from 1 to 7, got 8"),
+    ):
+        message = next(said)
+        assert message.startswith(expected), (message, expected)
+    assert not list(said)
+
+
+def test_files_that_do_not_fit_are_named(program: Path, saved_cuda: Path, tmp_path: Path) -> None:
+    header, tensors = parts(saved_cuda)
+    configuration = json.loads(header["__metadata__"]["configuration"])
+    calls = json.loads(header["__metadata__"]["calls"])
+    at = {op: next(i for i, each in enumerate(calls) if each["op"] == op) for op in {each["op"] for each in calls}}
+
+    def with_call(which: str, **changes: Any) -> Any:
+        return changed_calls(header, lambda c: c[at[which]].update(changes))
+
+    cases = [
+        (header, "opens"),
+        (changed_metadata(header, backend="native"), 'it was frozen for "native": open it by hifuse_network_open'),
+        (changed_metadata(header, configuration=json.dumps({**configuration, "dtype": "float32"})), "elements of F32"),
+        (changed_metadata(header, configuration=json.dumps({**configuration, "dtype": "float64"})), "got float64"),
+        (with_call("stem", op="steam"), "this library has no such op on a CUDA device"),
+        (with_call("stem", weight="stem.scale"), "weight must be 512 elements of BF16, and stem.scale has 16 of F32"),
+        (with_call("local_block", whole=False), "filter_bias must be 8 elements of BF16"),
+        (with_call("local_block", eps=-1), "eps must be finite and at least 0, got -1"),
+        (with_call("global_block", num_heads=3), "num_heads must divide the channels, got 3"),
+        (with_call("global_block", head_dim=4), "head_dim must be 8"),
+        (with_call("global_block", num_heads=2), "head_dim must be 4"),
+        (with_call("global_block", window_size=16), "window_size must be from 1 to 7, got 16"),
+        (with_call("global_block", table="stem.scale"), "table must be 3584 elements of F32"),
+        (with_call("linear", rows=2), "rows must be an integer from 0 to 1, got 2"),
+        (with_call("linear", pool=1), "pool must be true or false"),
+        (with_call("linear", residual=calls[at["linear"]]["out"]), "slot 1 is written and used"),
+        (with_call("mixer", depthwise=True), "weight must be 216 elements of BF16"),
+        (with_call("mlp", expand_bias="stem.bias"), "expand must be 384 elements of BF16"),
+        (with_call("gated_concat", squeeze="stem.weight"), "squeeze must be"),
+        (with_call("mean", dtype=0), "it has 4 arguments, and this library knows 3 of them"),
+    ]
+    paths = [write(tmp_path / str(i), changed, tensors) for i, (changed, _) in enumerate(cases)]
+    said = output(program, "open", 0, *paths)
+    for (_, expected), message in zip(cases, said, strict=True):
+        assert expected in message
+
+
+def test_no_file_is_a_crash(program: Path, saved_cuda: Path, tmp_path: Path) -> None:
+    paths = list(mutants(saved_cuda, tmp_path, 60, seed=0))
+    said = output(program, "open", 0, *paths)
+    assert len(said) >= len(paths)
+    assert 0 < said.count("opens") < len(said) / 2
+
+
+@pytest.mark.slow
+def test_no_run_of_a_changed_file_is_a_crash(program: Path, saved_cuda: Path, tmp_path: Path) -> None:
+    paths = list(mutants(saved_cuda, tmp_path, 60, seed=1))
+    assert len(output(program, "open", 1, *paths)) >= len(paths)
