@@ -204,7 +204,7 @@ class HiFuse(nn.Module):
 
     def forward_stages(self, images: Tensor) -> StageMaps:
         """The outputs of all stages of all three branches."""
-        trace_for_every_size()
+        trace_for_every_size(images)
         self._check_images(images)
         x = pad_to_multiple(images.permute(0, 2, 3, 1), STRIDE)
         global_maps = self._global_branch(x)
