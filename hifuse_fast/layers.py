@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.nn.modules import module as hooks
 
 from hifuse_fast import ops
@@ -60,7 +61,16 @@ def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
 
 
 def _is_plain_weight(weight: Any) -> bool:
-    """Whether it is a tensor on which functions of PyTorch do what they do on any, or None."""
+    """Whether it is a tensor on which functions of PyTorch do what they do on any, or None.
+
+    Raises:
+        TypeError: a weight of PyTorch's Expanded Weights, which serve no indexing and no batch norm.
+    """
+    if type(weight).__name__ == "ExpandedWeight":
+        raise TypeError(
+            "torch.nn.utils._per_sample_grad cannot take HiFuse, because it serves no indexing and no batch norm: for a "
+            "gradient of each image take torch.func.vmap of torch.func.grad, of the model in eval mode"
+        )
     return type(weight) in _WEIGHTS or getattr(type(weight), "__torch_function__", None) is _NO_FUNCTION
 
 
@@ -104,6 +114,12 @@ def is_plain_conv(conv: nn.Module | None, size: int, *, groups: Sequence[int], b
 
 
 _OVER_LAST_AXIS = nn.LayerNorm, nn.RMSNorm, nn.Linear
+
+
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Draw a weight from the truncated normal distribution. In a FakeTensorMode, where PyTorch's raises, there is no data."""
+    if detect_fake_mode(weight) is None:
+        nn.init.trunc_normal_(weight, std=std)
 
 
 def call(child: nn.Module, x: Tensor) -> Tensor:

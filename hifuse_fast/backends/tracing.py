@@ -29,8 +29,8 @@ def trace_for_every_size(images: Tensor) -> None:
       whether a batch is 16, to choose among convolutions; a graph would be bound to each answer. Now it takes the general one.
       Only where there are no gradients: Inductor would take the strides of what a backward is given for constants then, those
       of the first size.
-    - With gradients and dynamic sizes, Inductor leaves layouts as they are, as it does on GPUs by itself. On a CPU it would order
-      the maps that a backward needs by strides that are expressions, which it cannot compare.
+    - With gradients and dynamic sizes, Inductor leaves layouts as they are, as it does on GPUs by itself. On a CPU it would
+      order the maps that a backward needs by strides that are expressions, which it cannot compare.
     """
     if torch.compiler.is_dynamo_compiling():
         with_gradients = torch.is_grad_enabled()
