@@ -58,6 +58,7 @@ def launch(
     numbers: Sequence[float],
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor | None],
+    scratch_of: str = "",
 ) -> None:
     """Call an entry point of the library on the device and the current stream of `reads[0]`.
 
@@ -66,6 +67,8 @@ def launch(
         sizes, numbers: the op's options, the integers and the others.
         reads: what the kernels read; None for null.
         writes: what they write, wholly, and may read again; None for null. In the emulation it is NaN before.
+        scratch_of: the library's function that says how much scratch memory the launch needs, see `scratch`, which comes after
+            all that is written; "" for none. What is traced knows no sizes, so it is taken when the kernels run.
 
     Raises:
         RuntimeError: what the library says, or in the emulation what the kernels did wrong.
@@ -74,9 +77,10 @@ def launch(
         like = reads[0]
         assert like is not None
         written = [like.new_empty(0) if each is None else each for each in writes]
-        torch.ops.hifuse_fast.cuda_launch(entry, sizes, numbers, reads, written)
+        numbered = [int(size) if isinstance(size, bool) else size for size in sizes]  # beside a symbol no flag is a number
+        torch.ops.hifuse_fast.cuda_launch(entry, numbered, numbers, reads, written, scratch_of)
     else:
-        _launch(entry, sizes, numbers, reads, writes)
+        _launch(entry, sizes, numbers, reads, writes, scratch_of)
 
 
 def _launch(
@@ -85,10 +89,12 @@ def _launch(
     numbers: Sequence[float],
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor | None],
+    scratch_of: str = "",
 ) -> None:
-    kept = Launch(entry, tuple(sizes), tuple(numbers), tuple(reads), tuple(writes))
     like = reads[0]
     assert like is not None
+    needed = (scratch(scratch_of, sizes, numbers, like),) if scratch_of else ()
+    kept = Launch(entry, tuple(sizes), tuple(numbers), tuple(reads), (*writes, *needed))
     if record.keep(kept) or not _runs(like):
         return
     kept = replace(kept, reads=tuple(map(_aligned, kept.reads)))
@@ -197,6 +203,8 @@ def _multiprocessors(index: int) -> int:
 
 
 _LIBRARY = torch.library.Library("hifuse_fast", "FRAGMENT")
-_LIBRARY.define("cuda_launch(str entry, SymInt[] sizes, float[] numbers, Tensor?[] reads, Tensor(a!)[] writes) -> ()")
+_LIBRARY.define(
+    "cuda_launch(str entry, SymInt[] sizes, float[] numbers, Tensor?[] reads, Tensor(a!)[] writes, str scratch_of='') -> ()"
+)
 _LIBRARY.impl("cuda_launch", _launch, "CompositeExplicitAutograd")
 torch.library.register_fake("hifuse_fast::cuda_launch", lambda *_: None, lib=_LIBRARY)
