@@ -26,6 +26,7 @@ from hifuse_fast.layers import (
     call,
     concat_norm,
     conv_norm,
+    draw_normal,
     is_plain,
     is_plain_conv,
     is_plain_norm,
@@ -94,7 +95,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=check_flag("qkv_bias", qkv_bias))
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(check_rate("proj_drop", proj_drop))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        draw_normal(self.relative_position_bias_table, 0.02)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """The attention of x, or of norm(x)."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.nn.modules import module as hooks
 
 from hifuse_fast import ops
@@ -26,27 +27,51 @@ def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether a call of `child` does what `kind` says and nothing else, so that an op may read its weights instead.
 
     Its type is exactly `kind`: a parametrisation, FSDP or an adapter makes another one. Its weights are plain tensors, and no
-    quantised ones for instance. Neither it nor its class has another `forward` than when this package was imported. It is not
-    compiled by itself, and no hook is on it or on all modules. It is asked at every call, for a hook may come later.
+    quantised ones for instance. Neither it nor its class has another `forward` than when this package was imported, and nobody
+    has replaced the functions by which PyTorch calls all modules and convolves. It is not compiled by itself, and no hook is on
+    it or on all modules. It is asked at every call, for a hook may come later.
     """
-    if type(child) is not kind or is_patched(kind) or not _as_imported():
+    if type(child) is not kind or _FORWARDS.get(kind, kind.forward) is not kind.forward:
         return False
-    own = child.__dict__
-    for weight in (*child._parameters.values(), *child._buffers.values(), *(own.get(name) for name in _NAMES)):
-        if type(weight) not in _WEIGHTS and getattr(type(weight), "__torch_function__", None) is not _NO_FUNCTION:
-            return False
-    return not (
-        child._forward_hooks
-        or child._forward_pre_hooks
-        or child._backward_hooks
-        or child._backward_pre_hooks
-        or "forward" in child.__dict__
-        or child._compiled_call_impl is not None
+    own = child.__dict__  # an attribute of a module is several times as slow to ask for, and so is a generator
+    if (
+        nn.Module.__call__ is not _CALL
+        or nn.Conv2d.forward is not _CONVOLVE
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
         or hooks._global_backward_hooks
         or hooks._global_backward_pre_hooks
-    )
+        or own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or own.get("_compiled_call_impl") is not None
+    ):
+        return False
+    for weight in own["_parameters"].values():
+        if type(weight) is not nn.Parameter and not _is_plain_weight(weight):
+            return False
+    for weight in own["_buffers"].values():
+        if type(weight) is not Tensor and not _is_plain_weight(weight):
+            return False
+    if "weight" in own or "bias" in own or "relative_position_bias_table" in own:  # a weight that is no parameter
+        return all(_is_plain_weight(own.get(name)) for name in _NAMES)
+    return True
+
+
+def _is_plain_weight(weight: Any) -> bool:
+    """Whether it is a tensor on which functions of PyTorch do what they do on any, or None.
+
+    Raises:
+        TypeError: a weight of PyTorch's Expanded Weights, which serve no indexing and no batch norm.
+    """
+    if type(weight).__name__ == "ExpandedWeight":
+        raise TypeError(
+            "torch.nn.utils._per_sample_grad cannot take HiFuse, because it serves no indexing and no batch norm: for a "
+            "gradient of each image take torch.func.vmap of torch.func.grad, of the model in eval mode"
+        )
+    return type(weight) in _WEIGHTS or getattr(type(weight), "__torch_function__", None) is _NO_FUNCTION
 
 
 _FORWARDS: dict[type[nn.Module], Any] = {}
@@ -66,12 +91,7 @@ def is_patched(kind: type[nn.Module]) -> bool:
 _NAMES = ("weight", "bias", "relative_position_bias_table")  # a weight that is no parameter is an attribute of the module
 _WEIGHTS = (nn.Parameter, Tensor, type(None))
 _NO_FUNCTION = torch._C._disabled_torch_function_impl  # of a subclass that changes no function of PyTorch, as a fake tensor
-_CALL, _CONVOLVE = nn.Module.__call__, nn.Conv2d.forward
-
-
-def _as_imported() -> bool:
-    """Whether nobody has put other functions in the place of those by which PyTorch calls all modules and ours convolve."""
-    return nn.Module.__call__ is _CALL and nn.Conv2d.forward is _CONVOLVE  # which our own `Conv2d` calls
+_CALL, _CONVOLVE = nn.Module.__call__, nn.Conv2d.forward  # which our own `Conv2d` calls
 
 
 def is_plain_norm(norm: nn.Module | None, width: int) -> bool:
@@ -94,6 +114,12 @@ def is_plain_conv(conv: nn.Module | None, size: int, *, groups: Sequence[int], b
 
 
 _OVER_LAST_AXIS = nn.LayerNorm, nn.RMSNorm, nn.Linear
+
+
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Draw a weight from the truncated normal distribution. In a FakeTensorMode, where PyTorch's raises, there is no data."""
+    if detect_fake_mode(weight) is None:
+        nn.init.trunc_normal_(weight, std=std)
 
 
 def call(child: nn.Module, x: Tensor) -> Tensor:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hifuse_fast.backends.tracing import trace_for_every_size
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
 from hifuse_fast.checks import check_choice, check_count, check_flag, check_images
-from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, is_plain, remember_forward
+from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, draw_normal, is_plain, remember_forward
 from hifuse_fast.ops.functions.padding import pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
 from hifuse_fast.recompute import run
@@ -204,7 +205,7 @@ class HiFuse(nn.Module):
 
     def forward_stages(self, images: Tensor) -> StageMaps:
         """The outputs of all stages of all three branches."""
-        trace_for_every_size()
+        trace_for_every_size(images)
         self._check_images(images)
         x = pad_to_multiple(images.permute(0, 2, 3, 1), STRIDE)
         global_maps = self._global_branch(x)
@@ -366,8 +367,9 @@ def create_model(
 
 def _rising_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Rates that rise linearly from 0 to `rate` over all blocks, stage by stage."""
-    # On the CPU by name: also where the model is built on the meta device.
-    rates = iter(torch.linspace(0, rate, sum(depths), device="cpu").tolist())
+    # On the CPU by name, and not fake: also where the model is built on the meta device, or in a FakeTensorMode.
+    with unset_fake_temporarily():
+        rates = iter(torch.linspace(0, rate, sum(depths), device="cpu").tolist())
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
@@ -378,7 +380,7 @@ def _classifier(dim: int, num_classes: int) -> nn.Module:
 def _init_weights(module: nn.Module) -> None:
     """The official initial weights of everything but the fusion. LayerNorms are 1 and 0 from the start."""
     if isinstance(module, (nn.Linear, nn.Conv2d)):
-        nn.init.trunc_normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.2)
+        draw_normal(module.weight, 0.02 if isinstance(module, nn.Linear) else 0.2)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

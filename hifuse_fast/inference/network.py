@@ -172,7 +172,7 @@ class OptimizedHiFuse(nn.Module):
 
         What would switch gradients or autocast off where they are off is left out: each is a subgraph in an exported program.
         """
-        trace_for_every_size()
+        trace_for_every_size(images)
         backends = {op.backend for op in self._made.values()} if torch.compiler.is_exporting() else set()
         if backends - {"reference"} and traced_for_others():
             raise RuntimeError(f"torch.onnx.export cannot take a frozen network, whose ops ONNX has not: {_NO_ONNX}")

@@ -55,7 +55,7 @@ def test_taps_in_parts(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def three_products(kernel: str, dtype: torch.dtype) -> list[Product]:
-    """Of one map: a linear with a norm and a residual, one of patches, one that is pooled; each of one or two tiles, in parts."""
+    """Of one map: a linear with a norm and a residual, one of patches, one that is pooled; each of one or two tiles."""
     drawn = {"x": uniform("x", 1, 4, 6, 552) + 0.5, "deep": matrix("deep", 20, 2208), "w": matrix("w", 100, 552)}
     x, deep, w, bias, residual = place(
         kernel, (*drawn.values(), uniform("bias", 100), uniform("residual", 1, 4, 6, 100)), dtype

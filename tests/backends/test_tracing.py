@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import config as inductor
 from torch.fx.experimental import _config as symbols
 
 from hifuse_fast.backends.tracing import trace_for_every_size
@@ -19,7 +20,7 @@ class Plus(nn.Module):
     eps = 0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        trace_for_every_size()
+        trace_for_every_size(x)
         return x + self.eps
 
 
@@ -50,7 +51,7 @@ class Convolved(nn.Module):
         self.conv = Conv2d(5, 7, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        trace_for_every_size()
+        trace_for_every_size(x)
         out: Tensor = self.conv(x)[:, ::2].mul(2)
         return out
 
@@ -107,3 +108,20 @@ def test_what_the_user_set_stays(chosen: bool) -> None:
             torch.compile(Plus(), dynamic=True, backend="eager")(torch.ones(3))
             assert config.specialize_float is chosen
             assert symbols.backed_size_oblivious is chosen
+
+
+@pytest.mark.parametrize(("gradients", "dynamic"), [(True, True), (True, False), (False, True)])
+def test_inductor_leaves_layouts_only_with_gradients_and_dynamic_sizes(gradients: bool, dynamic: bool) -> None:
+    """On a CPU, with dynamic sizes, it fails where it orders the maps that a backward needs."""
+    seen = []
+
+    def look(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        seen.append(inductor.layout_optimization)
+        return graph
+
+    before = inductor.layout_optimization
+    with torch.set_grad_enabled(gradients), inductor.patch(layout_optimization=True):
+        torch.compile(Plus(), dynamic=dynamic, fullgraph=True, backend=look)(torch.ones(3, 5))
+        assert inductor.layout_optimization
+    assert seen == [not (gradients and dynamic)]
+    assert inductor.layout_optimization is before

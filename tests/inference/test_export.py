@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hifuse_fast import OptimizedHiFuse, optimize_for_inference
@@ -94,18 +93,6 @@ def test_compile_for_several_batches() -> None:
     for batch in (2, 3, 1):
         x = image(batch, 64, 96, torch.float32)
         assert_same(compiled(x), network(x))
-
-
-@pytest.mark.parametrize("backend", ["native", pytest.param("reference", marks=pytest.mark.slow)])
-def test_one_graph_of_every_size_also_after_calls_that_are_not_compiled(backend: str) -> None:
-    network = optimize_for_inference(narrow(depths=(1, 1, 1, 1)).float(), backend=backend)
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=counter)
-    for size in [(3, 72, 104), (4, 64, 40), (5, 100, 224)]:  # PyTorch takes a batch of 2 for the 2 channels
-        x = image(*size, torch.float32)
-        torch.testing.assert_close(compiled(x), network(x), rtol=1e-5, atol=1e-5)
-    assert counter.frame_count == 1
 
 
 def test_fake_images_leave_nothing_behind() -> None:

@@ -70,6 +70,7 @@ def test_one_exported_program() -> None:
 
 
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="there is no C++ compiler")
-def test_one_graph_of_inductor() -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_one_graph_of_inductor(training: bool) -> None:
     """PyTorch's own compiler writes C++ for every size."""
-    assert graphs(narrow(depths=(1, 1, 1, 1), conv_depths=(1, 1, 1, 1)).eval(), SIZES, "inductor") == 1
+    assert graphs(narrow(depths=(1, 1, 1, 1), conv_depths=(1, 1, 1, 1)).train(training), SIZES, "inductor") == 1

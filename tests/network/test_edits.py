@@ -77,6 +77,14 @@ def test_a_linear_with_a_weight_of_another_class() -> None:
     assert_same([model(images)], [expected])
 
 
+def test_gradients_of_each_image_by_expanded_weights_are_refused_by_name() -> None:
+    """They have no rule for the position bias, which is indexed, nor for batch norms."""
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    with pytest.raises(TypeError, match=r"cannot take HiFuse.*: for a gradient of each image take torch.func.vmap"):
+        call_for_per_sample_grads(narrow())(some_images())
+
+
 def squeeze(width: int) -> nn.Module:
     torch.manual_seed(2)
     layers = nn.Conv2d(width, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, width, 1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hifuse_fast
 from hifuse_fast import HiFuse, create_model, list_models
@@ -320,6 +321,14 @@ def test_building_on_the_meta_device_and_assigning_weights(model: HiFuse) -> Non
         assert all(t.is_meta for t in other.state_dict().values())
         other.load_state_dict(model.state_dict(), assign=True)
         assert torch.equal(other.eval()(image), model(image))
+
+
+def test_a_network_that_is_made_and_called_on_fake_tensors() -> None:
+    """As tools that plan memory and parallelism do. There is no data to draw."""
+    with FakeTensorMode():
+        model = create_model("hifuse_tiny", 5, **SMALL)
+        assert model(torch.empty(2, 3, 33, 64)).shape == (2, 5)
+        assert model.layers1.blocks[0].attn.qkv.weight.dtype == torch.float32
 
 
 def test_autocast_takes_float32_images() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,37 @@ def worker(rank: int, store: str) -> None:
 @pytest.mark.slow
 def test_distributed_data_parallel_of_two_processes(tmp_path: Path) -> None:
     multiprocessing.spawn(worker, (str(tmp_path / "store"),), nprocs=2)
+
+
+def compiled_steps(rank: int, store: str, inside: bool) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    images, model = some_images() + rank, without_unused(narrow(depths=(1, 1, 1, 1), conv_depths=(1, 1, 1, 1))).train()
+    expected = steps(DistributedDataParallel(copy.deepcopy(model)), images)
+    compiled = partial(torch.compile, backend="aot_eager")
+    found = steps(DistributedDataParallel(compiled(model)) if inside else compiled(DistributedDataParallel(model)), images)
+    assert_same(found, expected)
+    dist.destroy_process_group()
+
+
+def steps(model: Any, images: Tensor) -> list[Tensor]:
+    """The outputs and gradients of two steps, and the state after them."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    found = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        out = model(images)
+        out.square().sum().backward()
+        found += [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        optimizer.step()
+    return [*found, *(x.detach().clone() for x in (*model.parameters(), *model.buffers()))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", [False, True])
+def test_compiled_in_two_processes(inside: bool, tmp_path: Path) -> None:
+    """The wrapper compiled, whose buckets cut the graph, or the network within it."""
+    multiprocessing.spawn(compiled_steps, (str(tmp_path / "store"), inside), nprocs=2)
 
 
 def half_of_a_batch(rank: int, store: str, backend: str) -> None:

@@ -24,6 +24,7 @@ from hifuse_fast.backends.cuda import library
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ALIGNMENT = 16  #: bytes, of which the addresses are multiples that kernels are given
 OF_A_LARGE_GPU = 132  # multiprocessors of an H200
+COUNTING = ("products_scratch",)  # of launches whose blocks of threads count each other
 DEPENDENT_LAUNCHES = "dependent_launches"  #: the section of a table, see csrc/cuda/start.cuh
 EMULATED_MULTIPROCESSORS = 1  # so that a block of threads has several windows of a small map
 
@@ -70,9 +71,10 @@ def launch(
         sizes, numbers: the op's options, the integers and the others.
         reads: what the kernels read; None for null.
         writes: what they write, wholly, and may read again; None for null. In the emulation it is NaN before.
-        scratch_of: the library's function that says how much scratch memory the kernels take on a device of so many
-            multiprocessors; "" for none, or where `writes` has it. The entry point is given that number too, behind `sizes`,
-            and last of all the memory and, where there is some, counters: zero before the launch and after it.
+        scratch_of: the library's function that says how much scratch memory the kernels take, see `scratch`, which comes after
+            all that is written; "" for none. What is traced knows no sizes, so it is taken when the kernels run. Where blocks
+            count each other (`COUNTING`), the entry point is given the multiprocessors too, behind `sizes`, and last of all
+            counters: zero before the launch and after it.
 
     Raises:
         RuntimeError: what the library says, or in the emulation what the kernels did wrong.
@@ -81,7 +83,8 @@ def launch(
         like = reads[0]
         assert like is not None
         written = [like.new_empty(0) if each is None else each for each in writes]
-        torch.ops.hifuse_fast.cuda_launch(entry, sizes, numbers, reads, written, scratch_of)
+        numbered = [int(size) if isinstance(size, bool) else size for size in sizes]  # beside a symbol no flag is a number
+        torch.ops.hifuse_fast.cuda_launch(entry, numbered, numbers, reads, written, scratch_of)
     else:
         _launch(entry, sizes, numbers, reads, writes, scratch_of)
 
@@ -124,8 +127,10 @@ def begin_early(device: torch.device) -> bool:
 
 
 def _with_room(kept: Launch, scratch_of: str, like: Tensor) -> Launch:
-    """The launch with what its blocks of threads share, see `launch`."""
+    """The launch with the memory that its blocks of threads share, see `launch`."""
     room = scratch(scratch_of, kept.sizes, kept.numbers, like)
+    if scratch_of not in COUNTING:
+        return replace(kept, writes=(*kept.writes, room))
     counted = _counters(like.device) if room.numel() else None
     return replace(
         kept, sizes=(*kept.sizes, multiprocessors(like.device)), writes=(*kept.writes, room), counters=(counted,)

@@ -69,7 +69,7 @@ def test_blocks() -> None:
 
 class OfEverySize(EveryOp):
     def forward(self, x: Tensor) -> Tensor:
-        trace_for_every_size()
+        trace_for_every_size(x)
         return super().forward(x)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hifuse_fast.backends.cuda.launch import DTYPES, launch, scratch
+from hifuse_fast.backends.cuda.launch import DTYPES, launch
 from hifuse_fast.backends.tape import kept
 from hifuse_fast.ops.functions.concat_norm import cuda as concat_norm
 from hifuse_fast.ops.prepared.gated_concat import launched
@@ -26,5 +26,5 @@ class GatedConcat(launched.GatedConcat):
         sizes = (DTYPES[x.dtype], *x.shape, len(self.squeeze), int(self.options["double_sigmoid"]))
         numbers, maps = (self.options["eps"],), [each.contiguous() for each in (local_map, global_map, x)]
         reads = (*maps, self.filters, self.filter_bias, self.squeeze, self.expand, self.scale, self.shift)
-        launch("gated_concat", sizes, numbers, reads, (out, scratch("gated_concat_scratch", sizes, numbers, x)))
+        launch("gated_concat", sizes, numbers, reads, (out,), scratch_of="gated_concat_scratch")
         return out
