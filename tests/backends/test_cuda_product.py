@@ -62,12 +62,10 @@ def test_taps_in_parts(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def three_products(kernel: str, dtype: torch.dtype) -> list[Product]:
-    """Of one map: a linear with a norm and a residual, one of patches, one that is pooled. Only the first two have parts."""
-    drawn = {"x": uniform("x", 1, 4, 6, 72) + 0.5, "deep": matrix("deep", 20, 288), "w": matrix("w", 100, 72)}
-    x, deep, w, bias, residual = place(
-        kernel, (*drawn.values(), uniform("bias", 100), uniform("residual", 1, 4, 6, 100)), dtype
-    )
-    small = x.new_empty((1, 2, 3, 20)), x.new_empty((1, 2, 3, 100))
+    """Of one map: a linear with a norm and a residual, one of patches, one that is pooled. The second has two tiles, in parts."""
+    drawn = {"x": uniform("x", 1, 4, 6, 40) + 0.5, "deep": matrix("deep", 100, 160), "w": matrix("w", 20, 40)}
+    x, deep, w, bias, residual = place(kernel, (*drawn.values(), uniform("bias", 20), uniform("residual", 1, 4, 6, 20)), dtype)
+    small = x.new_empty((1, 2, 3, 100)), x.new_empty((1, 2, 3, 20))
     return [
         Product([x], w, bias, torch.empty_like(residual), norm="row", activation="gelu", residual=residual),
         Product([x], deep, None, small[0], source="patches", norm="pixel"),
@@ -200,6 +198,7 @@ def test_the_same_bits_in_all_runs(parts: bool, kernel: str, monkeypatch: pytest
 
 
 @only
+@pytest.mark.slow
 @pytest.mark.usefixtures("parts_of_two_steps")
 def test_the_same_bits_whichever_part_is_the_last(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1000))
