@@ -62,7 +62,7 @@ def test_taps_in_parts(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def three_products(kernel: str, dtype: torch.dtype) -> list[Product]:
-    """Of one map: a linear with a norm and a residual, one of patches, one that is pooled. The second has two tiles, in parts."""
+    """Of one map: a linear with a norm and a residual, one of patches, one that is pooled. The second has tiles in parts."""
     drawn = {"x": uniform("x", 1, 4, 6, 40) + 0.5, "deep": matrix("deep", 100, 160), "w": matrix("w", 20, 40)}
     x, deep, w, bias, residual = place(kernel, (*drawn.values(), uniform("bias", 20), uniform("residual", 1, 4, 6, 20)), dtype)
     small = x.new_empty((1, 2, 3, 100)), x.new_empty((1, 2, 3, 20))
@@ -87,7 +87,7 @@ def test_several_products_are_one_launch_while_their_blocks_are_few(
     assert entries == ["product"]
     assert [result.data_ptr() for result in results] == [call.out.data_ptr() for call in calls]
     assert all(map(torch.equal, results, alone))
-    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(2))
+    monkeypatch.setattr(of_products, "multiprocessors", multiprocessors(1))
     with launched() as entries:
         results = products(calls)
     assert entries == ["product"] * 3
