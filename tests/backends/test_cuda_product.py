@@ -210,6 +210,7 @@ def test_the_same_bits_in_all_runs(parts: bool, kernel: str, monkeypatch: pytest
 
 
 @only
+@pytest.mark.slow
 def test_the_same_bits_whichever_part_is_the_last(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1000))
     calls = three_products(kernel, torch.bfloat16)

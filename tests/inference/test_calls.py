@@ -168,8 +168,8 @@ def test_a_tensor_of_an_op_is_written_not_replaced(network: OptimizedHiFuse) -> 
     edited = copy.deepcopy(network)
     before = edited(X)
     with pytest.raises(AttributeError, match="a prepared op keeps its tensors, and bias is one: write into it"):
-        edited.stages[0].fusion.fuse.bias = torch.zeros(8)
-    bias = edited.stages[3].fusion.fuse.bias
+        edited.stages[0].fusion.path.fuse.bias = torch.zeros(8)
+    bias = edited.stages[3].fusion.path.fuse.bias
     bias.add_(1)
     assert not torch.equal(edited(X), before)
 
