@@ -1,5 +1,5 @@
 #include "product_launch.cuh"
 
 namespace hifuse::cuda {
-template const char* products_of<bf16>(const Product*, int, const PartsRoom&, void*);
+template const char* products_of<bf16>(const Product*, int, const PartsRoom&, int, void*);
 }
