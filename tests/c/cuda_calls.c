@@ -227,6 +227,10 @@ static int misuse(char** argv) {
       {HIFUSE_BFLOAT16, 1, 1, 1, 1, 12, 7, 0, 1.0}, 0, map, map, map, map, map, map, map, map + 512};
   say(hifuse_cuda_global_block(&whole, &launch));
   whole.shape.head_dim = 8, whole.shape.window_size = 8, say(hifuse_cuda_global_block(&whole, &launch));
+  hifuse_cuda_fuse_path_params path = {HIFUSE_FLOAT32, 1, 1, 1, 104, 0, map, NULL, map, map, map + 512};
+  say(hifuse_cuda_fuse_path(&path, &launch));
+  path.dtype = HIFUSE_BFLOAT16, say(hifuse_cuda_fuse_path(&path, &launch));
+  path.channels = 8, say(hifuse_cuda_fuse_path(&path, &launch));
   hifuse_emulated_give(map);
   return 0;
 }

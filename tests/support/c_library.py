@@ -57,8 +57,8 @@ def call(program: Path, *arguments: object, isa: str | None = None, **environmen
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
 
 
-def output(program: Path, *arguments: object, isa: str | None = None) -> list[str]:
-    done = call(program, *arguments, isa=isa)
+def output(program: Path, *arguments: object, isa: str | None = None, **environment: str) -> list[str]:
+    done = call(program, *arguments, isa=isa, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hifuse_fast.backends.cuda import product as of_products
+from hifuse_fast.backends.cuda import launch
 from hifuse_fast.inference.buffers import FreshMaps
 from hifuse_fast.ops import prepare_linear
 from hifuse_fast.ops.prepared.fuse_path import prepare_fuse_path
@@ -160,10 +160,10 @@ def test_what_no_kernel_serves_is_several_launches(
     assert made.whole is None
     results = run(made, maps)
     assert results[0].shape == (*case.shape, case.channels)
-    monkeypatch.setattr(of_products, "multiprocessors", lambda _: 1000)
+    monkeypatch.setattr(launch, "multiprocessors", lambda _: 1000)
     with launched() as kernels:
         together = made(*maps, FreshMaps(dtype, maps[0].device))
-    assert kernels == ["product"] * 2
+    assert kernels == ["products"] * 2
     assert all(map(torch.equal, results, together))
 
 
