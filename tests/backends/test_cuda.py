@@ -272,7 +272,9 @@ def test_kernels_of_a_traced_program_run_where_they_are_emulated(monkeypatch: py
         select.kernels_on("layer_norm", "cuda", torch.device("mps"))
 
 
-def test_scratch_memory_brings_counters_that_must_be_zero(lib: Emulation) -> None:
+def test_scratch_memory_brings_counters_that_must_be_zero(lib: Emulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "COUNTING", ("touch_scratch",))
+
     def count(sizes: Any, numbers: Any, *rest: Any) -> None:
         *_, (counters, _), _ = rest
         ctypes.c_int32.from_address(counters).value = sizes[1]

@@ -180,21 +180,21 @@ def test_no_table_takes_them_before_a_gpu_has_run_them() -> None:
 
 def test_where_they_are_taken() -> None:
     """On sm_90 in 16 bits, from as many rows on as the table says, at sizes that they are compiled for."""
-    other = ["product", "product"]
+    other = ["products", "products"]
     op, u = mlp(64, 128, 8), drawn(torch.bfloat16, 1, 2, 3, 64)
     assert launched(op, u) == other
     with sm90.taken(6):
         assert launched(op, u) == ["mlp_sm90"]
         for architecture in ("sm_80", "sm_89", "sm_100", "sm_120"):
             assert launched(op, u, architecture=architecture) == other
-            assert launched(mixer(64), u, architecture=architecture) == ["product"]
+            assert launched(mixer(64), u, architecture=architecture) == ["products"]
     with sm90.taken(7):
         assert launched(op, u) == other
-        assert launched(mixer(64), u) == ["product"]
+        assert launched(mixer(64), u) == ["products"]
     with sm90.taken():
         for sizes in ((60, 128, 8), (64, 120, 8), (64, 128, 12), (584, 128, 8), (64, 128, 200)):
             assert launched(mlp(*sizes), drawn(torch.bfloat16, 1, 2, 3, sizes[0])) == other, sizes
-        assert launched(mixer(32), drawn(torch.bfloat16, 1, 2, 3, 32)) == ["product"]
+        assert launched(mixer(32), drawn(torch.bfloat16, 1, 2, 3, 32)) == ["products"]
         assert launched(mlp(64, 128, 8, torch.float32), u.float()) == other
 
 
@@ -203,7 +203,7 @@ def test_a_library_without_them_takes_the_others(monkeypatch: pytest.MonkeyPatch
     op, u = mlp(64, 128, 8), drawn(torch.bfloat16, 1, 2, 3, 64)
     with sm90.taken(), monkeypatch.context() as patch:
         patch.setattr(library, "lib", object())
-        assert launched(op, u) == ["product", "product"]
+        assert launched(op, u) == ["products", "products"]
 
 
 BAD: list[tuple[str, list[int], str]] = [
