@@ -38,7 +38,7 @@ typedef struct hifuse_threads {
 /* ---- Networks -------------------------------------------------------------------------------------------------------------
  */
 
-/* What OptimizedHiFuse.save of hifuse_fast wrote, version 7 of its files, with all ops on the backend "native", or all on
+/* What OptimizedHiFuse.save of hifuse_fast wrote, version 8 of its files, with all ops on the backend "native", or all on
  * "cuda". */
 typedef struct hifuse_network hifuse_network;
 
