@@ -71,8 +71,8 @@ def launch(
         reads: what the kernels read; None for null.
         writes: what they write, wholly, and may read again; None for null. In the emulation it is NaN before.
         scratch_of: the library's function that says how much scratch memory the kernels take on a device of so many
-            multiprocessors; "" for none, or where `writes` has it. The entry point is given that number behind `sizes`, and last
-            of all that memory and, where there is some, counters: zero before the launch and after it.
+            multiprocessors; "" for none, or where `writes` has it. The entry point is given that number behind `sizes`, and
+            last of all that memory and, where there is some, counters: zero before the launch and after it.
 
     Raises:
         RuntimeError: what the library says, or in the emulation what the kernels did wrong.
