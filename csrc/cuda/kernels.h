@@ -40,9 +40,9 @@ int64_t window_attention_backward_scratch(const WindowAttentionShape& shape, int
 const char* window_attention_backward(const WindowAttentionBackward& arguments, void* scratch, int multiprocessors,
                                       void* stream);
 
-// One to three products, each a linear, half of an MLP, or a convolution: one launch if all their blocks can be on the device at
-// the same time, as those of one image are; else one each. Maps may begin anywhere and have any strides, but channels side by
-// side. On how many multiprocessors they are counted changes no bit.
+// One to three products, each a linear, half of an MLP, or a convolution: one launch if all their blocks can be on the device
+// at the same time, as those of one image are; else one each. Maps may begin anywhere and have any strides, but channels side
+// by side. On how many multiprocessors they are counted changes no bit.
 int64_t products_scratch(const Product* all, int count, int multiprocessors);
 int64_t product_counters(int multiprocessors);
 int product_launches(const Product* all, int count, int multiprocessors);
