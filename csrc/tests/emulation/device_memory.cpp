@@ -130,8 +130,11 @@ void forget() {
   last_page = nullptr;
 }
 
-// Tells of an access that the launch may not make, and says whether the place may be written to.
-static bool is_writable(unsigned thread, const std::byte* p, size_t size, bool write, Site site) {
+// What lies at a place. Parameters are there from the beginning, and no memory.
+enum class Lies { parameters, read_only, writable };
+
+// Tells of an access that the launch may not make.
+static Lies look_at(unsigned thread, const std::byte* p, size_t size, bool write, Site site) {
   bool readable = false, writable = false;
   for (const Tensor& t : tensors)
     if (within(p, size, t.begin, t.size)) {
@@ -141,7 +144,7 @@ static bool is_writable(unsigned thread, const std::byte* p, size_t size, bool w
   if (!readable) {
     const bool own = within(p, size, grid.params, grid.kernel.params_bytes) ||
                      (p >= reinterpret_cast<const std::byte*>(__ehdr_start) && p < reinterpret_cast<const std::byte*>(_end));
-    if (own && !write) return false;  // parameters, which are there from the beginning
+    if (own && !write) return Lies::parameters;
     tell_bounds(p, size, thread, write, site);
   }
   if (write && !writable) {
@@ -154,20 +157,21 @@ static bool is_writable(unsigned thread, const std::byte* p, size_t size, bool w
     tell("early", site, nullptr,
          text("thread %u %s memory at %s before it has waited for the launches before this one.", thread,
               write ? "writes" : "reads", place(site).c_str()));
-  return writable;
+  return writable ? Lies::writable : Lies::read_only;
 }
 
 void device_memory::access(unsigned thread, const void* address, size_t size, bool write, Site site) {
   const auto* p = static_cast<const std::byte*>(address);
-  const bool writable = is_writable(thread, p, size, write, site);
+  const Lies found = look_at(thread, p, size, write, site);
+  if (found == Lies::parameters) return;
   ++counters().device_accesses;
   if (options().profile) profile::access(profile::Space::device, thread, p, size, write, site);
   // What no tensor of the launch lets anybody write has no races.
-  if (writable && options().check) check_order(thread, p, size, write, site);
+  if (found == Lies::writable && options().check) check_order(thread, p, size, write, site);
 }
 
 void device_memory::count(unsigned thread, const void* address, size_t size, Site site) {
-  is_writable(thread, static_cast<const std::byte*>(address), size, true, site);
+  look_at(thread, static_cast<const std::byte*>(address), size, true, site);
   ++counters().device_accesses;
 }
 
