@@ -362,7 +362,7 @@ def create_model(
         options["num_classes"] = num_classes
     with torch.device(device) if device is not None else contextlib.nullcontext():
         model = network(**{**SIZES[name], **options})
-    return model.to(dtype=dtype)
+    return model if dtype is None else model.to(dtype=dtype)
 
 
 def _rising_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:

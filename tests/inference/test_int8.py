@@ -210,7 +210,7 @@ def break_scale(metadata: dict[str, str], scale: Any) -> None:
         (lambda metadata: break_scale(metadata, -1.0), "the option hidden_scale of fu1.mlp must be None, got -1.0"),
         (lambda metadata: break_scale(metadata, "1"), "the option hidden_scale of fu1.mlp must be None, got '1'"),
         (lambda metadata: break_scale(metadata, None), "its configuration does not fit"),
-        (lambda metadata: metadata.update(version="8"), "version must be 7, got 8"),
+        (lambda metadata: metadata.update(version="9"), "version must be 8, got 9"),
     ],
     ids=["no certificate", "half a certificate", "a list", "negative", "text", "none", "newer"],
 )

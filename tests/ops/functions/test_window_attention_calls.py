@@ -145,7 +145,7 @@ def test_opcheck_of_what_is_launched(kernel: str) -> None:
     (qkv, table, bias), _ = Case("", (1, 3, 4), 1, 8, window_size=3).tensors(torch.float32, kernel)
     out = torch.empty_like(qkv[..., :8], memory_format=torch.contiguous_format)
     sizes = [DTYPES[qkv.dtype], *qkv.shape[:3], 1, 8, 3, 0, multiprocessors(qkv.device)]
-    given = ("window_attention_forward", sizes, [8**-0.5], [qkv, table, bias], [out], [])
+    given = ("window_attention_forward", sizes, [8**-0.5], [qkv, table, bias], [out])
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(torch.ops.hifuse_fast.cuda_launch, given, test_utils=checks)
     expected = window_attention(qkv, table, num_heads=1, window_size=3, qkv_bias=bias, backend=kernel)
