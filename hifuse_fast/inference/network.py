@@ -97,8 +97,8 @@ class OptimizedHiFuse(nn.Module):
         self._made = make.made
         # Whose calls alone lead from the images to the result. Those of "native" are kept on a tape, on threads of their own.
         backends = {op.backend for op in make.made.values()}
-        self._library = backends.pop() if len(backends) == 1 and c.out_indices is None else None
-        self._replayed = self._library == "native"
+        self._library = next(iter(backends)) if len(backends) == 1 and c.out_indices is None else None
+        self._replayed, self._counts = self._library == "native", "cuda" in backends
         self._pool = MapPool(self.dtype, self.device)
         self._graphs = Graphs(capture) if c.cuda_graphs and self.device.type == "cuda" else None
         self.eval()
@@ -143,7 +143,7 @@ class OptimizedHiFuse(nn.Module):
         """What all kernels of a call use: threads of the library, or counters on a GPU."""
         if self._replayed:
             return own_threads()
-        if any(op.backend == "cuda" for op in self._made.values()):
+        if self._counts:
             from hifuse_fast.backends.cuda.launch import counted_together  # loads the kernels
 
             return counted_together(self.device)
