@@ -30,19 +30,8 @@ struct MixerKernel {
     Ring<Step, kStages, kReaders> ring;
   };
 
-  static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
-    if (threadIdx.x == 0) shared.ring.make();
-    __syncthreads();
-    if (threadIdx.x < kWarpgroup) {
-      fewer_registers<24>();
-      if (threadIdx.x == 0) copy(p, shared);
-    } else {
-      more_registers<240>();
-      multiply(p, shared);
-    }
-  }
+  static __device__ __forceinline__ void run(const Params& p, Shared& shared) { run_warpgroups<MixerKernel>(p, shared); }
 
- private:
   static __device__ __forceinline__ int first_row(const Params& p, int tile) { return tile / p.column_tiles * kRows; }
   static __device__ __forceinline__ int first_column(const Params& p, int tile) { return tile % p.column_tiles * kColumns; }
 

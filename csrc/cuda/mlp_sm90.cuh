@@ -35,19 +35,8 @@ struct MlpKernel {
   // given back that was filled after the last weights of the rows before, and so the slab has been read too.
   static_assert(kStages <= kSlabs + kHiddenSlabs);
 
-  static __device__ __forceinline__ void run(const Params& p, Shared& shared) {
-    if (threadIdx.x == 0) shared.ring.make();
-    __syncthreads();
-    if (threadIdx.x < kWarpgroup) {
-      fewer_registers<24>();
-      if (threadIdx.x == 0) copy(p, shared);
-    } else {
-      more_registers<240>();
-      multiply(p, shared);
-    }
-  }
+  static __device__ __forceinline__ void run(const Params& p, Shared& shared) { run_warpgroups<MlpKernel>(p, shared); }
 
- private:
   static __device__ __forceinline__ void copy(const Params& p, Shared& shared) {
     Writer<Weights, kStages, kReaders> writer{shared.ring};
     for (int64_t row = int64_t(blockIdx.x) * kRows; row < p.finish.rows; row += int64_t(gridDim.x) * kRows)

@@ -106,6 +106,21 @@ struct Reader {
   }
 };
 
+// What a block does: one thread of its first warpgroup fills the ring, `Kernel::copy`, and the others multiply,
+// `Kernel::multiply`. These have the registers that the first one does not need.
+template <class Kernel>
+__device__ __forceinline__ void run_warpgroups(const typename Kernel::Params& p, typename Kernel::Shared& shared) {
+  if (threadIdx.x == 0) shared.ring.make();
+  __syncthreads();
+  if (threadIdx.x < kWarpgroup) {
+    fewer_registers<24>();
+    if (threadIdx.x == 0) Kernel::copy(p, shared);
+  } else {
+    more_registers<240>();
+    Kernel::multiply(p, shared);
+  }
+}
+
 // ---- What follows a product -------------------------------------------------------------------------------------------------
 
 // out = residual + act(sums + bias), rounded once, as in product_results.cuh. Maps are [rows, columns]; columns are a multiple

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,24 @@ def test_a_wrong_loss_is_seen() -> None:
         verdict = gpu_network.judge_step(subject, [eager], exact, [eager[0] * factor, *eager[1:]])
         assert not verdict.ok
         assert "wrong the loss" in verdict.note
+
+
+def test_a_peer_that_is_a_little_off_is_timed_and_its_row_says_so() -> None:
+    subject = gpu_network.make_subject(case("training", "float32"), CPU)
+    exact, eager = gpu_network.exact_step(subject), gpu_network.step(subject.network, subject, "reference")
+    errors = [(each.double() - true).norm().item() for each, true in zip(eager[1:], exact[1:], strict=True)]
+    least = 1 + min((each, i) for i, each in enumerate(errors) if each > 0)[1]
+    judge = partial(gpu_network.judge_step, subject, [eager], exact)
+
+    def off(times: float, of: slice) -> list[torch.Tensor]:
+        moved = [true + times * (each - true) for each, true in zip(eager, exact, strict=True)]
+        return [new if i in range(of.start, of.stop) else old for i, (new, old) in enumerate(zip(moved, eager, strict=True))]
+
+    one, far = off(1e3, slice(least, least + 1)), off(20, slice(1, len(eager)))
+    assert not judge(one).ok
+    assert judge(one, own=False).ok
+    assert f"wrong {subject.names[least - 1]} and 0 more" in judge(one, own=False).note
+    assert not judge(far, own=False).ok
 
 
 def test_the_check_is_against_the_whole_batch_in_float64() -> None:
