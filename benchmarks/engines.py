@@ -288,6 +288,18 @@ def counts(text: str) -> list[int]:
     return sorted({int(part) for part in found})
 
 
+def check_int8_engines(dtypes: Sequence[str], engines: Sequence[str]) -> None:
+    """Refuse a dtype that no engine would compute in, and engines that no dtype would take, before hours of work."""
+    known = ", ".join(name for name in peers.ENGINES if INT8 in name)
+    int8 = [name for name in engines if INT8 in name]
+    if "int8" in dtypes and not int8:
+        raise click.BadParameter(
+            f"must name an engine of --dtypes int8, as {known}; got {', '.join(engines)}", param_hint="--engines"
+        )
+    if "int8" not in dtypes and len(int8) == len(engines):
+        raise click.BadParameter(f"must have int8 for {', '.join(engines)}; got {', '.join(dtypes)}", param_hint="--dtypes")
+
+
 def report(console: Console, found: Sequence[Row]) -> None:
     """A table a model."""
     caption = (
@@ -320,10 +332,12 @@ def main(
 ) -> None:
     """Time HiFuse on the CPU in every engine that runs it. Compilers take minutes to get ready for each case."""
     chosen = options.names("--engines", engines, peers.ENGINES)
+    names = options.dtypes(dtypes, CPU, (*turns.DTYPES, "int8"))
+    check_int8_engines(names, chosen)
     found = run(
         options.names("--models", models, list_models()),
         results=output,
-        dtypes=options.dtypes(dtypes, CPU, (*turns.DTYPES, "int8")),
+        dtypes=names,
         batch_sizes=options.batch_sizes(batch),
         engines=with_our_graph(chosen),
         budget_s=budget,

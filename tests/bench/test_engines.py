@@ -288,6 +288,8 @@ def test_options_choose_and_refuse(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ["--batch", "0"],
         ["--dtypes", "int4"],
         ["--engines", "eager,fast"],
+        ["--engines", "eager,hifuse_fast", "--dtypes", "int8"],
+        ["--dtypes", "float32", "--engines", "hifuse_fast int8"],
     ):
         result = CliRunner().invoke(engines.main, bad)
         assert result.exit_code == 2
