@@ -37,15 +37,15 @@ _BLOCK = re.compile(r"^(<!-- results:(\S+) -->\n)(.*?)^(<!-- /results -->)$", re
 
 
 def summary(found: Sequence[Row]) -> str:
-    """HiFuse Small in PyTorch and in hifuse_fast: of each machine and dtype the newest run, a line a batch size."""
+    """HiFuse Small in PyTorch and in hifuse_fast: a line a machine, dtype and batch size, of the newest run of these."""
     rows_ = [row for row in found if row.suite in ("engines", "gpu_network") and row.case == MODEL and row.mode == "inference"]
     if not rows_:
         return NOT_MEASURED
-    newest = {_machine(row): row for row in sorted(rows_, key=lambda row: row.date)}
+    newest = {_case(row): row for row in sorted(rows_, key=lambda row: row.date)}
     lines: dict[tuple[str, ...], list[Row]] = {}
     for row in rows_:
-        if table.describe(row) == table.describe(newest[_machine(row)]):
-            lines.setdefault((row.device, row.dtype, f"{row.batch}"), []).append(row)
+        if table.describe(row) == table.describe(newest[_case(row)]):
+            lines.setdefault(_case(row), []).append(row)
     head = ["machine", "dtype", "batch", "PyTorch eager", "torch.compile", "hifuse_fast", "speedup", "measured"]
     shown = table.markdown(head, (_summary_line(case, lines[case]) for case in sorted(lines, key=_case_order)))
     return "\n\n".join(filter(None, [shown, table.busy([row for group in lines.values() for row in group])])) + "\n"
@@ -182,8 +182,8 @@ def _own_graph(found: Sequence[Row]) -> bool:
     return any(row.engine in OWN_GRAPH and row.ms_p50 is not None and "graph" not in row.note for row in found)
 
 
-def _machine(row: Row) -> tuple[str, str]:
-    return (row.device, row.dtype)
+def _case(row: Row) -> tuple[str, ...]:
+    return (row.device, row.dtype, f"{row.batch}")
 
 
 def _case_order(case: tuple[str, ...]) -> tuple[str, bool, int]:
