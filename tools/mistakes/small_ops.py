@@ -105,7 +105,12 @@ MISTAKES = (
         "depthwise mixer",
     ),
     Mistake(
-        "a chunk of gradients too many", _POINTWISE, "struct GeluBackward", "at >= p.length", "at > p.length", "depthwise mixer"
+        "the last chunk of gradients left out",
+        _POINTWISE,
+        "struct GeluBackward",
+        "at >= p.length",
+        "at + kOfChunk<T> >= p.length",
+        "depthwise mixer",
     ),
     Mistake("a column beside the image", _ENDS, "", "column < p.image_width", "column <= p.image_width", "ends"),
     Mistake("a line below the image", _ENDS, "", "line < p.image_height", "line <= p.image_height", "ends"),
