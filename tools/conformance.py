@@ -19,7 +19,10 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from hifuse_fast.tuning import conformed
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"gpu": "csrc/tests/conformance/conformance", "emulated": "csrc/tests/emulation/conformance_emulated"}
@@ -88,9 +91,11 @@ def run(build: Path, architecture: str) -> dict[str, Path]:
     return files
 
 
-def _architecture() -> str:
-    import torch
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
+
+def _architecture() -> str:
     if not torch.cuda.is_available():
         raise click.ClickException("there is no CUDA device; --gpu and --emulated compare what other runs wrote")
     return "{}.{}".format(*torch.cuda.get_device_capability())
@@ -104,7 +109,9 @@ def main(build: Path, gpu: Path | None, emulated: Path | None) -> None:
     """Compare the CUDA kernels' building blocks on this GPU with their emulation."""
     if (gpu is None) != (emulated is None):
         raise click.UsageError("--gpu and --emulated go together")
+    noted = gpu is None or emulated is None
     if gpu is None or emulated is None:
+        conformed.note(_device(), passed=False)  # until it has passed
         files = run(build, _architecture())
         gpu, emulated = files["gpu"], files["emulated"]
     found, known = read(gpu), read(emulated)
@@ -119,6 +126,8 @@ def main(build: Path, gpu: Path | None, emulated: Path | None) -> None:
     click.echo(f"{len(results) - failed} of {len(results)} cases conform.")
     if failed:
         sys.exit(1)
+    if noted:
+        conformed.note(_device(), passed=True)
 
 
 if __name__ == "__main__":
