@@ -76,12 +76,14 @@ def compare(gpu: dict[str, Case], emulated: dict[str, Case]) -> dict[str, str | 
 
 def run(build: Path, architecture: str) -> dict[str, Path]:
     """Build both programs in a folder, the one for GPUs for an architecture such as "9.0"; run them, and return their files."""
-    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    cmake, ninja = (shutil.which(tool, path=path) for tool in ("cmake", "ninja"))
     if cmake is None:
         raise click.ClickException("cmake was not found")
     environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": architecture}
     options = ["-DHIFUSE_CUDA=ON", "-DHIFUSE_TESTS=ON", "-DHIFUSE_PYTHON=OFF"]
-    subprocess.run([cmake, "-S", str(ROOT), "-B", str(build), *options], check=True, env=environment)
+    options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+    subprocess.run([cmake, "--fresh", "-S", str(ROOT), "-B", str(build), *options], check=True, env=environment)
     targets = [Path(program).name for program in PROGRAMS.values()]
     subprocess.run([cmake, "--build", str(build), "--parallel", "--target", *targets], check=True, env=environment)
     files = {}

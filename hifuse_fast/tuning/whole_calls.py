@@ -64,7 +64,7 @@ class BlockCall(PreparedCall):
         return call
 
     def _backend(self, like: Tensor) -> str:
-        kind = {"device": like.device, "dtype": like.dtype}
+        kind: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         if self.op == "prepare_global_block":
             sizes = {name: self.parts["attention"].options[name] for name in ("num_heads", "head_dim", "window_size")}
             return backend_of_global_block("auto", **sizes, **kind)

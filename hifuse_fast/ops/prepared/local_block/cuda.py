@@ -68,7 +68,7 @@ class LocalBlock(PreparedOp):
             reads = (x, self.filters, self.filter_bias, self.weight, self.bias)
             launch("local_block", (DTYPES[x.dtype], *x.shape), (eps,), reads, (into,))
             return out if into is out else out.copy_(into)
-        two = self._parts() if whole else self._buffers
+        two: Mapping[str, Any] = self._parts() if whole else self._buffers
         affine = two["filter_bias"], two["ones"], two["zeros"]
         normed = depthwise_norm.write(x, self.filters, *affine, eps, x.dtype, x.dtype)
         return product([normed], two["weight"], two["bias"], out, activation="gelu", residual=x)
