@@ -13,9 +13,9 @@ network      the frozen network and a training step, then those that take minute
              where the last run stopped
 
 Each stage has a share of a quarter of an hour (`SECONDS`), and what one leaves the next one has. It keeps what it has when its
-time is up. What a step leaves out then is told before, and again when it happens. The report folder gets a log a step,
-`check.md`, and copies of the tables and results, also while a step runs. The interpreter is the one that runs this. Without a
-GPU it prints commands.
+time is up. What a step leaves out then is told before, and again when it happens. The report folder gets few files, for a GPU
+that is lent may give few back: `check.md`, `logs.zip` with a log a step, and copies of the tables and results, also while a
+step runs. The interpreter is the one that runs this. Without a GPU it prints commands.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ from hifuse_fast.bench.machine import usable_cores
 from hifuse_fast.bench.turns import OWN
 
 ROOT = Path(__file__).resolve().parents[1]
+LOGS = ROOT / "build" / "gpu-check-logs"  #: where logs and results of tests lie while this runs
 KEPT = ("benchmarks/results", "hifuse_fast/backends/tables")  #: folders whose changed files are copied to the report
 #: Of a stage. All fit the 15 minutes that a GPU is lent for, whose start is one of them.
 SECONDS = {
@@ -106,14 +108,14 @@ def profile(_report: Path) -> list[Step]:
     ]
 
 
-def parity(report: Path) -> list[Step]:
+def parity(_report: Path) -> list[Step]:
     """In processes side by side where pytest-xdist is installed, for most of their time is compiling. Without the options of
     pyproject.toml, which need plugins; a file that needs a package which is not there keeps no other one from running."""
     split = ["-n", str(min(MOST_TESTERS, usable_cores())), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
 
     def step(name: str, marked: str, named: str, dropped: str) -> Step:
         options = ["-o", "addopts=", "-ra", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-        options += [f"--junitxml={report / name}.xml", "-m", marked, *(["-k", named] if named else [])]
+        options += [f"--junitxml={LOGS / name}.xml", "-m", marked, *(["-k", named] if named else [])]
         return Step(name, _fixed("-m", "pytest", *options, *split, "tests"), dropped=dropped)
 
     return [  # CUDA's first: no GPU has run them, and nothing has to be compiled for them
@@ -197,21 +199,26 @@ def make_images(folder: Path) -> None:
 
 
 class Report:
-    """The report folder: a log a step, `check.md`, and copies of what the steps changed in the checkout."""
+    """The report folder: `check.md`, `logs.zip`, and copies of what the steps changed in the checkout."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lines: list[str] = []
         self._began = time.time()
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(LOGS, ignore_errors=True)
+        LOGS.mkdir(parents=True)
 
     def add(self, step: str, command: str, code: int | None, seconds: float) -> None:
         """One step's outcome and the end of its log."""
         outcome = "cut off" if code is None else "passed" if code == 0 else f"FAILED with {code}"
-        tail = (self.folder / f"{step}.log").read_text(errors="replace").splitlines()[-12:]
+        tail = (LOGS / f"{step}.log").read_text(errors="replace").splitlines()[-12:]
         head = [f"## {step}: {outcome}, {seconds:.0f} s", "", f"    {command}", ""]
         self._lines += [*head, *(f"    {line}" for line in tail), ""]
         (self.folder / "check.md").write_text("\n".join([f"# {device()}", "", *self._lines]), encoding="utf-8")
+        with zipfile.ZipFile(self.folder / "logs.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+            for file in sorted(LOGS.iterdir()):
+                packed.write(file, file.name)
         self.mirror()
 
     def mirror(self) -> None:
@@ -239,7 +246,7 @@ def environment() -> dict[str, str]:
 def run_step(step: Step, command: list[str], report: Report, seconds: float) -> int | None:
     """The exit code, None where the step was ended for its time; its output goes to its log."""
     end = time.monotonic() + seconds
-    with (report.folder / f"{step.name}.log").open("wb") as log:
+    with (LOGS / f"{step.name}.log").open("wb") as log:
         variables = {**environment(), **step.environment}
         process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True)
         while True:

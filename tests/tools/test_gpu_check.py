@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import click
@@ -59,6 +60,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(gpu_check, "LOGS", tmp_path / "logs")
+    return tmp_path / "logs"
 
 
 def stages(monkeypatch: pytest.MonkeyPatch, **named: list[Step]) -> None:
@@ -192,7 +199,9 @@ def test_all_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "KEPT", ())
     monkeypatch.setenv("OUT", str(tmp_path))
     assert CliRunner().invoke(gpu_check.main, ["--stage", "parity", "--limit", "10"]).exit_code == 0
-    assert (tmp_path / "one.log").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"check.md", "logs.zip", "logs"}
+    with zipfile.ZipFile(tmp_path / "logs.zip") as packed:
+        assert packed.namelist() == ["one.log"]
 
 
 def test_an_interrupted_step_does_not_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def never() -> bool:
 @pytest.fixture
 def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the CUDA kernels were there, with those for sm_90a: calls of the meta device ask for no more."""
-    monkeypatch.setattr(cuda, "lib", SimpleNamespace(mlp_sm90=None, mixer_sm90=None))
+    monkeypatch.setattr(cuda, "lib", SimpleNamespace(mlp_sm90=None, mixer_sm90=None, build_info=lambda: {"cuda": "13.0"}))
     monkeypatch.setattr(cuda, "why_missing", None)
 
 
@@ -339,3 +339,40 @@ def test_kernels_of_one_architecture_wait_for_conformance(tmp_path: Path, monkey
     assert tune.conforming(keys, "Some GPU", console) == keys
     conformed.note("Some GPU", passed=False, file=conformed.FILE)
     assert not conformed.FILE.exists()
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_all_choices_can_be_written_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a run on a GPU, on which each candidate is faster than the one before it."""
+
+    class Gpu:
+        def __init__(self) -> None:
+            self.seconds_left = 1.0
+
+        def results(self, case: tune.Case) -> list[Tensor]:
+            return [torch.ones(3)]
+
+        def seconds(self, case: tune.Case) -> float:
+            self.seconds_left *= 0.97
+            return self.seconds_left
+
+        def faults(self, case: tune.Case) -> list[str]:
+            return []
+
+        def check(self) -> None:
+            raise AssertionError
+
+    keys = {key: cases for key, cases in whole_plan().items() if key[0] in {*SWITCHES, *select.OPS}}
+    table, console = tmp_path / "sm_90.toml", Console(record=True, width=200, file=(tmp_path / "log").open("w"))
+    assert tune.run(keys, "sm_90", Gpu(), table, DEVICE, budget_s=600.0, jobs=1, console=console) == 0
+    written = table_file.read(table)
+    for section, key in keys:
+        assert written[section][key]["origin"].startswith(DEVICE)
+        assert written[section][key]["times"]
+    assert not tune.pending(keys, table, DEVICE)
+    assert "left out" not in console.export_text()
+    monkeypatch.setattr(tables, "table", lambda _: written)
+    _, body = table_file.described()
+    assert {title for title, *_ in body} >= {"prepare_global_block", *SWITCHES.values()}
+    shown = {*SWITCHES.values(), "prepare_global_block", "prepare_fuse_path"}
+    assert not [line for line in body if line[0] in shown and "predicted" in line[2] and line[1] != "all others"]
