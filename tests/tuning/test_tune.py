@@ -342,7 +342,7 @@ def test_kernels_of_one_architecture_wait_for_conformance(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("with_cuda")
-def test_all_choices_can_be_written_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_of_each_kind_can_be_written_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a run on a GPU, on which each candidate is faster than the one before it."""
 
     class Gpu:
@@ -362,7 +362,8 @@ def test_all_choices_can_be_written_and_shown(tmp_path: Path, monkeypatch: pytes
         def check(self) -> None:
             raise AssertionError
 
-    keys = {key: cases for key, cases in whole_plan().items() if key[0] in {*SWITCHES, *select.OPS}}
+    first = {section: (section, key) for section, key in reversed(whole_plan()) if section in {*SWITCHES, *select.OPS}}
+    keys = {key: whole_plan()[key] for key in reversed(first.values())}
     table, console = tmp_path / "sm_90.toml", Console(record=True, width=200, file=(tmp_path / "log").open("w"))
     assert tune.run(keys, "sm_90", Gpu(), table, DEVICE, budget_s=600.0, jobs=1, console=console) == 0
     written = table_file.read(table)
