@@ -25,7 +25,7 @@
 #                         ARGS="--kernels linear"
 #   make gpu-check      all there is to do on a GPU, in the environment that is there; nothing is installed
 #                         STAGE=conformance|build|sanitizer|profile|parity|tune|ops|network (default all)  REPORT=folder
-#                         PYTHON=interpreter with torch
+#                         PYTHON=interpreter with torch  ARGS="--limit 600": seconds of each stage, all take 14 minutes without
 #   make clean          remove the environment and the builds
 #
 # Variables: PYTHON (default python3), VENV (.venv), DEMO (build/demo: where the demo lies), TORCH (torch==2.13.0; for instance a CPU build's wheel or version),
@@ -108,7 +108,7 @@ tune: setup
 # The interpreter that was named, else that of the virtual environment where there is one.
 CHECKER := $(if $(filter default file undefined,$(origin PYTHON)),$(or $(wildcard $(BIN)/python),$(PYTHON)),$(PYTHON))
 gpu-check:
-	$(CHECKER) -m tools.gpu_check $(if $(STAGE),--stage $(STAGE)) $(if $(REPORT),--report "$(REPORT)")
+	$(CHECKER) -m tools.gpu_check $(if $(STAGE),--stage $(STAGE)) $(if $(REPORT),--report "$(REPORT)") $(ARGS)
 
 # Two processes, a file of tests to each, in the order of tests/conftest.py: Triton's interpreter takes one core.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

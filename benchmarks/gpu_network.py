@@ -1,11 +1,12 @@
 """The whole network on a CUDA device, inference and training step, against peers: `python -m benchmarks.gpu_network`.
 
 Inference: `eager` (the reference, weights and images cast, channels last), `compile` (torch.compile of it, max-autotune) and
-`hifuse_fast` (`optimize_for_inference`). Training: autocast over float32 weights, cross entropy, the gradient of every weight,
-no optimizer and no scaling of the loss, which would be the same for all; `eager` and `compile` are the reference, `hifuse_fast`
-is the model under backend "auto", `hifuse_fast compile` is torch.compile over its ops. Peers and training steps run as one CUDA
-graph that the bench captures, which is max-autotune at its best: its own graphs do the same and copy inputs besides. Inference
-of ours is timed as users call it, with its own graphs, the copies in and out among the time.
+`hifuse_fast` (`optimize_for_inference`), also with all ops by one backend: `hifuse_fast triton`, `hifuse_fast cuda`. Training:
+autocast over float32 weights, cross entropy, the gradient of every weight, no optimizer and no scaling of the loss, which would
+be the same for all; `eager` and `compile` are the reference, `hifuse_fast` is the model under backend "auto", `hifuse_fast
+cuda` under "cuda", `hifuse_fast compile` is torch.compile over its ops. Peers and training steps run as one CUDA graph that the
+bench captures, which is max-autotune at its best: its own graphs do the same and copy inputs besides. Inference of ours is
+timed as users call it, with its own graphs, the copies in and out among the time.
 
 Each engine is checked against float64 before it is timed: logits by the tolerance rule, a training step by `judge_step`. The
 floor is the larger of the multiply-adds (three times in training) over the best matrix product of this run, and of weights and
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifuse_fast import HiFuse, create_model, list_models, optimize_for_inference, use_backend
+from hifuse_fast.backends.cuda import library
 from hifuse_fast.backends.select import current_backend
 from hifuse_fast.bench import cases, options, turns
 from hifuse_fast.bench import network as bench
@@ -167,9 +169,9 @@ def _inference(subject: Subject, compiled: bool) -> Ready[Tensor]:
     return Ready(partial(infer, forward, subject.images.to(subject.dtype), "reference"), held_mib=_mib(network))
 
 
-def _frozen(subject: Subject) -> Ready[Any]:
+def _frozen(subject: Subject, backend: str = "auto") -> Ready[Any]:
     """Its maps stay from call to call, so that memory is measured on another one's first call."""
-    freeze = partial(optimize_for_inference, subject.network, subject.dtype)
+    freeze = partial(optimize_for_inference, subject.network, subject.dtype, backend=backend)
     network, images = freeze(), subject.images.to(subject.dtype)
     _compile_ahead(partial(freeze(cuda_graphs=False), images), subject)
     return Ready(
@@ -205,14 +207,19 @@ ENGINES: dict[str, dict[str, Callable[[Subject], Ready[Any]]]] = {
         "eager": partial(_inference, compiled=False),
         "compile": partial(_inference, compiled=True),
         "hifuse_fast": _frozen,
+        "hifuse_fast triton": partial(_frozen, backend="triton"),
+        "hifuse_fast cuda": partial(_frozen, backend="cuda"),
     },
     "training": {
         "eager": partial(_training, backend="reference", compiled=False),
         "compile": partial(_training, backend="reference", compiled=True),
         "hifuse_fast": partial(_training, backend="auto", compiled=False),
+        "hifuse_fast cuda": partial(_training, backend="cuda", compiled=False),
         "hifuse_fast compile": partial(_training, backend="auto", compiled=True),
     },
 }
+OWN = ("hifuse_fast", "hifuse_fast triton", "hifuse_fast cuda")  #: of ours those that need no compiler
+BY_CUDA = "hifuse_fast cuda"
 
 
 # Checks
@@ -281,8 +288,9 @@ def all_cases(models: Iterable[str], batches: Iterable[int], dtypes: Iterable[st
 
 
 def chosen_engines(case: Case, chosen: Sequence[str] | None) -> list[str]:
-    """The engines of the case that were chosen, all for None."""
-    return [name for name in ENGINES[case.mode] if chosen is None or name in chosen]
+    """The engines of the case that were chosen, for None all that are built."""
+    known = [name for name in ENGINES[case.mode] if name != BY_CUDA or library.lib is not None]
+    return [name for name in known if chosen is None or name in chosen]
 
 
 def measure(

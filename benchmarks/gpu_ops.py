@@ -1,10 +1,11 @@
-"""Every call of the ops at 224 x 224, two whole blocks, and the frozen mixers, on a CUDA device against peers.
+"""Every call of the ops at 224 x 224, frozen and with gradients, and whole blocks, on a CUDA device against peers.
 
     python -m benchmarks.gpu_ops
 
 Engines: the reference, eager; `compile`, torch.compile (max-autotune) of the reference; for window attention also `sdpa` (one
 additive mask) and `flex` (FlexAttention, compiled with all around it); ours, for an op each backend that has kernels of it on a
-GPU, for a block `hifuse_fast` (backend "auto"). Each is checked first, outputs and gradients, by the tolerance rule of
+GPU, for a block with gradients `hifuse_fast` (backend "auto"), for the frozen MLP and mixer also `cuda sm_90a`. What is frozen
+has no compiled peer. Each engine is checked first, outputs and gradients, by the tolerance rule of
 `hifuse_fast.testing`; then they take turns as CUDA graphs, timed by events on the device, from a cold cache. A peer that fails
 is named in its note, an engine that cannot be captured is called as it is. The floor is the larger of the products over the
 best matrix product of this run, and of the bytes over its copy rate. Rows are written case by case; without a CUDA device
@@ -118,7 +119,7 @@ def main(
     *, calls: str, chosen: str, output: Path, batch: str, dtypes: str, modes: str, budget: float, limit: float, resume: bool
 ) -> None:
     """Time the ops and blocks on a CUDA device against their peers."""
-    known = dict.fromkeys(name for subject in subjects() for name in engines(subject))
+    known = dict.fromkeys([*(name for subject in subjects() for name in engines(subject)), *turns.OWN])
     only = options.names("--engines", f"reference,{chosen}", known) if chosen else None
     found = all_cases(
         calls, options.batch_sizes(batch), options.names("--dtypes", dtypes, DTYPES), options.names("--modes", modes, MODES)

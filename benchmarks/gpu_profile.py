@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -25,7 +26,8 @@ from hifuse_fast.bench.network import DTYPES
 from hifuse_fast.bench.rows import Row
 from hifuse_fast.testing import golden_image
 
-SUITE, ENGINE, ALL = "gpu_profile", "hifuse_fast", "all kernels"
+SUITE, ALL = "gpu_profile", "all kernels"
+ENGINES = {"auto": "hifuse_fast", "triton": "hifuse_fast triton", "cuda": "hifuse_fast cuda"}  #: by backend
 WARMUP, CALLS = 3, 10
 LONGEST_NAME = 100
 
@@ -91,15 +93,18 @@ def short(kernel: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
-def made_rows(found: list[Share], model: str, dtype: str, batch: int, conditions: rows.Conditions) -> list[Row]:
+def made_rows(
+    found: list[Share], model: str, dtype: str, batch: int, conditions: rows.Conditions, backend: str = "auto"
+) -> list[Row]:
     """A row a kernel, in milliseconds a call."""
     total = found[0].median if found else 0.0
     made = []
+    common: dict[str, Any] = {"suite": SUITE, "engine": ENGINES[backend], "dtype": dtype, "batch": batch}
     for share in found:
         low, middle, high = (1e-3 * each for each in _quantiles(share.per_call))
         made.append(
             Row(
-                **asdict(conditions), suite=SUITE, case=f"{model}: {share.kernel}", engine=ENGINE, dtype=dtype, batch=batch,
+                **asdict(conditions), **common, case=f"{model}: {share.kernel}",
                 mode="inference", per="call", ms_p20=low, ms_p50=middle, ms_p80=high, images_per_s=None, gflop_per_s=None,
                 gb_per_s=None, ratio=None, floor_share=None, peak_mib=None, error=None,
                 note=f"{share.launches:g} launches, {100 * share.median / total:.1f} % of all kernels",
@@ -111,7 +116,7 @@ def made_rows(found: list[Share], model: str, dtype: str, batch: int, conditions
 def is_older(row: Row, new: list[Row]) -> bool:
     """Whether a row is of an earlier profile like this one, whose kernels may have other names."""
     return any(row.suite == SUITE and row.case.split(":")[0] == each.case.split(":")[0]
-               and (row.dtype, row.batch) == (each.dtype, each.batch) for each in new[:1])  # fmt: skip
+               and (row.engine, row.dtype, row.batch) == (each.engine, each.dtype, each.batch) for each in new[:1])  # fmt: skip
 
 
 def _quantiles(values: list[float]) -> tuple[float, float, float]:
@@ -126,21 +131,22 @@ def _quantiles(values: list[float]) -> tuple[float, float, float]:
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16", show_default=True)
 @click.option("--calls", type=click.IntRange(1), default=CALLS, show_default=True)
-def main(*, output: Path, model: str, batch: int, dtype: str, calls: int) -> None:
+@click.option("--backend", type=click.Choice(list(ENGINES)), default="auto", show_default=True, help="Of all ops.")
+def main(*, output: Path, model: str, batch: int, dtype: str, calls: int, backend: str) -> None:
     """Time the kernels of the frozen network."""
     console = table.console()
     if not torch.cuda.is_available():
         console.print(f"No CUDA device: nothing is measured. On one, the kernels of {model}, {batch} images, would be.")
         return
     device = torch.device("cuda")
-    network = optimize_for_inference(golden(model, ()).to(device), DTYPES[dtype], cuda_graphs=False)
+    network = optimize_for_inference(golden(model, ()).to(device), DTYPES[dtype], backend=backend, cuda_graphs=False)
     images = golden_image(batch, 224, 224).to(device, DTYPES[dtype])
     compile_ahead(lambda: network(images))
     with torch.inference_mode():
         found = shares(profiled(lambda: network(images), calls), calls)
     now = machine.conditions(device)
     file = output / f"{now.device}.csv"
-    new = made_rows(found, model, dtype, batch, now)
+    new = made_rows(found, model, dtype, batch, now, backend)
     rows.write(file, [*(row for row in rows.read(file) if not is_older(row, new)), *new])
     for share in found:
         console.print(f"{share.median:9.1f} us {share.launches:5g} x {share.kernel}", highlight=False)

@@ -17,10 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifuse_fast import GlobalBlock, LocalBlock, use_backend
-from hifuse_fast.backends.select import candidates
+from hifuse_fast.backends.cuda import library, sm90
+from hifuse_fast.backends.select import RUNS_ON, candidates
+from hifuse_fast.bench.turns import SM90A
 from hifuse_fast.ops.functions.window_attention import reference as definition
+from hifuse_fast.tuning import conformed
 from hifuse_fast.tuning.calls import MODES, STAGES, WINDOW, Call, PreparedCall, all_calls
 from hifuse_fast.tuning.frozen_calls import algorithm_calls, frozen_calls
+from hifuse_fast.tuning.whole_calls import BlockCall, block_calls
 
 Inputs = Mapping[str, Tensor]
 Function = Callable[[Inputs], Tensor]
@@ -96,22 +100,48 @@ Subject = Call | Block
 
 
 def subjects() -> list[Subject]:
-    """Blocks, then the calls of the ops; of the prepared ones the mixers, by each algorithm that there is on a GPU."""
-    mixers = [call for call in (*frozen_calls(), *algorithm_calls()) if call.op == "prepare_mixer"]
-    return [*(Block(kind, stage) for kind in ("global", "local") for stage in STAGES), *all_calls(), *mixers]
+    """The frozen network's blocks and calls, by each algorithm that there is on a GPU; then those that have gradients."""
+    blocks = [Block(kind, stage) for kind in ("global", "local") for stage in STAGES]
+    return [*block_calls(), *frozen_calls(), *algorithm_calls(), *blocks, *all_calls()]
 
 
 def engines(subject: Subject) -> dict[str, Callable[[Subject, int, torch.device], Function]]:
     """What can run it, by name; the reference first, ours last."""
     if isinstance(subject, PreparedCall):
-        names = [name for name in candidates(subject.op, "cuda") if subject.has_kernels(name)]
-        return {name: _prepared(name) for name in ("reference", *names)}
+        by = list(RUNS_ON) if isinstance(subject, BlockCall) else candidates(subject.op, "cuda")
+        names = [
+            name for name in by if "cuda" in RUNS_ON[name] and (subject.has_kernels(name) or isinstance(subject, BlockCall))
+        ]
+        of_sm90 = {SM90A: _by_sm90} if "cuda" in names and _has_sm90(subject) else {}
+        return {name: _prepared(name) for name in ("reference", *_built(names))} | of_sm90
     found: dict[str, Any] = {"reference": _backend("reference"), "compile": _compiled}
     if isinstance(subject, Call) and subject.op == "window_attention":
         found |= {"sdpa": _sdpa, "flex": _flex}
     if isinstance(subject, Call):
-        return found | {name: _backend(name) for name in candidates(subject.op, "cuda")}
+        return found | {name: _backend(name) for name in _built(candidates(subject.op, "cuda"))}
     return found | {"hifuse_fast": _backend("auto")}
+
+
+def _built(names: list[str]) -> list[str]:
+    """The backends without that of the CUDA kernels where they are not built."""
+    return [name for name in names if name != "cuda" or library.lib is not None]
+
+
+def _has_sm90(call: PreparedCall) -> bool:
+    """Whether the call has a kernel for sm_90a, which is built, and whose instructions conform on this GPU."""
+    served = call.part == "dense" or (call.op == "prepare_mlp" and call.stage < 3)
+    built = hasattr(library.lib, f"{call.op.removeprefix('prepare_')}_sm90")
+    return served and built and torch.cuda.is_available() and conformed.holds(torch.cuda.get_device_name())
+
+
+def _by_sm90(call: Any, batch: int, device: torch.device) -> Function:
+    run = _prepared("cuda")(call, batch, device)
+
+    def taken(inputs: Inputs) -> Tensor:
+        with sm90.taken():
+            return run(inputs)
+
+    return taken
 
 
 def _backend(backend: str) -> Callable[[Subject, int, torch.device], Function]:

@@ -152,7 +152,7 @@ LAW = {
     "app/training/*.py": [*PUBLIC, "app.console", "app.share", "app.training", "PUBLIC API"],
     "commands/*.py": [*PUBLIC, "bench", "app", "commands.options", "PUBLIC API"],
     "cli.py": ["app.console", "commands", "PUBLIC API"],
-    "tuning/*.py": [*OPS, "bench.table", "tuning"],
+    "tuning/*.py": [*INFERENCE, "testing", "bench.table", "tuning"],
 }
 # The hard dependencies, and who else may use them; everything else from outside is optional and stays inside functions.
 EVERYWHERE = {"torch", "numpy", "safetensors"}

@@ -80,12 +80,15 @@ class _Shapes:
         self._configuration, self._named = configuration, {"dtype": dtype, "backend": backend}
 
     def __call__(self, op: str, folding: Callable[..., Any], module: str = "", **options: Any) -> PreparedOp:
-        shapes = plain_shapes(self._configuration, folding.__name__, module)
+        shapes, options = plain_shapes(self._configuration, folding.__name__, module), {**self._named, **options}
         weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        prepared: PreparedOp = getattr(ops, f"prepare_{op}")(**weights, **options, **self._named)
+        prepared: PreparedOp = getattr(ops, f"prepare_{op}")(**weights, **options)
         # As the network's own: without the checks of a user's calls.
         self.made[f"{module}.{folding.__name__}"] = made = type(prepared)(prepared.packed(), **prepared.options)
         return made
+
+    def backend_of(self, block: Callable[..., str], **sizes: Any) -> str:
+        return block(self._named["backend"], **sizes, device=torch.device("meta"), dtype=self._named["dtype"])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from hifuse_fast.bench.rows import Row
 from hifuse_fast.bench.turns import OWN, best_own
 from hifuse_fast.tuning import table_file
 from hifuse_fast.tuning.floors import predictions
-from tools import saved
+from tools import predicted, saved
 
 PAGES = ("README.md", "docs/results.md", "docs/demo.md")
 RESULTS = "benchmarks/results"
@@ -118,6 +118,11 @@ def gpu_predictions(_: Sequence[Row]) -> str:
     return f"{table.markdown(head, body)}\n\nH200, {note}\n"
 
 
+def gpu_predicted(found: Sequence[Row]) -> str:
+    """What calls on a GPU were predicted to take, and what they took."""
+    return predicted.page(found)
+
+
 def gpu_choices(_: Sequence[Row]) -> str:
     """What serves each op on a GPU, from the tables in `hifuse_fast/backends/tables`."""
     return table.markdown(*table_file.described()) + "\n"
@@ -157,6 +162,7 @@ BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {
     "gpu_ops_summary": gpu_ops_summary,
     "gpu_network": gpu_network,
     "gpu_predictions": gpu_predictions,
+    "gpu_predicted": gpu_predicted,
     "saved_for_backward": saved_for_backward,
     "gpu_choices": gpu_choices,
     "demo": demo,

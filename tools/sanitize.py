@@ -19,6 +19,7 @@ import torch
 from hifuse_fast.backends.cuda import library, sm90
 from hifuse_fast.tuning.calls import DTYPES, Call
 from hifuse_fast.tuning.frozen_calls import network_calls
+from hifuse_fast.tuning.whole_calls import block_calls
 
 TOOLS = ("memcheck", "racecheck")
 FOUND = 9  #: compute-sanitizer's exit code for what it has found
@@ -37,12 +38,19 @@ def find() -> str | None:
 
 
 def calls() -> list[Call]:
-    """The network's calls of each op that has CUDA kernels, those on its smallest maps."""
+    """The network's calls of each op that has CUDA kernels, those on its smallest maps; then those of whole blocks."""
     found: dict[str, list[Call]] = {}
     for call in network_calls():
         if call.has_kernels("cuda"):
             found.setdefault(call.op, []).append(call)
-    return [call for each in found.values() for call in each if call.stage == max(other.stage for other in each)]
+    smallest = [call for each in found.values() for call in each if call.stage == max(other.stage for other in each)]
+    return [*smallest, *calls_of_blocks()]
+
+
+def calls_of_blocks() -> list[Call]:
+    """Those that one kernel stands for, which serves large maps alone: blocks of stages 1 and 2, the path of stage 1."""
+    local = [call for call in network_calls() if call.op == "prepare_local_block"]
+    return [call for call in (*local, *block_calls()) if call.stage < (2 if call.op == "prepare_fuse_path" else 3)]
 
 
 def calls_of_sm90() -> list[Call]:

@@ -52,6 +52,9 @@ OPS: dict[str, tuple[str, ...]] = {
     "prepare_gated_concat": ("triton", "cuda", "native"),
     "prepare_mixer": ("triton", "cuda", "native"),
     "prepare_mlp": ("triton", "cuda", "native"),
+    # Of several prepared ops, whose reference is the calls of these, each by the backend that its own order says.
+    "prepare_global_block": ("cuda",),
+    "prepare_fuse_path": ("cuda",),
 }
 
 _chosen: ContextVar[str] = ContextVar("hifuse_fast_backend", default="auto")
@@ -141,6 +144,17 @@ def _fastest(op: str, key: tuple[object, ...], call: dict[str, Any]) -> str:
         return able[0]
     # The key is not built sooner: a size in a string ties compiled code to that size.
     return _best(op, tables.key(*key, dtype=call["dtype"]), device, " ".join([*able, "reference"]))
+
+
+def backend_of_parts(op: str, backend: str, **call: Any) -> str:
+    """The backend that the parts of a block are asked for: `backend`, or under "auto" that of the block where it has one.
+
+    `op` is the block's, and what `call` holds is as in `choose`.
+    """
+    if backend != "auto" or current_backend() != "auto":
+        return backend
+    chosen = choose(op, backend, **call)
+    return backend if chosen == "reference" else chosen
 
 
 def candidates(op: str, device: str) -> list[str]:

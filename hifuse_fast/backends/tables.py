@@ -21,6 +21,7 @@ Config = dict[str, Any]  #: tile sizes by name; or for an op `order`, the names 
 Table = dict[str, dict[str, dict[str, Any]]]  #: section -> key -> entry
 DEFAULT_ARCHITECTURE = "sm_90"  # of calls on no GPU: on the meta device, and in Triton's interpreter
 ORDER, TIMES, ORIGIN = "order", "times", "origin"
+ROWS = "rows"  #: of a kernel that is taken for some sizes of a call alone
 _NOTES = (TIMES, ORIGIN)  # what an entry says beside its configuration
 
 _override: dict[str, Config] = {}
@@ -78,6 +79,14 @@ def lookup(kernel: str, key: str, architecture: str, default: Config | None = No
     if found is None:
         raise TableError(f"{nearest(architecture)}.toml: has no section [{kernel}]")
     return found
+
+
+def least_rows(kernel: str, key: str, architecture: str, default: int) -> int:
+    """From how many rows of a call on a kernel is taken, as its entry's `rows` says; 0 for never, 1 for always.
+
+    `default` is for an architecture whose table has no section of the kernel.
+    """
+    return int(lookup(kernel, key, architecture, {ROWS: default})[ROWS])
 
 
 @functools.cache
@@ -167,15 +176,22 @@ def _fault(entry: Any) -> str | None:
     if not isinstance(entry.get(ORIGIN), str):
         return f"must have an origin, has {entry}"
     if ORDER not in entry:
-        wrong = {name: value for name, value in entry.items() if name != ORIGIN and type(value) is not int}
-        return f"must have integers for tile sizes, has {wrong}" if wrong else None
-    order, times = entry[ORDER], entry.get(TIMES, {})
+        wrong = {name: value for name, value in entry.items() if name not in _NOTES and type(value) is not int}
+        return f"must have integers for tile sizes, has {wrong}" if wrong else _fault_of_times(entry)
+    order = entry[ORDER]
     if not isinstance(order, list) or not order or not all(isinstance(name, str) for name in order):
         return f"its order must be a list of backends, is {order!r}"
-    if not isinstance(times, dict) or not all(type(time) in (int, float) for time in times.values()):
-        return f"its times must be numbers by backend, are {times!r}"
+    if (fault := _fault_of_times(entry)) is not None:
+        return fault
     unknown = sorted(set(entry) - {ORDER, TIMES, ORIGIN})
     return f"this version does not know {', '.join(unknown)}" if unknown else None
+
+
+def _fault_of_times(entry: dict[str, Any]) -> str | None:
+    times = entry.get(TIMES, {})
+    if isinstance(times, dict) and all(type(time) in (int, float) for time in times.values()):
+        return None
+    return f"its times must be numbers by what was measured, are {times!r}"
 
 
 def _folder() -> Any:

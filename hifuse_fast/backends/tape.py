@@ -55,8 +55,13 @@ def call(op: Callable[..., Any], *args: Any) -> Any:
     return op(*args)
 
 
+def listed() -> bool:
+    """Whether calls are recorded and not made."""
+    return _recording.tape is not None and not _recording.tape.made
+
+
 def kept(op: str, **arguments: Any) -> bool:
-    """Whether calls are recorded and not made; then this one is kept, by the name of its op and those of its arguments."""
+    """Whether calls are `listed`; then this one is kept, by the name of its op and those of its arguments."""
     tape = _recording.tape
     if tape is None or tape.made:
         return False

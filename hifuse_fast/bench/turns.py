@@ -23,7 +23,8 @@ from hifuse_fast.bench import cuda, machine, rows, table, timing
 from hifuse_fast.bench.rows import Row
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-OWN = (*RUNS_ON, "hifuse_fast")  #: the engines that are ours: a backend of kernels, or "auto"
+SM90A = "cuda sm_90a"  #: "cuda" by its kernels for sm_90a, whatever the table says
+OWN = (*RUNS_ON, SM90A, "hifuse_fast")  #: the engines that are ours: a backend of kernels, or "auto"
 
 
 class Case(Protocol):

@@ -236,9 +236,13 @@ class Packer:
         self.made[name] = self._packed[key]
         return self.made[name]
 
+    def backend_of(self, block: Callable[..., str], **sizes: Any) -> str:
+        device = next(iter(self._weights.values())).device
+        return block(self._backend, **sizes, device=device, dtype=self._dtype)
+
     def _pack(self, name: str, op: str, folding: Folding, module: str, options: Mapping[str, Any]) -> PreparedOp:
-        prepare = getattr(ops, f"prepare_{op}")
-        prepared: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype, backend=self._backend)
+        prepare, options = getattr(ops, f"prepare_{op}"), {"backend": self._backend, **options}
+        prepared: PreparedOp = prepare(**folding(self._weights, module), **options, dtype=self._dtype)
         # As from a file: without the checks of a user's calls.
         made = type(prepared)(prepared.packed(), **prepared.options)
         # The mixer folds nothing, and most weights are its: the model's own were checked, which fit but into float16.
@@ -270,6 +274,7 @@ class Unpacker:
 
     def __call__(self, op: str, folding: Folding, module: str = "", **options: Any) -> PreparedOp:
         name = _name(folding, module)
+        options.pop("backend", None)  # the file's is that of the op
         if name not in self.ops:
             raise CheckpointError(f"the op {name} is missing")
         entry, dtype = self.ops[name], DTYPES[self._configuration.dtype]
@@ -282,6 +287,9 @@ class Unpacker:
         made: PreparedOp = cls({key: tensor.to(self._device) for key, tensor in tensors.items()}, **options)
         self.made[name] = made
         return made
+
+    def backend_of(self, block: Callable[..., str], **sizes: Any) -> str:
+        return "auto"  # the file says it of each part
 
 
 def _check_device(device: Any) -> torch.device:

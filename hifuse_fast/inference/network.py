@@ -35,8 +35,8 @@ from hifuse_fast.inference.watch import Watch
 from hifuse_fast.model import STRIDE
 from hifuse_fast.ops.functions.padding import next_multiple, pad_to_multiple
 from hifuse_fast.ops.prepared.base import PreparedOp
-from hifuse_fast.ops.prepared.fuse_path import prepare_fuse_path
-from hifuse_fast.ops.prepared.global_block import prepare_global_block
+from hifuse_fast.ops.prepared.fuse_path import backend_of_fuse_path, prepare_fuse_path
+from hifuse_fast.ops.prepared.global_block import backend_of_global_block, prepare_global_block
 from hifuse_fast.ops.prepared.together import together
 from hifuse_fast.options import STAGES, HiFuseOptions
 
@@ -51,7 +51,11 @@ class Maker(Protocol):
 
     def __call__(
         self, op: str, folding: Callable[[fold.Weights, str], fold.Folded], module: str = "", **options: Any
-    ) -> PreparedOp: ...
+    ) -> PreparedOp:
+        """The op; an option `backend` is that of a block, by `backend_of`."""
+
+    def backend_of(self, block: Callable[..., str], **sizes: Any) -> str:
+        """The backend of a block's parts, by the function of its op that says so."""
 
 
 class OptimizedHiFuse(nn.Module):
@@ -354,7 +358,7 @@ class Stage(nn.Module):
             )
             for j, block in ((j, f"layers{i + 1}.blocks.{j}") for j in range(c.depths[i]))
         )
-        self.fusion = Fusion(c, make, setting, f"fu{i + 1}", first=i == 0)
+        self.fusion = Fusion(c, make, setting, f"fu{i + 1}", self.dim, first=i == 0)
 
     def forward(
         self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Maps
@@ -378,27 +382,30 @@ class Stage(nn.Module):
 
 
 def _global_block(make: Maker, module: str, algorithm: str, *, eps: float, **attention: Any) -> nn.Module:
+    sizes = {name: attention[name] for name in ("num_heads", "head_dim", "window_size")}
+    by = {"backend": make.backend_of(backend_of_global_block, **sizes)}
     return prepare_global_block(
-        make("linear", fold.qkv, module, norm="row", eps=eps, algorithm=algorithm),
-        make("window_attention", fold.attention, module, **attention),
-        make("linear", fold.output, module, activation="gelu", algorithm=algorithm),
+        make("linear", fold.qkv, module, norm="row", eps=eps, algorithm=algorithm, **by),
+        make("window_attention", fold.attention, module, **attention, **by),
+        make("linear", fold.output, module, activation="gelu", algorithm=algorithm, **by),
     )
 
 
 class Fusion(nn.Module):
     """See `hifuse_fast.blocks.HFFBlock`. Takes over the fused map, and only reads the others."""
 
-    def __init__(self, c: Configuration, make: Maker, setting: Settings, module: str, first: bool) -> None:
+    def __init__(self, c: Configuration, make: Maker, setting: Settings, module: str, dim: int, first: bool) -> None:
         super().__init__()
         algorithm = {"algorithm": c.algorithm}
         gate = setting(f"{module}.channel_gate", c.channel_gate)
         eps, gated_eps = (setting(f"{module}.{norm}.eps", fold.EPS) for norm in ("norm2" if first else "norm1", "norm3"))
         folding = fold.first_fusion if first else fold.fusion
+        of_path = {**algorithm, "backend": make.backend_of(backend_of_fuse_path, channels=dim, first=first)}
         self.path = prepare_fuse_path(
-            local_linear=make("linear", fold.conv_norm, f"{module}.W_l", **algorithm),
-            global_linear=make("linear", fold.conv_norm, f"{module}.W_g", **algorithm),
-            up=None if first else make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True, **algorithm),
-            fuse=make("linear", folding, module, norm="row", eps=eps, activation="gelu", **algorithm),
+            local_linear=make("linear", fold.conv_norm, f"{module}.W_l", **of_path),
+            global_linear=make("linear", fold.conv_norm, f"{module}.W_g", **of_path),
+            up=None if first else make("linear", fold.conv_norm, f"{module}.Updim", activation="relu", pool=True, **of_path),
+            fuse=make("linear", folding, module, norm="row", eps=eps, activation="gelu", **of_path),
         )
         self.gated_concat = make(
             "gated_concat", fold.gated_concat, module, double_sigmoid=gate == "double_sigmoid", eps=gated_eps

@@ -41,6 +41,7 @@ class Call:
     """One call of an op. Maps are [batch, H, W, C], and the first one is `x` or `qkv`. The other tensors are parameters."""
 
     modes: ClassVar[tuple[str, ...]] = MODES
+    batches: ClassVar[tuple[int, ...] | None] = None  #: to be measured with, where these are not those of all calls
 
     op: str
     part: str  #: of the network, or what tells the op's calls of a stage apart
@@ -52,6 +53,10 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict)
     arguments: Callable[[Mapping[str, Tensor]], tuple[list[Tensor], dict[str, Any]]] = _by_name
     only: str = ""  #: the one backend whose algorithm it asks for by name, if it does: there is nothing to choose then
+
+    def rival(self, backend: str) -> str:
+        """What stands for a backend of an order of the tables, where the order is measured."""
+        return backend
 
     def has_kernels(self, backend: str) -> bool:
         """Whether the backend has kernels for it."""

@@ -4,7 +4,8 @@ The rivals are all backends with kernels of the op that run on a GPU, and the re
 calls: forward alone and with the backward, for one large batch and for single images, which weigh alike. They run in CUDA
 graphs: what the CPU takes to launch, which decides eager calls of few images, is left out.
 
-The reference, which is the definition, judges. A rival whose results differ from it, which cannot serve one of the calls or
+The reference, which is the definition, judges; of a block that consists of prepared ops, these by the backends of their own
+orders, which were measured before. A rival whose results differ from it, which cannot serve one of the calls or
 fails, is left out of the order, with its reason.
 """
 
@@ -50,6 +51,11 @@ def rivals(op: str) -> list[str]:
     return [choices.REFERENCE, *select.candidates(op, DEVICE)]
 
 
+def by_rival(case: Case, name: str) -> Case:
+    """The case by one of the `rivals`."""
+    return replace(case, backend=case.call.rival(name))
+
+
 def rank(op: str, cases: Sequence[Case], present: Sequence[str], bench: Bench, *, late: Callable[[], bool]) -> Ranked | None:
     """The order of the rivals by the geometric mean of their times; None where time ran out before all were measured.
 
@@ -62,7 +68,7 @@ def rank(op: str, cases: Sequence[Case], present: Sequence[str], bench: Bench, *
         for name in [name for name in logs if name not in left_out]:
             if late():
                 return None
-            asked = replace(case, backend=name)
+            asked = by_rival(case, name)
             try:
                 found = bench.results(asked)
                 expected = found if expected is None else expected

@@ -12,6 +12,17 @@ from hifuse_fast.files import writing
 
 _DEFAULT = {tables.ORDER: list(choices.DEFAULT), tables.ORIGIN: "nothing known"}
 _SECTION = re.compile(r"^\[(.+)\]\s*$")
+#: Sections that say whether, or for what, a kernel or a way to launch is taken, and what the page calls them.
+SWITCHES = {
+    "local_block": "local block in one kernel, in CUDA",
+    "global_block": "global block in one kernel, in CUDA",
+    "fuse_path": "fuse path in one kernel, in CUDA",
+    "mlp_sm90": "MLP by the kernel for sm_90a, in CUDA",
+    "mixer_sm90": "mixer by the kernel for sm_90a, in CUDA",
+    "mixer_winograd": "mixer by Winograd's algorithm, in Triton",
+    "products": "sums of products in parts, in CUDA",
+    "dependent_launches": "launches that begin early, in CUDA",
+}
 
 
 def folder() -> Path:
@@ -71,7 +82,7 @@ def _value(value: Any) -> str:
 
 
 def described() -> tuple[list[str], list[list[str]]]:
-    """A table of all choices, its head and its lines: of the ops, then of the products; keys that agree share a line."""
+    """A table of all choices, its head and its lines: ops, products, then switches; keys that agree share a line."""
     all_tables = [tables.table(architecture) for architecture in tables.architectures()]
     body = []
     for mark, title in ((tables.ORDER, "{}"), (choices.PRODUCT, "product of {}")):
@@ -79,13 +90,18 @@ def described() -> tuple[list[str], list[list[str]]]:
             body += _lines(
                 title.format(name.removesuffix("_forward").removesuffix("_dense")), [each.get(name, {}) for each in all_tables]
             )
+    for name, title in SWITCHES.items():
+        sections = [each.get(name, {}) for each in all_tables]
+        body += _lines(title, sections) if any(sections) else []
     return ["op", "calls", *tables.architectures()], body
 
 
 def _lines(title: str, sections: list[dict[str, dict[str, Any]]]) -> list[list[str]]:
+    # An architecture without such a switch has no such kernel.
+    default = {} if title in SWITCHES.values() else _DEFAULT
     keys: dict[tuple[str, ...], list[str]] = {}
     for key in dict.fromkeys(key for section in sections for key in section):
-        cells = tuple(_cell(section.get(key) or section.get("*") or _DEFAULT) for section in sections)
+        cells = tuple(_cell(section.get(key) or section.get("*") or default) for section in sections)
         keys.setdefault(cells, []).append("all others" if key == "*" else key)
     if len(keys) == 1:
         return [[title, "all", *cells] for cells in keys]
@@ -93,11 +109,29 @@ def _lines(title: str, sections: list[dict[str, dict[str, Any]]]) -> list[list[s
     return [[title, "all others" if "all others" in alike else ", ".join(alike), *cells] for cells, alike in ordered]
 
 
+def label(config: Mapping[str, Any]) -> str:
+    """A configuration as a name among `times`: its values, as "0" and "1024-262144"."""
+    return "-".join(str(value) for value in config.values())
+
+
+def _said(switch: Mapping[str, Any]) -> str:
+    """Where the first value of a switch has it taken: never, always, or what it says."""
+    name, value = next(iter(switch.items()))
+    if name in ("rows", "pixels"):
+        return {0: "never", 1: "always"}.get(value, f"from {value} {name} on")
+    return {"on": "on" if value else "off", "share": f"below {value} % of the multiprocessors"}[name]
+
+
 def _cell(entry: Mapping[str, Any]) -> str:
     """What serves, the times of the others over its own, and how that is known."""
-    if tables.ORDER not in entry:
+    if not entry:
+        return "-"
+    if choices.PRODUCT in entry:
         return f"{'Triton' if entry[choices.PRODUCT] else 'library'} ({entry[tables.ORIGIN]})"
-    first, *others = entry[tables.ORDER]
     times = entry.get(tables.TIMES, {})
+    if tables.ORDER not in entry:
+        said = {name: value for name, value in entry.items() if name not in (tables.TIMES, tables.ORIGIN)}
+        return f"{_said(said)} ({', '.join([*(f'{name}: {time:.2f}x' for name, time in times.items()), entry[tables.ORIGIN]])})"
+    first, *others = entry[tables.ORDER]
     told = [f"{name} {times[name]:.2f}x" for name in others if name in times]
     return f"{first} ({', '.join([*told, entry[tables.ORIGIN]])})"

@@ -5,7 +5,9 @@ candidate is left out, and named, if it does not compile or launch, if it spills
 present configuration. The others are timed in CUDA graphs. The best one, by the geometric mean of its times over the present
 ones, is written, key by key. So a run that ends early keeps what it has, and the next one goes on with the other keys.
 
-Which backend "auto" takes for an op is measured after the tile sizes, see rank.py.
+Choices come after the tile sizes: first the switches (`table_file.SWITCHES`), which say from when on a kernel is taken at all,
+as that of a whole block; then which backend "auto" takes for an op, see rank.py, of prepared ops first. Kernels for one
+architecture alone are tried where their instructions conform on this GPU, see conformed.py.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,15 +40,17 @@ from hifuse_fast.backends.select import BackendError
 from hifuse_fast.backends.tables import Config
 from hifuse_fast.backends.triton.launch import INTERPRETED
 from hifuse_fast.bench.table import console as terminal
-from hifuse_fast.tuning import table_file
+from hifuse_fast.tuning import conformed, table_file
 from hifuse_fast.tuning.calls import Call, choose
 from hifuse_fast.tuning.cases import GAIN, Bench, Case, Cuda, check_results, device_architecture, launched, reason_of
-from hifuse_fast.tuning.frozen_calls import network_calls
-from hifuse_fast.tuning.rank import DEVICE, Ranked, is_choice, rank, rivals
+from hifuse_fast.tuning.rank import DEVICE, Ranked, by_rival, is_choice, rank, rivals
+from hifuse_fast.tuning.table_file import SWITCHES
+from hifuse_fast.tuning.whole_calls import NETWORK_SWITCHES, tuned_calls
 
 BATCHES = (64, 1)
 MOST_CASES = 4  #: that a key is measured on
 HOPELESS = 1.3  #: times the present time on one case, after which the others are not measured
+OF_ONE_ARCHITECTURE = "_sm90"  #: how sections of such kernels end
 Key = tuple[str, str]  #: section and key of the table
 
 
@@ -57,17 +61,30 @@ def plan(calls: Iterable[Call], architecture: str, dtypes: Iterable[str], batche
     are those with and without the backward.
     """
     found: dict[Key, list[Case]] = {}
-    for call, dtype, batch in itertools.product(calls, dtypes, batches):
+    for call, dtype in itertools.product(calls, dtypes):
         backends = [call.only] if call.only else [*select.candidates(call.op, DEVICE), "auto"]
-        for backend, mode in itertools.product(backends, call.modes):
+        for batch, backend, mode in itertools.product(call.batches or batches, backends, call.modes):
             case = Case(call, batch, dtype, mode, backend)
             for key in _looked_up(case, architecture):
-                if is_choice(key[0]) == (backend == "auto"):
+                if _decides(case, key[0]):
                     found.setdefault(key, []).append(case)
-    order = [*declared(), *select.OPS]
+    order = [*(kernel for kernel in declared() if kernel not in SWITCHES), *SWITCHES, *sorted(select.OPS, key=_is_function)]
     known = sorted((key for key in found if key[0] in order), key=lambda key: order.index(key[0]))
     forward = {key: [case for case in found[key] if case.mode == "forward" and not is_choice(key[0])] for key in known}
     return {key: spread(forward[key] or found[key]) for key in known}
+
+
+def _decides(case: Case, section: str) -> bool:
+    """Whether the case is one to measure what stands in the section."""
+    if section in NETWORK_SWITCHES:
+        return case.call.op not in select.OPS
+    if is_choice(section):
+        return section == case.call.op and case.backend == "auto"
+    return case.backend != "auto"
+
+
+def _is_function(op: str) -> bool:
+    return not op.startswith("prepare_")
 
 
 def _looked_up(case: Case, architecture: str) -> Iterable[Key]:
@@ -104,11 +121,12 @@ class Tuned:
     config: Config
     ratio: float
     left_out: list[str]
+    times: dict[str, float] = field(default_factory=dict)  #: of the other configurations of a switch, over that of the best
 
     @property
     def entry(self) -> dict[str, Any]:
         """What the table is to say."""
-        return dict(self.config)
+        return {**self.config, **({tables.TIMES: self.times} if self.times else {})}
 
 
 def tune(
@@ -137,9 +155,15 @@ def tune(
         with tables.override(kernel, config):
             faults = [fault for case in cases for fault in bench.faults(case)]
         if not faults:
-            return Tuned(config, ratio, left_out)
+            return Tuned(config, ratio, left_out, _times(kernel, config, ratio, [(1.0, present), *measured]))
         left_out.append(f"{config}: {ratio:.2f} of the time, but {faults[0]}")
-    return Tuned(present, 1.0, left_out)
+    return Tuned(present, 1.0, left_out, _times(kernel, present, 1.0, measured))
+
+
+def _times(kernel: str, best: Config, ratio: float, measured: Iterable[tuple[float, Config]]) -> dict[str, float]:
+    """What an entry of a switch has as `times`."""
+    others = measured if kernel in SWITCHES else ()
+    return {table_file.label(config): round(each / ratio, 2) for each, config in others if config != best}
 
 
 def _ratio(cases: Sequence[Case], expected: Sequence[list[Tensor]], times: Sequence[float], bench: Bench) -> float:
@@ -156,7 +180,7 @@ def _ratio(cases: Sequence[Case], expected: Sequence[list[Tensor]], times: Seque
 def trials(key: Key, cases: Sequence[Case], architecture: str) -> list[tuple[Config, Case]]:
     """What is measured for a key: each configuration of its kernel on each case, or each case by each rival."""
     if is_choice(key[0]):
-        return [({}, replace(case, backend=name)) for case, name in itertools.product(cases, rivals(key[0]))]
+        return [({}, by_rival(case, name)) for case, name in itertools.product(cases, rivals(key[0]))]
     return list(itertools.product(candidates(key[0], tables.lookup(*key, architecture)), cases))
 
 
@@ -234,10 +258,21 @@ def pending(keys: dict[Key, list[Case]], table: Path, origin: str) -> dict[Key, 
 
 
 def full_origin(key: Key, origin: str) -> str:
-    """The origin of an entry: that of a choice of which CUDA kernels are a rival names their compiler too."""
-    if cuda.lib is None or "cuda" not in select.OPS.get(key[0], ()):
+    """The origin of an entry: that of a choice in which CUDA kernels have a part names their compiler too."""
+    theirs = "cuda" in select.OPS.get(key[0], ()) or (key[0] in SWITCHES and key[0] != "mixer_winograd")
+    if cuda.lib is None or not theirs:
         return origin
     return f"{origin}, cuda {cuda.lib.build_info()['cuda']}"
+
+
+def conforming(keys: dict[Key, list[Case]], device: str, console: Console) -> dict[Key, list[Case]]:
+    """The keys that may be tuned on the GPU of this name; says which ones may not."""
+    of_one = {key[0] for key in keys if key[0].endswith(OF_ONE_ARCHITECTURE)}
+    if not of_one or conformed.holds(device):
+        return keys
+    reason = f"conformance has not passed on {device}: make gpu-check STAGE=conformance"
+    console.print(f"left out: {', '.join(sorted(of_one))}: {reason}", style="yellow", highlight=False)
+    return {key: cases for key, cases in keys.items() if key[0] not in of_one}
 
 
 def origin_of(device: str) -> str:
@@ -252,27 +287,30 @@ def origin_of(device: str) -> str:
 @click.option("--kernels", default="", help="Comma-separated beginnings of kernels' names, as linear; all if empty.")
 @click.option("--calls", "names", default="", help="Comma-separated parts of the calls' names, as 7x7; all if empty.")
 @click.option("--dtypes", default="bfloat16", show_default=True, help="Comma-separated.")
-@click.option("--choices", "of_ops", is_flag=True, help="Only the order of the backends of each op, and no tile sizes.")
+@click.option("--choices", "no_tiles", is_flag=True, help="Only what is taken, switches and orders, and no tile sizes.")
 @click.option("--again", is_flag=True, help="Also keys that this device has measured with these versions.")
 @click.option("--jobs", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)), help="Processes that compile.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for a copy of the table.")
 def main(
-    *, budget: float, kernels: str, names: str, dtypes: str, of_ops: bool, again: bool, jobs: int, output: Path | None
+    *, budget: float, kernels: str, names: str, dtypes: str, no_tiles: bool, again: bool, jobs: int, output: Path | None
 ) -> None:
     """Measure the candidates on this machine's GPU and write its architecture's table."""
     console = terminal(width=160)
     there = torch.cuda.is_available() and not INTERPRETED
     architecture = device_architecture() if there else "sm_90"
     try:
-        calls = choose(names, network_calls())
+        calls = choose(names, tuned_calls())
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     begins = tuple(name.strip() for name in kernels.split(","))
     keys = plan(calls, architecture, [name.strip() for name in dtypes.split(",")], BATCHES)
-    keys = {key: cases for key, cases in keys.items() if key[0].startswith(begins) and (is_choice(key[0]) or not of_ops)}
+    chosen = {*SWITCHES, *select.OPS} if no_tiles else {key[0] for key in keys}
+    keys = {key: cases for key, cases in keys.items() if key[0].startswith(begins) and key[0] in chosen}
     if not there:
         return _say(console, keys, architecture)
-    table, origin = table_file.path(architecture), origin_of(torch.cuda.get_device_name())
+    device = torch.cuda.get_device_name()
+    keys = conforming(keys, device, console)
+    table, origin = table_file.path(architecture), origin_of(device)
     work = keys if again else pending(keys, table, origin)
     console.print(f"{origin}: {len(work)} of {len(keys)} keys to measure", highlight=False)
     left = run(work, architecture, Cuda(), table, origin, budget_s=budget, jobs=jobs, console=console, output=output)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hifuse_fast.backends import tables
 from hifuse_fast.backends.cuda import launch, pointwise
 from hifuse_fast.backends.cuda import product as of_products
 from hifuse_fast.backends.cuda.product import Product, product, products
@@ -127,6 +128,21 @@ def test_products_without_parts_need_no_counters(kernel: str, monkeypatch: pytes
     monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1))
     monkeypatch.setattr(launch, "_zeros", lambda _: pytest.fail("counters were set to zero for nobody"))
     products(calls)
+
+
+@only
+def test_the_table_says_for_how_many_multiprocessors_products_are_cut(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In percent of those that there are; the bits are the same, and without any share no block has a part of a sum."""
+    calls = three_products(kernel, torch.bfloat16)
+    monkeypatch.setattr(launch, "multiprocessors", multiprocessors(1000))
+    results, cut_for, original = [], [], launch._call
+    monkeypatch.setattr(launch, "_call", lambda kept, stream: (cut_for.append(kept.sizes[-1]), original(kept, stream)))
+    for share in (100, 50, 0):
+        with tables.override(launch.PRODUCTS, {"share": share}):
+            results.append([out.clone() for out in products(calls)])
+    assert cut_for == [1000, 500, 0]
+    for first, *others in zip(*results, strict=True):
+        assert all(torch.equal(first, other) for other in others)
 
 
 @only

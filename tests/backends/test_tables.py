@@ -47,7 +47,7 @@ GOOD = '[norm]\n"*" = { order = ["triton"], origin = "predicted" }\n'
         (GOOD + 'k = { a = 1, b = "x", origin = "" }\n', "key 'k': must have integers for tile sizes, has {'b': 'x'}"),
         (GOOD + 'k = { order = "triton", origin = "" }\n', "key 'k': its order must be a list of backends, is 'triton'"),
         (GOOD + 'k = { order = [], origin = "" }\n', r"its order must be a list of backends, is \[\]"),
-        (GOOD + 'k = { order = ["a"], times = { b = "x" }, origin = "" }\n', "its times must be numbers by backend"),
+        (GOOD + 'k = { order = ["a"], times = { b = "x" }, origin = "" }\n', "its times must be numbers by what was measured"),
         (GOOD + 'k = { order = ["a"], newer = 1, origin = "" }\n', "key 'k': this version does not know newer"),
     ],
 )

@@ -52,7 +52,9 @@ def aot(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_every_engine_is_right(mode: str, dtype: str) -> None:
+    # Those by one backend would run in Triton's interpreter and in the emulation.
     engines = [name for name in gpu_network.ENGINES[mode] if dtype == "bfloat16" or "compile" not in name]
+    engines = [name for name in engines if name not in ("hifuse_fast triton", "hifuse_fast cuda")]
     found = measure(case(mode, dtype), *engines)
     assert list(found) == engines
     for row in found.values():
@@ -224,3 +226,22 @@ def test_the_page_shows_a_line_an_engine() -> None:
     assert "| hifuse_tiny | inference | eager |" in text
     assert "| 2.00x |" in text
     assert pages.gpu_network([]) == "Not measured yet.\n"
+
+
+def test_ours_by_one_backend_is_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But by CUDA's kernels where they are built alone."""
+    asked: list[str] = []
+
+    def freeze(*_: object, backend: str, **options: object) -> torch.nn.Module:
+        asked.append(backend)
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(gpu_network, "optimize_for_inference", freeze)
+    subject = gpu_network.make_subject(case("inference"), CPU)
+    for name in gpu_network.OWN:
+        gpu_network.ENGINES["inference"][name](subject)
+    assert list(dict.fromkeys(asked)) == ["auto", "triton", "cuda"]
+    for lib, there in ((None, False), (object(), True)):
+        monkeypatch.setattr(gpu_network.library, "lib", lib)
+        for mode in gpu_network.MODES:
+            assert ("hifuse_fast cuda" in gpu_network.chosen_engines(case(mode), None)) is there

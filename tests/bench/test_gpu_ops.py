@@ -13,11 +13,13 @@ from rich.console import Console
 
 from benchmarks import gpu_ops, gpu_subjects
 from hifuse_fast.backends import select
+from hifuse_fast.backends.cuda import library
 from hifuse_fast.bench import machine, rows, timing, turns
 from hifuse_fast.tuning import calls
 from tools import pages
 
 CPU = torch.device("cpu")
+CUDA = ["cuda"] if library.lib is not None else []
 LIMITS = turns.Limits({"float32": 1e12}, 1e11)
 
 
@@ -55,12 +57,39 @@ def test_frozen_mixers_are_measured_by_each_algorithm() -> None:
     found = gpu_ops.all_cases("prepare_mixer", [64], ["bfloat16"], calls.MODES)
     assert [(each.name.split()[1], each.mode) for each in found] == [("dense", "forward")] * 4 + [("winograd2", "forward")] * 3
     engines = [list(gpu_subjects.engines(each.subject)) for each in (found[0], found[-1])]
-    assert engines == [["reference", "triton", "cuda"], ["reference", "triton"]]
+    assert engines == [["reference", "triton", *CUDA], ["reference", "triton"]]
     narrow = dataclasses.replace(found[-1].subject, maps={"z": (3, 3, 4)}, parameters={"weight": (4, 4, 3, 3)}, out=(3, 3, 4))
     measured = dataclasses.replace(found[-1], subject=narrow, batch=2)
     limits = turns.Limits({"bfloat16": 1e12}, 1e11)
     rows_of = gpu_ops.measure(measured, ("reference", "triton"), CPU, limits=limits, budget_s=0.0)
     assert [(row.engine, row.ms_p50 is not None) for row in rows_of] == [("reference", True), ("triton", True)]
+
+
+def test_the_frozen_networks_calls_come_first_and_whole_blocks_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    subjects = gpu_subjects.subjects()
+    of_frozen = [isinstance(subject, calls.PreparedCall) for subject in subjects]
+    assert of_frozen == sorted(of_frozen, reverse=True)
+    assert [subject.name for subject in subjects[:2]] == [
+        "prepare_global_block global 56x56x96",
+        "prepare_fuse_path path 56x56x96",
+    ]
+    assert list(gpu_subjects.engines(subjects[0])) == ["reference", "triton", *CUDA]
+    asked: list[bool] = []
+    monkeypatch.setattr(gpu_subjects, "_has_sm90", lambda call: asked.append(True) or call.op == "prepare_mlp")
+    engines = {
+        subject.op: list(gpu_subjects.engines(subject)) for subject in subjects if isinstance(subject, calls.PreparedCall)
+    }
+    if CUDA:
+        assert engines["prepare_mlp"] == ["reference", "triton", "cuda", "cuda sm_90a"]
+        assert engines["prepare_stem"] == ["reference", "triton", "cuda"]
+
+
+def test_a_whole_block_is_right_by_its_parts() -> None:
+    """The reference's are the definition's, in float64 too."""
+    (subject,) = [each for each in gpu_subjects.subjects() if each.name == "prepare_global_block global 7x7x768"]
+    limits = turns.Limits({"bfloat16": 1e12}, 1e11)
+    (row,) = gpu_ops.measure(gpu_ops.Case(subject, 1, "bfloat16", "forward"), ("reference",), CPU, limits=limits, budget_s=0.0)
+    assert row.ms_p50 is not None, row.note
 
 
 SLOW_PEERS = [pytest.param(f"{name} 7x7x768", marks=pytest.mark.slow) for name in ("local_block", "max_mean over pixels")]
@@ -143,10 +172,12 @@ def test_rows_are_written_case_by_case_and_a_second_run_goes_on(tmp_path: Path, 
 
 def test_cases_are_chosen_by_name_and_the_most_telling_come_first() -> None:
     found = gpu_ops.all_cases("block,window_attention", [64, 1], ["bfloat16"], calls.MODES)
-    assert len(found) == 2 * 2 * (8 + 8)
-    assert [found[0].name, found[0].batch, found[16].name] == [
-        "global_block 56x56x96",
+    frozen = 8 + 8  # two blocks and two attentions of each stage
+    assert len(found) == 2 * (frozen + 2 * (8 + 8))
+    assert [found[0].name, found[0].batch, found[frozen].name, found[frozen + 16].name] == [
+        "prepare_global_block global 56x56x96",
         64,
+        "global_block 56x56x96",
         "window_attention shift 0 56x56x288",
     ]
 

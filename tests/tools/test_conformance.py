@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from hifuse_fast.tuning import conformed
 from tools import conformance
 
 
@@ -58,3 +59,27 @@ def test_bad_files_and_options(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 1: 1 words where 3 were announced"):
         conformance.read(tmp_path / "bad")
     assert CliRunner().invoke(conformance.main, ["--gpu", str(tmp_path / "bad")]).exit_code == 2
+
+
+@pytest.mark.parametrize(("number", "passes"), [(1.0, True), (2.0, False)])
+def test_a_run_on_a_gpu_notes_whether_it_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: float, passes: bool
+) -> None:
+    """For the tuner, which leaves out kernels that stand on what does not conform; a note from before goes first."""
+    file, noted = tmp_path / "passed.txt", conformed.note
+    monkeypatch.setattr(conformed, "note", lambda device, passed: noted(device, passed, file))
+    monkeypatch.setattr(conformance, "_device", lambda: "Some GPU")
+    monkeypatch.setattr(conformance, "_architecture", lambda: "9.0")
+    noted("Some GPU", True, file)
+
+    def run(build: Path, architecture: str) -> dict[str, Path]:
+        assert not file.exists()
+        files = {name: tmp_path / name for name in ("gpu", "emulated")}
+        files["gpu"].write_text(line("moves", number))
+        files["emulated"].write_text(line("moves", 1.0))
+        return files
+
+    monkeypatch.setattr(conformance, "run", run)
+    assert CliRunner().invoke(conformance.main).exit_code == (0 if passes else 1)
+    assert conformed.holds("Some GPU", file) is passes
+    assert not conformed.holds("Other GPU", file)

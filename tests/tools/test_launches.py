@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from click.testing import CliRunner
 
 from hifuse_fast import BackendError
+from hifuse_fast.backends import tables
+from hifuse_fast.backends.cuda import library
 from hifuse_fast.backends.record import recording
 from tools import launches
 from tools.launches import Kernel, LibraryCall
@@ -58,3 +62,13 @@ def test_the_command_says_what_it_cannot_count(monkeypatch: pytest.MonkeyPatch) 
     assert done.exit_code == 0
     assert "1 kernels of a call of the frozen hifuse_small on 'triton'" in done.output
     assert "cuda: not counted, it is not built" in done.output
+
+
+@pytest.mark.skipif(library.lib is None, reason="the CUDA kernels are not built")
+@pytest.mark.parametrize("order", [["cuda"], ["reference", "cuda"]])
+def test_auto_takes_a_whole_block_where_its_own_order_says_so(order: list[str]) -> None:
+    """Though none of its parts would be CUDA's by its own order."""
+    with tables.override("prepare_global_block", {"order": order}), tables.override("prepare_fuse_path", {"order": order}):
+        names = Counter(kernel.name for kernel in launches.kernels("auto"))
+    assert (names["global_block"], names["fuse_path"]) == ((4, 1) if order == ["cuda"] else (0, 0))
+    assert names["local_block"] == 0

@@ -57,6 +57,17 @@ def test_every_op_with_cuda_kernels_is_called(monkeypatch: pytest.MonkeyPatch) -
     assert {call.op for call in sanitize.calls()} == set(select.OPS)
 
 
+@pytest.mark.skipif(library.lib is None, reason="the CUDA kernels are not built")
+def test_whole_blocks_are_called() -> None:
+    """On maps that their kernels serve, at both widths."""
+    found = set()
+    for call in sanitize.calls_of_blocks():
+        with recording("sm_90") as record:
+            call.run(call.inputs(sanitize.BATCH, torch.bfloat16, "meta"), None, "cuda")
+        found |= {(each.entry, call.stage) for each in record.launches}
+    assert found == {(entry, stage) for entry in ("local_block", "global_block") for stage in (1, 2)} | {("fuse_path", 1)}
+
+
 @pytest.mark.skipif(not hasattr(library.lib, "mlp_sm90"), reason="there are no kernels for sm_90a here")
 def test_the_kernels_for_sm_90a_are_called() -> None:
     """Of the network's calls those that they serve."""

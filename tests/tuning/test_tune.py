@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +17,12 @@ from torch import Tensor
 
 from hifuse_fast.backends import select, tables
 from hifuse_fast.backends.cuda import library as cuda
-from hifuse_fast.backends.cuda.launch import DEPENDENT_LAUNCHES
 from hifuse_fast.backends.record import recording
 from hifuse_fast.backends.tables import Config
-from hifuse_fast.tuning import calls, rank, table_file, tune
+from hifuse_fast.tuning import calls, conformed, rank, table_file, tune, whole_calls
 from hifuse_fast.tuning.calls import choose
-from hifuse_fast.tuning.frozen_calls import network_calls
+from hifuse_fast.tuning.table_file import SWITCHES
+from hifuse_fast.tuning.whole_calls import NETWORK_SWITCHES, block_calls, tuned_calls
 
 KERNEL, KEY = "layer_norm_forward", "128"
 PRESENT = {"elements": 4096, "num_warps": 4}
@@ -55,6 +57,19 @@ class Fake:
 
 def never() -> bool:
     return False
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the CUDA kernels were there, with those for sm_90a: calls of the meta device ask for no more."""
+    monkeypatch.setattr(cuda, "lib", SimpleNamespace(mlp_sm90=None, mixer_sm90=None, build_info=lambda: {"cuda": "13.0"}))
+    monkeypatch.setattr(cuda, "why_missing", None)
+
+
+@functools.cache
+def whole_plan() -> dict[tune.Key, list[tune.Case]]:
+    """Within `with_cuda`; it takes seconds."""
+    return tune.plan(tuned_calls(), "sm_90", ["bfloat16"], (64, 1))
 
 
 @pytest.fixture
@@ -97,8 +112,9 @@ def test_a_lost_device_ends_it(cases: list[tune.Case]) -> None:
         tune.tune(KERNEL, cases, [PRESENT, {"elements": 1, "num_warps": 16}], Lost(), late=never)
 
 
+@pytest.mark.usefixtures("with_cuda")
 def test_the_plan_has_every_configured_kernel_of_the_calls() -> None:
-    keys = tune.plan(network_calls(), "sm_90", ["bfloat16"], (64, 1))
+    keys = whole_plan()
     looked_up = {kernel for kernel, _ in keys}
     assert looked_up >= {f"{op}_{way}" for op in ("layer_norm", "concat_norm", "linear") for way in ("forward", "backward")}
     assert looked_up >= {"window_attention_forward", "window_attention_backward", "depthwise_norm_forward"}
@@ -109,10 +125,19 @@ def test_the_plan_has_every_configured_kernel_of_the_calls() -> None:
     pickle.loads(pickle.dumps(list(keys.values())))  # other processes compile for them
 
 
+@pytest.mark.usefixtures("with_cuda")
 def test_ops_come_after_the_tiles_and_weigh_training_and_inference() -> None:
-    keys = tune.plan(network_calls(), "sm_90", ["bfloat16"], (64, 1))
-    of_ops = [rank.is_choice(section) for section, _ in keys]
-    assert of_ops == sorted(of_ops)
+    keys = whole_plan()
+    order = [(rank.is_choice(section), section in SWITCHES) for section, _ in keys]
+    assert order == sorted(order, key=[(False, False), (False, True), (True, False)].index)
+    assert [section.startswith("prepare_") for section, _ in keys if section in select.OPS] == sorted(
+        (section.startswith("prepare_") for section, _ in keys if section in select.OPS), reverse=True
+    )
+    # A block is decided by its own calls, after its parts; and its calls decide nothing else.
+    sections = [section for section, _ in keys]
+    assert sections.index("prepare_global_block") > sections.index("prepare_linear")
+    for (section, _), cases in keys.items():
+        assert {case.call.op for case in cases} == {section} or not rank.is_choice(section)
     assert {section for section, _ in keys if rank.is_choice(section)} == set(select.OPS)
     found = keys["batch_norm", "16-bit 768 training gelu"]
     assert {(case.batch, case.mode) for case in found} == {(batch, mode) for batch in (64, 1) for mode in calls.MODES}
@@ -122,7 +147,7 @@ def test_ops_come_after_the_tiles_and_weigh_training_and_inference() -> None:
 
 def test_an_algorithm_is_measured_with_many_images_and_with_one() -> None:
     """In calls that may take either; those that ask for it by name tune its kernels, and no backend is chosen for them."""
-    keys = tune.plan(choose("prepare_mixer", network_calls()), "sm_90", ["bfloat16"], (64, 1))
+    keys = tune.plan(choose("prepare_mixer", tuned_calls()), "sm_90", ["bfloat16"], (64, 1))
     found = keys["mixer_winograd", "16-bit 576"]
     assert {(case.call.part, case.batch, case.backend) for case in found} >= {("dense", n, "triton") for n in (64, 1)}
     assert {case.call.part for case in keys["mixer_winograd_input", "16-bit 576"]} == {"winograd2"}
@@ -130,15 +155,17 @@ def test_an_algorithm_is_measured_with_many_images_and_with_one() -> None:
 
 
 def test_every_kernel_of_the_tables_has_candidates() -> None:
-    """Kernels for one architecture alone, by their name, stand in no other table. How launches begin is no kernel."""
+    """Kernels for one architecture alone, by their name, stand in no other table, nor what sm_80 cannot do."""
     for architecture in tables.architectures():
         theirs = {kernel for kernel in tune.declared() if kernel.endswith("_sm90") and architecture != "sm_90"}
-        assert set(tune.declared()) - theirs == set(tables.table(architecture)) - {*select.OPS, DEPENDENT_LAUNCHES}
+        theirs |= {"dependent_launches"} if architecture == "sm_80" else set()
+        assert set(tune.declared()) - theirs == set(tables.table(architecture)) - set(select.OPS)
 
 
+@pytest.mark.usefixtures("with_cuda")
 def test_every_candidate_has_what_its_launcher_asks_for() -> None:
     """None of them fails for a name that is missing or unknown."""
-    keys = tune.plan(network_calls(), "sm_90", ["bfloat16"], (1,))
+    keys = whole_plan()
     first = {kernel: (key, cases[0]) for (kernel, key), cases in reversed(keys.items()) if not rank.is_choice(kernel)}
     known = [kernel for kernel in tune.declared() if not kernel.endswith("_sm90") or hasattr(cuda.lib, kernel)]
     assert len(first) >= len(known) - 1  # where every linear is fused, nothing is left to finish
@@ -146,7 +173,7 @@ def test_every_candidate_has_what_its_launcher_asks_for() -> None:
         for config in tune.candidates(kernel, tables.lookup(kernel, key, "sm_90")):
             with tables.override(kernel, config), recording("sm_90") as record:
                 case.bind("meta")()
-            assert record.launches or kernel == "linear_forward"
+            assert record.launches or kernel in ("linear_forward", *NETWORK_SWITCHES)
 
 
 def test_the_present_configuration_is_tried_first_and_once() -> None:
@@ -235,3 +262,118 @@ def test_without_a_gpu_it_says_what_it_would_do() -> None:
     assert "  layer_norm 16-bit 96 pixels: 3 candidates on " in found.output  # Triton, CUDA and the reference
     assert "window_attention" not in found.output
     assert CliRunner().invoke(tune.main, ["--calls", "none such"]).exit_code == 2
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_whole_blocks_and_what_only_a_network_decides_are_in_the_plan() -> None:
+    """Blocks with many images and with one; the network, on CUDA, with 32 and one."""
+    keys = tune.plan((*choose("local_block", tuned_calls()), *block_calls(), tuned_calls()[-1]), "sm_90", ["bfloat16"], (64, 1))
+    planned = {key: {(case.call.op, case.batch, case.backend) for case in cases} for key, cases in keys.items()}
+    for kernel, stages in (("local_block", (96, 192)), ("global_block", (96, 192)), ("fuse_path", (96,))):
+        for channels in stages:
+            assert planned[kernel, f"16-bit {channels}"] == {(f"prepare_{kernel}", batch, "cuda") for batch in (64, 1)}
+    for section in NETWORK_SWITCHES:
+        assert planned[section, "*"] == {("network", batch, "cuda") for batch in (32, 1)}
+    for op, count in (("prepare_global_block", 4), ("prepare_fuse_path", 4)):
+        found = [cases for (section, _), cases in planned.items() if section == op]
+        assert found == [{(op, batch, "auto") for batch in (64, 1)}] * count
+
+
+def test_the_rivals_of_a_block_are_its_parts_and_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts each by the backend that its own table says, not by the reference."""
+    (call,) = [call for call in block_calls() if call.name.startswith("prepare_global_block global 7x7")]
+    case = tune.Case(call, 1, "bfloat16", "forward", "auto")
+    found = [asked.backend for _, asked in tune.trials(("prepare_global_block", "16-bit 7 24 32"), [case], "sm_90")]
+    assert found == ["parts", "cuda"]
+    asked = []
+    for op in ("linear", "window_attention"):
+        original = getattr(whole_calls.ops, f"prepare_{op}")
+        monkeypatch.setattr(
+            whole_calls.ops, f"prepare_{op}", lambda *a, o=original, **n: (asked.append(n["backend"]), o(*a, **n))[1]
+        )
+    with recording("sm_90"):
+        for backend in ("parts", "reference", "auto"):
+            (out,) = replace(case, backend=backend).bind("meta")()
+            assert out.shape == (1, 7, 7, 768)
+    assert asked == [*["auto"] * 3, *["reference"] * 3, *["auto"] * 3]
+    with recording("sm_90"), tables.override("prepare_global_block", {"order": ["cuda"]}):
+        monkeypatch.setattr(select, "why_not", lambda op, backend, **call: None)
+        case.bind("meta")
+    assert asked[9:] == ["cuda"] * 3
+
+
+def test_a_switch_is_written_with_the_times_of_the_others(tmp_path: Path) -> None:
+    (call,) = choose("local_block local 56x56", tuned_calls())
+    cases = [tune.Case(call, batch, "bfloat16", "forward", "cuda") for batch in (64, 1)]
+    cost = {0: 1.2, 1: 1.0, 4096: 0.8}
+
+    class Gpu(Fake):
+        def config(self) -> Config:
+            return tables.lookup("local_block", "16-bit 96", "sm_90")
+
+        def seconds(self, case: tune.Case) -> float:
+            return 1e-3 * cost[self.config()["rows"]]
+
+        def faults(self, case: tune.Case) -> list[str]:
+            return []
+
+    table, console = tmp_path / "sm_90.toml", Console(quiet=True)
+    options = {"budget_s": 60.0, "jobs": 1, "console": console}
+    assert tune.run({("local_block", "16-bit 96"): cases}, "sm_90", Gpu(), table, DEVICE, **options) == 0
+    entry = table_file.read(table)["local_block"]["16-bit 96"]
+    assert entry.pop("origin").startswith(DEVICE)
+    assert entry == {"rows": 4096, "times": {"1": 1.25, "0": 1.5}}
+    assert tables.parse(table.read_text(), table.name)
+
+
+def test_kernels_of_one_architecture_wait_for_conformance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(record=True, width=200, file=(tmp_path / "log").open("w"))
+    keys = {("mlp_sm90", "k"): [], ("mixer_sm90", "k"): [], (KERNEL, KEY): []}
+    monkeypatch.setattr(conformed, "FILE", tmp_path / "passed.txt")
+    monkeypatch.setattr(conformed.holds, "__defaults__", (conformed.FILE,))
+    assert list(tune.conforming(keys, "Some GPU", console)) == [(KERNEL, KEY)]
+    assert "left out: mixer_sm90, mlp_sm90: conformance has not passed on Some GPU" in console.export_text()
+    conformed.note("Other GPU", passed=True, file=conformed.FILE)
+    assert list(tune.conforming(keys, "Some GPU", console)) == [(KERNEL, KEY)]
+    conformed.note("Some GPU", passed=True, file=conformed.FILE)
+    assert tune.conforming(keys, "Some GPU", console) == keys
+    conformed.note("Some GPU", passed=False, file=conformed.FILE)
+    assert not conformed.FILE.exists()
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_a_choice_of_each_kind_can_be_written_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a run on a GPU, on which each candidate is faster than the one before it."""
+
+    class Gpu:
+        def __init__(self) -> None:
+            self.seconds_left = 1.0
+
+        def results(self, case: tune.Case) -> list[Tensor]:
+            return [torch.ones(3)]
+
+        def seconds(self, case: tune.Case) -> float:
+            self.seconds_left *= 0.97
+            return self.seconds_left
+
+        def faults(self, case: tune.Case) -> list[str]:
+            return []
+
+        def check(self) -> None:
+            raise AssertionError
+
+    first = {section: (section, key) for section, key in reversed(whole_plan()) if section in {*SWITCHES, *select.OPS}}
+    keys = {key: whole_plan()[key] for key in reversed(first.values())}
+    table, console = tmp_path / "sm_90.toml", Console(record=True, width=200, file=(tmp_path / "log").open("w"))
+    assert tune.run(keys, "sm_90", Gpu(), table, DEVICE, budget_s=600.0, jobs=1, console=console) == 0
+    written = table_file.read(table)
+    for section, key in keys:
+        assert written[section][key]["origin"].startswith(DEVICE)
+        assert written[section][key]["times"]
+    assert not tune.pending(keys, table, DEVICE)
+    assert "left out" not in console.export_text()
+    monkeypatch.setattr(tables, "table", lambda _: written)
+    _, body = table_file.described()
+    assert {title for title, *_ in body} >= {"prepare_global_block", *SWITCHES.values()}
+    shown = {*SWITCHES.values(), "prepare_global_block", "prepare_fuse_path"}
+    assert not [line for line in body if line[0] in shown and "predicted" in line[2] and line[1] != "all others"]

@@ -26,6 +26,7 @@ ALIGNMENT = 16  #: bytes, of which the addresses are multiples that kernels are 
 OF_A_LARGE_GPU = 132  # multiprocessors of an H200
 COUNTING = ("products_scratch",)  # of launches whose blocks of threads count each other
 DEPENDENT_LAUNCHES = "dependent_launches"  #: the section of a table, see csrc/cuda/start.cuh
+PRODUCTS = "products"  #: likewise, see `multiprocessors_of_products`
 EMULATED_MULTIPROCESSORS = 1  # so that a block of threads has several windows of a small map
 
 _emulation = threading.Lock()  # which knows the memory and the errors of one launch at a time
@@ -128,13 +129,12 @@ def begin_early(device: torch.device) -> bool:
 
 def _with_room(kept: Launch, scratch_of: str, like: Tensor) -> Launch:
     """The launch with the memory that its blocks of threads share, see `launch`."""
-    room = scratch(scratch_of, kept.sizes, kept.numbers, like)
     if scratch_of not in COUNTING:
-        return replace(kept, writes=(*kept.writes, room))
+        return replace(kept, writes=(*kept.writes, scratch(scratch_of, kept.sizes, kept.numbers, like)))
+    count = multiprocessors_of_products(like.device)
+    room = scratch(scratch_of, kept.sizes, kept.numbers, like, count)
     counted = _counters(like.device) if room.numel() else None
-    return replace(
-        kept, sizes=(*kept.sizes, multiprocessors(like.device)), writes=(*kept.writes, room), counters=(counted,)
-    )  # fmt: skip
+    return replace(kept, sizes=(*kept.sizes, count), writes=(*kept.writes, room), counters=(counted,))
 
 
 def _aligned(tensor: Tensor | None) -> Tensor | None:
@@ -214,11 +214,42 @@ def extent(tensor: Tensor) -> int:
     return (last + 1) * tensor.itemsize if tensor.numel() else 0
 
 
-def scratch(entry: str, sizes: Sequence[int], numbers: Sequence[float], like: Tensor) -> Tensor:
-    """Scratch memory for a launch, of as many bytes as the library's function `entry` says for the device of `like`."""
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a device has; a large GPU's for the meta device, which stands for one."""
+    if device.type == "meta":
+        return OF_A_LARGE_GPU
+    if device.type != "cuda":
+        return EMULATED_MULTIPROCESSORS
+    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    count: int = torch.cuda.get_device_properties(index).multi_processor_count
+    return count
+
+
+def multiprocessors_of_products(device: torch.device) -> int:
+    """For how many multiprocessors a product is cut: the `share`, in percent, that the table says.
+
+    Where a result has fewer tiles, parts of its sums have blocks of their own (csrc/cuda/product_parts.h), and up to two blocks
+    for each of them are one launch. The bits are the same.
+    """
+    share: int = tables.lookup(PRODUCTS, "*", tables.architecture(device), {"share": 100})["share"]
+    return multiprocessors(device) * share // 100
+
+
+def scratch(
+    entry: str, sizes: Sequence[int], numbers: Sequence[float], like: Tensor, cut_for: int | None = None
+) -> Tensor:  # fmt: skip
+    """Scratch memory for a launch, of as many bytes as the library's function `entry` says for the device of `like`.
+
+    `cut_for`: the multiprocessors that the work is cut for, where these are not all of the device.
+    """
     asked = not record.active() and _runs(like)
-    count = getattr(library.lib, entry)(tuple(sizes), tuple(numbers), multiprocessors(like.device)) if asked else 0
-    return like.new_empty(count, dtype=torch.uint8)
+    count = multiprocessors(like.device) if cut_for is None else cut_for
+    size = getattr(library.lib, entry)(tuple(sizes), tuple(numbers), count) if asked else 0
+    return like.new_empty(size, dtype=torch.uint8)
 
 
 class _Lent(threading.local):
@@ -246,21 +277,6 @@ def _counters(device: torch.device) -> Tensor:
 def _zeros(device: torch.device) -> Tensor:
     count = 0 if library.lib is None else library.lib.product_counters(multiprocessors(device))
     return torch.zeros(count, dtype=torch.int32, device=device)
-
-
-def multiprocessors(device: torch.device) -> int:
-    """How many multiprocessors a device has; a large GPU's for the meta device, which stands for one."""
-    if device.type == "meta":
-        return OF_A_LARGE_GPU
-    if device.type != "cuda":
-        return EMULATED_MULTIPROCESSORS
-    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@functools.cache
-def _multiprocessors(index: int) -> int:
-    count: int = torch.cuda.get_device_properties(index).multi_processor_count
-    return count
 
 
 _LIBRARY = torch.library.Library("hifuse_fast", "FRAGMENT")

@@ -24,7 +24,7 @@ def taken(rows: int = 1) -> Iterator[None]:
     """Within the block, as if every table took the kernels from so many rows on: to check them."""
     with contextlib.ExitStack() as stack:
         for kernel in KERNELS:
-            stack.enter_context(tables.override(kernel, {"rows": rows}))
+            stack.enter_context(tables.override(kernel, {tables.ROWS: rows}))
         yield
 
 
@@ -87,4 +87,4 @@ def _least_rows(kernel: str, key: str, dtype: torch.dtype, device: torch.device)
     architecture = tables.architecture(device)
     if not architecture.startswith("sm_9") or dtype.itemsize != 2 or not hasattr(library.lib, kernel):
         return 0
-    return int(tables.lookup(kernel, key, architecture, {"rows": 0})["rows"])
+    return tables.least_rows(kernel, key, architecture, 0)

@@ -13,7 +13,7 @@ from hifuse_fast.ops.prepared.base import PreparedOp
 class OfParts(nn.Module):
     """A module of prepared ops, by their names; None for one that it goes without."""
 
-    whole: Any  #: a prepared op that does the same in one launch, or None
+    whole: Any  #: a prepared op that does the same in one launch, and says of which maps (`serves`); or None
 
     def __init__(self, **parts: PreparedOp | None) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hifuse_fast.backends import tables
 from hifuse_fast.inference.buffers import FreshMaps
 from hifuse_fast.ops import prepare_linear, prepare_window_attention
 from hifuse_fast.ops.prepared.global_block import prepare_global_block
@@ -143,3 +144,14 @@ def test_parts_that_are_hooked_or_replaced_are_called(backend: str) -> None:
 
     whole.output = Nothing()
     assert whole(x, FreshMaps(x.dtype, x.device)) is x
+
+
+@pytest.mark.parametrize("backend", CUDA)
+def test_the_table_says_from_how_many_pixels_on_a_block_is_one_kernel(backend: str) -> None:
+    case = Case("few", (1, 4, 5), 1, 8, shift_size=2)
+    made, x = block(case, torch.bfloat16, backend), map_of(case).bfloat16()
+    parts = ["products", "window_attention_forward", "products"]
+    for rows, expected in ((0, parts), (1, ["global_block"]), (20, ["global_block"]), (21, parts)):
+        with tables.override("global_block", {"rows": rows}), launched() as found:
+            made(x, FreshMaps(x.dtype, x.device))
+        assert found == expected, rows

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hifuse_fast import BackendError
+from hifuse_fast.backends import tables
 from hifuse_fast.ops import prepare_local_block
 from hifuse_fast.ops.prepared.base import PreparedOp
-from tests.support.emulation import check_runs
+from tests.support.emulation import check_runs, launched
 from tests.support.kernels import kernels, uniform
 from tests.support.prepared import DTYPES, check_determinism, check_parity, matrix, place
 
@@ -133,3 +134,17 @@ def test_bad_calls_are_refused(arguments: list[Any], message: str, backend: str)
     op = prepared(backend)
     with pytest.raises((TypeError, ValueError), match=message):
         op(*place(backend, arguments))
+
+
+@pytest.mark.parametrize("kernel", kernels("prepare_local_block", "cuda"))
+def test_the_table_says_from_how_many_pixels_on_a_block_is_one_kernel(kernel: str) -> None:
+    """What was packed for one serves two as well."""
+    shape, one, two = (1, 3, 5, 24), ["local_block"], ["depthwise_norm_forward", "products"]
+    x = uniform("x", *shape).bfloat16()
+    op = prepare_local_block(**weights(24), dtype=torch.bfloat16, backend=kernel)
+    for rows, expected in ((0, two), (1, one), (15, one), (16, two)):
+        with tables.override("local_block", {"rows": rows}), launched() as found:
+            op(x)
+        assert found == expected, rows
+    with tables.override("local_block", {"rows": 0}):
+        check_parity(prepare_local_block, weights(24), [uniform("x", *shape)], torch.bfloat16, kernel, options={"eps": 1e-3})

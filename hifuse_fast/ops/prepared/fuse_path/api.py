@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import importlib
 
+import torch
 from torch import nn
 
+from hifuse_fast.backends.select import backend_of_parts
 from hifuse_fast.ops.prepared.base import PreparedOp
+
+
+def backend_of_fuse_path(backend: str, *, channels: int, first: bool, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend to prepare the parts of a path for, where `backend` was asked for: see `select.backend_of_parts`."""
+    key = (channels, "" if first else "fused")
+    return backend_of_parts("prepare_fuse_path", backend, key=key, device=device, dtype=dtype)
 
 
 def prepare_fuse_path(
@@ -20,7 +28,8 @@ def prepare_fuse_path(
     The path is called as `path(l, g, f, maps)`, with l and g [B, H, W, C] and f [B, 2 H, 2 W, C'], and returns x and w_f,
     [B, H, W, C]. In the first stage f and w_f are None, and the row is [W_l l + b_l, W_g g + b_g]. It takes maps for its
     results from `maps`, and gives f back (`inference/buffers.py`). Where all parts are CUDA's, and its kernel serves their
-    sizes, the path of the first stage is one launch, over copies of their tensors in another order. Else w_l, w_g and w_f are
+    sizes, the path of the first stage is one launch, over copies of their tensors in another order, from the number of pixels
+    on that the table says. Else w_l, w_g and w_f are
     one launch, if their blocks are few, or a call each, and x is another one; also while a part was replaced or has a hook.
 
     Args:

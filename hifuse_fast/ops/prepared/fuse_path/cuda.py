@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,8 +11,14 @@ from torch import Tensor
 from hifuse_fast.backends.cuda import blocks
 from hifuse_fast.backends.cuda.blocks import NARROW
 from hifuse_fast.backends.cuda.launch import DTYPES, begins_aligned, launch
+from hifuse_fast.backends.cuda.launch import why_not as why_not_cuda
 from hifuse_fast.backends.tape import kept
 from hifuse_fast.ops.prepared.base import PreparedOp
+
+
+def why_not(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str | None:
+    """The reason the CUDA kernels cannot serve the parts, or None."""
+    return why_not_cuda(device, dtype)
 
 
 def whole(*, local_linear: PreparedOp, global_linear: PreparedOp, up: PreparedOp | None, fuse: PreparedOp) -> FusePath | None:
@@ -36,6 +44,10 @@ class FusePath(PreparedOp):
 
     weights: Tensor  # of both linears, and of both parts of a row
     biases: Tensor  # of both linears, and of the result
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether it stands for its parts where a map is x."""
+        return blocks.taken("fuse_path", x)
 
     @torch.no_grad()
     def forward(self, local_map: Tensor, global_map: Tensor, out: Tensor | None = None) -> Tensor:

@@ -23,7 +23,7 @@ class FusePath(OfParts):
         self, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None, maps: Any
     ) -> tuple[Tensor, Tensor | None]:
         shape = local_map.shape
-        if self.whole is not None and self._is_as_made():
+        if self.whole is not None and self.whole.serves(local_map) and self._is_as_made():
             return self.whole(local_map, global_map, out=maps.take(*shape)), None
         calls = [(self.local_linear, local_map, maps.take(*shape)), (self.global_linear, global_map, maps.take(*shape))]
         if self.up is not None and fused_map is not None:

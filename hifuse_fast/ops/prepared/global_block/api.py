@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import importlib
 
+import torch
 from torch import nn
 
+from hifuse_fast.backends.select import backend_of_parts
 from hifuse_fast.ops.prepared.base import PreparedOp
+
+
+def backend_of_global_block(
+    backend: str, *, num_heads: int, head_dim: int, window_size: int, device: torch.device, dtype: torch.dtype
+) -> str:
+    """The backend to prepare the parts of a block for, where `backend` was asked for: see `select.backend_of_parts`."""
+    return backend_of_parts(
+        "prepare_global_block", backend, key=(window_size, num_heads, head_dim), head_dim=head_dim, device=device, dtype=dtype
+    )
 
 
 def prepare_global_block(qkv: PreparedOp, attention: PreparedOp, output: PreparedOp) -> nn.Module:
@@ -16,7 +27,8 @@ def prepare_global_block(qkv: PreparedOp, attention: PreparedOp, output: Prepare
 
     The block is called as `block(x, maps)`: [B, H, W, C] -> [B, H, W, C]. It takes a map for its result from `maps`, and gives
     x back (`inference/buffers.py`). Where all parts are CUDA's, and its kernel serves their sizes, the block is one launch,
-    over copies of their tensors in another order. Else it is three calls, also while a part was replaced or has a hook.
+    over copies of their tensors in another order, from the number of pixels on that the table says. Else it is three calls,
+    also while a part was replaced or has a hook.
 
     Args:
         qkv: of `prepare_linear`, over pixels, with norm="row".

@@ -12,8 +12,10 @@ from hifuse_fast.backends.cuda import blocks
 from hifuse_fast.backends.cuda.blocks import HEAD
 from hifuse_fast.backends.cuda.launch import DTYPES, begins_aligned, launch
 from hifuse_fast.backends.tape import kept
+from hifuse_fast.ops.functions.window_attention import cuda as window_attention
 from hifuse_fast.ops.prepared.base import PreparedOp
 
+why_not = window_attention.why_not  # of all parts it asks the most
 ROWS, KEYS = 4, 7  # tiles of 16 queries and of 8 keys, of a window
 
 
@@ -47,6 +49,10 @@ class GlobalBlock(PreparedOp):
     table: Tensor
     weight: Tensor
     bias: Tensor
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether it stands for its parts where the map is x."""
+        return blocks.taken("global_block", x)
 
     @torch.no_grad()
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ class GlobalBlock(OfParts):
     output: PreparedOp
 
     def forward(self, x: Tensor, maps: Any) -> Tensor:
-        if self.whole is not None and self._is_as_made():
+        if self.whole is not None and self.whole.serves(x) and self._is_as_made():
             out: Tensor = self.whole(x, out=maps.take(*x.shape))
             maps.give(x)
             return out

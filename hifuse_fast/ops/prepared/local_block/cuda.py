@@ -1,5 +1,5 @@
-"""The local block in CUDA C++: one kernel (csrc/cuda/local_block.cuh), or for what that does not serve convolution and norm in
-one, then the product with what follows it."""
+"""The local block in CUDA C++: one kernel (csrc/cuda/local_block.cuh); or for what that does not serve, and where the table
+says so, convolution and norm in one, then the product with what follows it."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ class LocalBlock(PreparedOp):
             return taps | {"filter_bias": vector, "bias": vector, "weight": ((room // 8, room // 32, 32, 8), dtype)}
         return PreparedOp.layout(shapes, dtype) | taps | {"ones": vector, "zeros": vector}
 
+    _of_two: Mapping[str, Tensor] | None = None  #: the tensors of two kernels, made of those of one when they are asked for
+
     @torch.no_grad()
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         eps, x = self.options["eps"], x.contiguous()
@@ -61,10 +63,20 @@ class LocalBlock(PreparedOp):
         whole = self.weight.dim() == 4
         if kept("local_block", x=x, **self.packed(), out=out, eps=eps, whole=whole):
             return out
-        if whole:
+        if whole and blocks.taken("local_block", x):
             into = out if begins_aligned(out) else torch.empty_like(out)
             reads = (x, self.filters, self.filter_bias, self.weight, self.bias)
             launch("local_block", (DTYPES[x.dtype], *x.shape), (eps,), reads, (into,))
             return out if into is out else out.copy_(into)
-        normed = depthwise_norm.write(x, self.filters, self.filter_bias, self.ones, self.zeros, eps, x.dtype, x.dtype)
-        return product([normed], self.weight, self.bias, out, activation="gelu", residual=x)
+        two: Mapping[str, Any] = self._parts() if whole else self._buffers
+        affine = two["filter_bias"], two["ones"], two["zeros"]
+        normed = depthwise_norm.write(x, self.filters, *affine, eps, x.dtype, x.dtype)
+        return product([normed], two["weight"], two["bias"], out, activation="gelu", residual=x)
+
+    def _parts(self) -> Mapping[str, Tensor]:
+        if self._of_two is None:
+            channels, dtype = len(self.bias), self.weight.dtype
+            constants = {"ones": torch.ones_like(self.bias), "zeros": torch.zeros_like(self.bias)}
+            vectors = {"filter_bias": self.filter_bias.to(dtype), "bias": self.bias.to(dtype)}
+            self._of_two = {"weight": blocks.plain(self.weight, channels, channels)} | vectors | constants
+        return self._of_two
