@@ -7,25 +7,34 @@
 #include "c/reader.h"
 
 namespace hifuse::c {
+namespace {
+
+template <class Body>
+auto refused_by_name(const std::string& name, const Body& body) {
+  try {
+    return body();
+  } catch (const Refused& error) {
+    refuse("call ", name, ": ", error.what());
+  }
+}
+
+}  // namespace
 
 Calls::Calls(const Json& list, const File& file, DType dtype, int64_t in_chans, StepOf* step_of, int multiprocessors)
     : dtype_(dtype), multiprocessors_(multiprocessors) {
   Contents contents;
-  int64_t number = 0;
   for (const Json& call : list.as_items("calls")) {
-    std::string op;
-    try {
+    std::string name = std::to_string(calls_.size());
+    refused_by_name(name, [&] {
       Reader reader(call, file, dtype, contents);
-      op = reader.text("op");
-      steps_.push_back(step_of(op, reader, in_chans));
+      const std::string& op = reader.text("op");
+      name += " of its list, " + op;
+      calls_.push_back({name, step_of(op, reader, in_chans)});
       const std::vector<MapOf>& written = reader.finish();
       written_.insert(written_.end(), written.begin(), written.end());
-    } catch (const Refused& error) {
-      refuse("call ", number, " of its list, ", op, ": ", error.what());
-    }
-    ++number;
+    });
   }
-  require(!steps_.empty() && result().per == 0, "its list of calls must end with a map of one pixel");
+  require(!written_.empty() && result().per == 0, "its list of calls must end with a map of one pixel");
   // The rest of the checks: of the smallest images, of which nothing is read.
   struct alignas(256) Place {
     char byte;
@@ -50,12 +59,16 @@ std::vector<int64_t> Calls::slot_sizes(int64_t batch, int64_t height, int64_t wi
 
 int64_t Calls::scratch_size(const Frame& frame) const {
   int64_t most = 0;
-  for (const Step& step : steps_) most = std::max(most, step(frame, nullptr));
+  for (const Call& call : calls_) most = std::max(most, call(frame, nullptr));
   return most;
 }
 
 void Calls::run(const Frame& frame, const Runner& runner) const {
-  for (const Step& step : steps_) step(frame, &runner);
+  for (const Call& call : calls_) call(frame, &runner);
+}
+
+int64_t Calls::Call::operator()(const Frame& frame, const Runner* runner) const {
+  return refused_by_name(name, [&] { return step(frame, runner); });
 }
 
 }  // namespace hifuse::c

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hifuse_fast.backends import transforms
 from hifuse_fast.backends.cuda import ends as cuda
+from hifuse_fast.backends.cuda.launch import DEPENDENT_LAUNCHES, begin_early, counted_together
 from hifuse_fast.backends.native.threads import own_threads
 from hifuse_fast.backends.select import BackendError, traced_for_others
 from hifuse_fast.backends.tape import Tape, call, recorded
@@ -144,8 +145,6 @@ class OptimizedHiFuse(nn.Module):
         if self._replayed:
             return own_threads()
         if self._counts:
-            from hifuse_fast.backends.cuda.launch import counted_together  # loads the kernels
-
             return counted_together(self.device)
         return contextlib.nullcontext()
 
@@ -250,6 +249,8 @@ class OptimizedHiFuse(nn.Module):
             tensors |= self._derived()
             metadata[CALLS] = json.dumps(list_calls(self._calls, tensors))
             metadata[BACKEND] = self._library
+        if self._library == "cuda":
+            metadata[DEPENDENT_LAUNCHES] = json.dumps(begin_early(self.device))
         if self.certificate is not None:
             metadata[CERTIFICATE] = json.dumps(self.certificate.to_dict())
         write_safetensors(tensors, path, {"format": FORMAT, "version": VERSION, **metadata})

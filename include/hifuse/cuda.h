@@ -208,13 +208,18 @@ typedef struct hifuse_cuda_mixer_params {
   int64_t channels;
   const void* z;
   bool depthwise;
+  bool sm90;          /* as that of an MLP; of a dense mixer of 288 channels, or a multiple of 64 */
   const void* weight; /* of `dtype`, [channels, 3, 3, channels], the channels of z last; `depthwise` [3, 3, channels] */
   void* out;
 } hifuse_cuda_mixer_params;
 HIFUSE_API const char* hifuse_cuda_mixer(const hifuse_cuda_mixer_params* params, const hifuse_cuda_launch* launch);
 HIFUSE_API const char* hifuse_cuda_mixer_scratch(const hifuse_cuda_mixer_params* params, int64_t* bytes);
 
-/* out = residual + project gelu(expand u + expand_bias) + project_bias */
+/* out = residual + project gelu(expand u + expand_bias) + project_bias
+ *
+ * `sm90`: by a kernel that runs on devices of compute capability 9.0 alone, and adds in another order. It is refused elsewhere,
+ * and by a library that was built without sm_90a. It is of bfloat16 and float16; the depth is a multiple of 8 up to 288 with up
+ * to 96 columns, else up to 576; the hidden units are a multiple of 128; the columns of 8, up to 192. */
 typedef struct hifuse_cuda_mlp_params {
   hifuse_dtype dtype;
   int64_t batch;
@@ -222,6 +227,7 @@ typedef struct hifuse_cuda_mlp_params {
   int64_t depth;
   int64_t hidden;
   int64_t columns;
+  bool sm90;               /* by the kernel for sm_90a, see above */
   const void* u;           /* [B, rows, depth] */
   const void* expand;      /* of `dtype`, as the other ones, [hidden, depth] */
   const void* expand_bias; /* [hidden] */

@@ -4,6 +4,8 @@
  *     cuda_calls threads NETWORK       several threads run one network, from memory of the host
  *     cuda_calls open RUN NETWORK...   says for each why it is refused; "opens", or with RUN=1 what a run says
  *     cuda_calls ops WEIGHT X OUT B H W C    a linear, an MLP and the mean over pixels
+ *     cuda_calls host NETWORK IMAGES BATCH HEIGHT WIDTH RESULTS    from memory of the host, float32; says how many launches it
+ *         made, and whether these, and then those of an op, could begin early
  *     cuda_calls misuse NETWORK        says what wrong calls are told
  */
 #include <hifuse/cuda.h>
@@ -15,6 +17,8 @@
 /* Of the emulated library. */
 void* hifuse_emulated_take(int64_t bytes);
 void hifuse_emulated_give(void* memory);
+int hifuse_emulated_began_early(void);
+int64_t hifuse_emulated_launches(void);
 
 static void check(const char* error) {
   if (!error) return;
@@ -213,11 +217,16 @@ static int misuse(char** argv) {
   linear.pool = true, say(hifuse_cuda_linear(&linear, &launch)), linear.pool = false;
   linear.rows = HIFUSE_DEPTHWISE, say(hifuse_cuda_linear(&linear, &launch)), linear.rows = HIFUSE_PIXELS;
   linear.height = 40000, say(hifuse_cuda_linear(&linear, &launch));
-  hifuse_cuda_mlp_params mlp = {HIFUSE_FLOAT32, 1, 3, 4, 8, 4, map, map, map, map, map, NULL, map + 512};
+  hifuse_cuda_mlp_params mlp = {HIFUSE_FLOAT32, 1, 3, 4, 8, 4, false, map, map, map, map, map, NULL, map + 512};
   say(hifuse_cuda_mlp_scratch(&mlp, &bytes));
   say(hifuse_cuda_mlp(&mlp, &launch));
   launch.scratch_bytes = bytes, say(hifuse_cuda_mlp(&mlp, &launch));
   launch.scratch = map + 3, say(hifuse_cuda_mlp(&mlp, &launch));
+  mlp.sm90 = true, say(hifuse_cuda_mlp(&mlp, &launch));
+  mlp.dtype = HIFUSE_BFLOAT16, say(hifuse_cuda_mlp_scratch(&mlp, &bytes)), mlp.sm90 = false, mlp.dtype = HIFUSE_FLOAT32;
+  hifuse_cuda_mixer_params mixer = {HIFUSE_BFLOAT16, 1, 1, 1, 8, map, true, true, map, map + 512};
+  say(hifuse_cuda_mixer(&mixer, &launch));
+  mixer.depthwise = false, say(hifuse_cuda_mixer(&mixer, &launch));
   mlp.hidden = INT32_MAX, mlp.batch = mlp.rows = INT32_MAX, say(hifuse_cuda_mlp_scratch(&mlp, &bytes));
   hifuse_cuda_local_block_params block = {0};
   block.batch = block.height = block.width = 1, block.channels = 12, block.whole = true;
@@ -249,7 +258,7 @@ static int ops(char** argv) {
   linear.batch = batch, linear.height = height, linear.width = width, linear.maps[0] = x;
   linear.channels[0] = linear.columns = channels, linear.weight = weight, linear.bias = x, linear.residual = x;
   linear.activation = HIFUSE_GELU, linear.norm = HIFUSE_ROW_NORM, linear.eps = 1e-6f, linear.out = between;
-  const hifuse_cuda_mlp_params mlp = {HIFUSE_FLOAT32, batch, height * width, channels, channels, channels, between,
+  const hifuse_cuda_mlp_params mlp = {HIFUSE_FLOAT32, batch, height * width, channels, channels, channels, false, between,
                                       weight,         x,     weight,         x,        x,        out};
   const hifuse_mean_params over_pixels = {HIFUSE_FLOAT32, batch, height * width, channels, out, mean};
   int64_t sizes[3];
@@ -269,11 +278,37 @@ static int ops(char** argv) {
   return 0;
 }
 
+/* A run from memory of the host, and how it was launched. */
+static int host(char** argv) {
+  hifuse_network* network = NULL;
+  check(hifuse_network_open_cuda(argv[0], 0, NULL, &network));
+  size_t bytes = 0;
+  void* const data = read_file(argv[1], &bytes);
+  const hifuse_images images = {HIFUSE_FLOAT32, data, atol(argv[2]), atol(argv[3]), atol(argv[4]), {0, 0, 0, 0}};
+  const size_t numbers = (size_t)(images.batch * hifuse_network_outputs(network));
+  float* const results = malloc(numbers * sizeof *results);
+  const int64_t before = hifuse_emulated_launches();
+  check(hifuse_network_run(network, &images, results, NULL));
+  printf("%d\n%d\n", (int)(hifuse_emulated_launches() - before), hifuse_emulated_began_early());
+  write_file(argv[5], results, numbers * sizeof *results);
+  hifuse_network_close(network);
+
+  float* const map = on_device(NULL, 4096);
+  const hifuse_mean_params mean = {HIFUSE_FLOAT32, 1, 4, 4, map, map + 512};
+  const hifuse_cuda_launch launch = {NULL, NULL, 0};
+  check(hifuse_cuda_mean(&mean, &launch));
+  printf("%d\n", hifuse_emulated_began_early());
+  hifuse_emulated_give(map);
+  free(data), free(results);
+  return 0;
+}
+
 int main(int argc, char** argv) {
   const char* const mode = argc > 1 ? argv[1] : "";
   if (!strcmp(mode, "run") && argc == 9) return run(argv + 2);
   if (!strcmp(mode, "threads") && argc == 3) return threads(argv + 2);
   if (!strcmp(mode, "open") && argc > 2) return open_each(atoi(argv[2]), argc - 3, argv + 3);
+  if (!strcmp(mode, "host") && argc == 8) return host(argv + 2);
   if (!strcmp(mode, "ops") && argc == 9) return ops(argv + 2);
   if (strcmp(mode, "misuse") || argc != 3) return 5;
   return misuse(argv + 2);
