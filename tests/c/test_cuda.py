@@ -377,10 +377,18 @@ def test_files_that_do_not_fit_are_named(program: Path, saved_cuda: Path, tmp_pa
 
 
 def test_no_file_is_a_crash(program: Path, saved_cuda: Path, tmp_path: Path) -> None:
-    paths = list(mutants(saved_cuda, tmp_path, 60, seed=1))
+    paths = list(mutants(saved_cuda, tmp_path, 100, seed=1))
     said = output(program, "open", 0, *paths)
     assert len(said) >= len(paths)
     assert 0 < said.count("opens") < len(said) / 2
+
+
+@pytest.mark.slow
+def test_none_of_many_files_is_a_crash(program: Path, saved_cuda: Path, tmp_path: Path) -> None:
+    opened = 0
+    for seed in range(20):
+        opened += output(program, "open", 0, *mutants(saved_cuda, tmp_path, 100, seed + 2)).count("opens")
+    assert 0 < opened < 1000
 
 
 @pytest.mark.slow
