@@ -9,10 +9,11 @@
 namespace hifuse::c {
 namespace {
 
+// What is refused of a call of the list says which one it is.
 template <class Body>
-auto refused_by_name(const std::string& name, const Body& body) {
+void refused_by_name(const std::string& name, const Body& body) {
   try {
-    return body();
+    body();
   } catch (const Refused& error) {
     refuse("call ", name, ": ", error.what());
   }
@@ -23,13 +24,14 @@ auto refused_by_name(const std::string& name, const Body& body) {
 Calls::Calls(const Json& list, const File& file, DType dtype, int64_t in_chans, StepOf* step_of, int multiprocessors)
     : dtype_(dtype), multiprocessors_(multiprocessors) {
   Contents contents;
+  std::vector<std::string> names;
   for (const Json& call : list.as_items("calls")) {
-    std::string name = std::to_string(calls_.size());
+    std::string& name = names.emplace_back(std::to_string(names.size()));
     refused_by_name(name, [&] {
       Reader reader(call, file, dtype, contents);
       const std::string& op = reader.text("op");
       name += " of its list, " + op;
-      calls_.push_back({name, step_of(op, reader, in_chans)});
+      steps_.push_back(step_of(op, reader, in_chans));
       const std::vector<MapOf>& written = reader.finish();
       written_.insert(written_.end(), written.begin(), written.end());
     });
@@ -43,7 +45,7 @@ Calls::Calls(const Json& list, const File& file, DType dtype, int64_t in_chans, 
   const hifuse_images images{DType::float32, nowhere.data(), 1, kStride, kStride, {}};
   Frame frame{images, {}, kStride, kStride, multiprocessors, {}};
   for (Place& place : nowhere) frame.slots.push_back(&place.byte);
-  scratch_size(frame);
+  for (size_t i = 0; i < steps_.size(); ++i) refused_by_name(names[i], [&] { steps_[i](frame, nullptr); });
 }
 
 std::vector<int64_t> Calls::slot_sizes(int64_t batch, int64_t height, int64_t width) const {
@@ -59,16 +61,12 @@ std::vector<int64_t> Calls::slot_sizes(int64_t batch, int64_t height, int64_t wi
 
 int64_t Calls::scratch_size(const Frame& frame) const {
   int64_t most = 0;
-  for (const Call& call : calls_) most = std::max(most, call(frame, nullptr));
+  for (const Step& step : steps_) most = std::max(most, step(frame, nullptr));
   return most;
 }
 
 void Calls::run(const Frame& frame, const Runner& runner) const {
-  for (const Call& call : calls_) call(frame, &runner);
-}
-
-int64_t Calls::Call::operator()(const Frame& frame, const Runner* runner) const {
-  return refused_by_name(name, [&] { return step(frame, runner); });
+  for (const Step& step : steps_) step(frame, &runner);
 }
 
 }  // namespace hifuse::c

@@ -76,15 +76,7 @@ class Calls {
  private:
   DType dtype_ = DType::float32;
   int multiprocessors_ = 0;
-  // Of one call; what is refused says which one it is.
-  struct Call {
-    std::string name;
-    Step step;
-
-    int64_t operator()(const Frame& frame, const Runner* runner) const;
-  };
-
-  std::vector<Call> calls_;
+  std::vector<Step> steps_;
   std::vector<MapOf> written_;  // by the calls, in their order
 };
 

@@ -33,7 +33,11 @@ HIFUSE_API const char* hifuse_network_open_cuda(const char* path, int32_t device
 
 /* Puts a run on a stream, a cudaStream_t of the network's device or NULL for its default one, and never waits. images->data and
  * results, float32 [batch, outputs], are memory of the device. An image has the same bits whatever the batch, and those that
- * Python gives on this device.
+ * Python gives on a device of this kind.
+ *
+ * The file says what the table of its device said when Python saved it: from how many pixels of all images on an MLP or a mixer
+ * is a kernel's for sm_90a, which adds in another order, and whether launches may begin before those before them have ended.
+ * hifuse_network_open_cuda refuses a file with such calls where the library or the device has no such kernels.
  *
  * Maps are kept for the next run on this stream. The first run of a larger batch or size on a stream takes memory for them: it
  * cannot be captured into a CUDA graph, later ones can. A graph holds the maps of its stream: launch it on that stream, and not
@@ -45,7 +49,7 @@ HIFUSE_API const char* hifuse_network_run_cuda(hifuse_network* network, const hi
  *
  * Maps are contiguous, [batch, height, width, channels], float32, bfloat16 or float16 as `dtype` says, and begin at multiples
  * of 16 bytes. Memory that is written to must not overlap memory that is read. norm(x) is (x - mean) / sqrt(var + eps). GELU is
- * the exact one. All memory is the current device's.
+ * the exact one. All memory is the current device's. Launches begin when those before them have ended.
  */
 
 typedef struct hifuse_cuda_launch {

@@ -178,6 +178,36 @@ static int open_each(int runs, int count, char** paths) {
   return 0;
 }
 
+/* Every op with NULL, and with a struct of zeros or of -1, which a program has that forgot to fill it in. */
+static void misuse_structs(const hifuse_cuda_launch* launch) {
+  static union {
+    hifuse_cuda_linear_params linear;
+    hifuse_cuda_stem_params stem;
+    hifuse_cuda_local_block_params local_block;
+    hifuse_cuda_global_block_params global_block;
+    hifuse_cuda_fuse_path_params fuse_path;
+    hifuse_cuda_window_attention_params window_attention;
+    hifuse_cuda_gated_concat_params gated_concat;
+    hifuse_cuda_mixer_params mixer;
+    hifuse_cuda_mlp_params mlp;
+    hifuse_mean_params mean;
+  } p;
+  int64_t bytes = 0;
+#define REFUSED(op, params) \
+  expect(hifuse_cuda_##op(params, launch) && hifuse_cuda_##op##_scratch(params, &bytes), #op " was not refused")
+  for (int fill = -1; fill <= 0; ++fill) {
+    memset(&p, fill, sizeof p);
+    REFUSED(linear, &p.linear), REFUSED(stem, &p.stem), REFUSED(local_block, &p.local_block);
+    REFUSED(global_block, &p.global_block), REFUSED(fuse_path, &p.fuse_path), REFUSED(mean, &p.mean);
+    REFUSED(window_attention, &p.window_attention), REFUSED(gated_concat, &p.gated_concat), REFUSED(mixer, &p.mixer);
+    REFUSED(mlp, &p.mlp);
+  }
+  REFUSED(linear, NULL), REFUSED(stem, NULL), REFUSED(local_block, NULL), REFUSED(global_block, NULL);
+  REFUSED(fuse_path, NULL), REFUSED(mean, NULL), REFUSED(window_attention, NULL), REFUSED(gated_concat, NULL);
+  REFUSED(mixer, NULL), REFUSED(mlp, NULL);
+#undef REFUSED
+}
+
 static int misuse(char** argv) {
   hifuse_network* network = NULL;
   lender l = {0, 0, 0};
@@ -240,6 +270,7 @@ static int misuse(char** argv) {
   say(hifuse_cuda_fuse_path(&path, &launch));
   path.dtype = HIFUSE_BFLOAT16, say(hifuse_cuda_fuse_path(&path, &launch));
   path.channels = 8, say(hifuse_cuda_fuse_path(&path, &launch));
+  misuse_structs(&launch);
   hifuse_emulated_give(map);
   return 0;
 }
