@@ -227,8 +227,8 @@ def test_launches_begin_early_where_the_table_said_so(program: Path, saved_cuda:
         small_network(torch.bfloat16).save(tmp_path / "on.safetensors")
     metadata = [parts(path)[0]["__metadata__"] for path in (saved_cuda, tmp_path / "on.safetensors")]
     assert [each[DEPENDENT_LAUNCHES] for each in metadata] == ["false", "true"]
-    write_calls(tmp_path / "few", *few_calls(torch.float32), torch.float32)
-    header, tensors = parts(tmp_path / "few")
+    write_calls(tmp_path / "few.safetensors", *few_calls(torch.float32), torch.float32)
+    header, tensors = parts(tmp_path / "few.safetensors")
     for text, early in ((None, "0"), ("false", "0"), ("true", "1")):
         path = write(tmp_path / f"{text}", changed_metadata(header, dependent_launches=text), tensors)
         _, said = on_host(program, tmp_path, path, images(1, 2, 4, 4))
