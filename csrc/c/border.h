@@ -1,6 +1,7 @@
 // The border between C and the library: messages in place of exceptions, a caller's threads in place of ours.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
 #include <new>
@@ -57,9 +58,11 @@ class Lent {
     require(!threads || threads->run, "threads->run must not be NULL");
   }
 
-  Parallel parallel() { return {threads_ ? threads_->count : 1, this, run}; }
+  Parallel parallel() { return {threads_ ? std::min(threads_->count, kMostThreads) : 1, this, run}; }
 
  private:
+  static constexpr int64_t kMostThreads = 1 << 16;  // that work is cut for
+
   struct Round {
     int64_t count;
     void* context;

@@ -7,25 +7,36 @@
 #include "c/reader.h"
 
 namespace hifuse::c {
+namespace {
+
+// What is refused of a call of the list says which one it is.
+template <class Body>
+void refused_by_name(const std::string& name, const Body& body) {
+  try {
+    body();
+  } catch (const Refused& error) {
+    refuse("call ", name, ": ", error.what());
+  }
+}
+
+}  // namespace
 
 Calls::Calls(const Json& list, const File& file, DType dtype, int64_t in_chans, StepOf* step_of, int multiprocessors)
     : dtype_(dtype), multiprocessors_(multiprocessors) {
   Contents contents;
-  int64_t number = 0;
+  std::vector<std::string> names;
   for (const Json& call : list.as_items("calls")) {
-    std::string op;
-    try {
+    std::string& name = names.emplace_back(std::to_string(names.size()));
+    refused_by_name(name, [&] {
       Reader reader(call, file, dtype, contents);
-      op = reader.text("op");
+      const std::string& op = reader.text("op");
+      name += " of its list, " + op;
       steps_.push_back(step_of(op, reader, in_chans));
       const std::vector<MapOf>& written = reader.finish();
       written_.insert(written_.end(), written.begin(), written.end());
-    } catch (const Refused& error) {
-      refuse("call ", number, " of its list, ", op, ": ", error.what());
-    }
-    ++number;
+    });
   }
-  require(!steps_.empty() && result().per == 0, "its list of calls must end with a map of one pixel");
+  require(!written_.empty() && result().per == 0, "its list of calls must end with a map of one pixel");
   // The rest of the checks: of the smallest images, of which nothing is read.
   struct alignas(256) Place {
     char byte;
@@ -34,7 +45,7 @@ Calls::Calls(const Json& list, const File& file, DType dtype, int64_t in_chans, 
   const hifuse_images images{DType::float32, nowhere.data(), 1, kStride, kStride, {}};
   Frame frame{images, {}, kStride, kStride, multiprocessors, {}};
   for (Place& place : nowhere) frame.slots.push_back(&place.byte);
-  scratch_size(frame);
+  for (size_t i = 0; i < steps_.size(); ++i) refused_by_name(names[i], [&] { steps_[i](frame, nullptr); });
 }
 
 std::vector<int64_t> Calls::slot_sizes(int64_t batch, int64_t height, int64_t width) const {

@@ -25,6 +25,16 @@ inline void check_apart(const void* out, const void* read, const char* name) {
   require(out != read, "out must not be ", name, ", whose neighbours are still read");
 }
 
+// Whose kernels an op is for, where what they know differs.
+enum class Kernels { cpu, cuda };
+
+inline void check_dtype(const char* name, DType dtype, Kernels kernels) {
+  const bool cuda = kernels == Kernels::cuda;
+  require(dtype == DType::float32 || dtype == DType::bfloat16 || (cuda && dtype == DType::float16), name, " must be ",
+          cuda ? "HIFUSE_FLOAT32, HIFUSE_BFLOAT16 or HIFUSE_FLOAT16" : "HIFUSE_FLOAT32 or HIFUSE_BFLOAT16", ", got ",
+          static_cast<int>(dtype));
+}
+
 struct Size {
   const char* name;
   int64_t value;

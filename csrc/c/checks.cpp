@@ -1,6 +1,6 @@
 #include "c/checks.h"
 
-#include "c/check_values.h"
+#include "c/check_sizes.h"
 
 namespace hifuse::c {
 namespace {
@@ -22,13 +22,8 @@ static_assert(same(Algorithm::winograd2, HIFUSE_WINOGRAD2) && same(Algorithm::wi
 static_assert(same(Algorithm::winograd4_at_call, HIFUSE_WINOGRAD4_AT_CALL) && same(Algorithm::int8, HIFUSE_INT8));
 static_assert(same(Algorithm::depthwise, HIFUSE_DEPTHWISE_CONVOLUTION) && kHidden == HIFUSE_MLP_BLOCK);
 
-void check_dtype(const char* name, DType dtype) {
-  require(dtype == DType::float32 || dtype == DType::bfloat16, name, " must be HIFUSE_FLOAT32 or HIFUSE_BFLOAT16, got ",
-          static_cast<int>(dtype));
-}
-
 void check_products(DType dtype, Algorithm algorithm) {
-  check_dtype("dtype", dtype);
+  check_dtype("dtype", dtype, Kernels::cpu);
   require(algorithm == Algorithm::direct || algorithm == Algorithm::strassen || algorithm == Algorithm::int8,
           "algorithm must be HIFUSE_DIRECT, HIFUSE_STRASSEN or HIFUSE_INT8, got ", static_cast<int>(algorithm));
 }
@@ -53,7 +48,7 @@ void check_matrix(DType dtype, Algorithm algorithm, int64_t columns, int64_t dep
 }
 
 void check_filters(DType dtype, Algorithm algorithm, int64_t channels) {
-  check_dtype("dtype", dtype);
+  check_dtype("dtype", dtype, Kernels::cpu);
   check_sizes(0, {{"channels", channels}});
   product_of("weight", {channels + 32, channels + 32, 64});
   const auto number = static_cast<int>(algorithm);
@@ -64,31 +59,16 @@ void check_filters(DType dtype, Algorithm algorithm, int64_t channels) {
 }
 
 void check(const Linear& p) {
-  check_sizes(p.batch, {{"height", p.height}, {"width", p.width}, {"columns", p.columns}});
-  check_range("rows", p.rows, HIFUSE_PIXELS, HIFUSE_DEPTHWISE);
-  check_range("norm", p.norm, HIFUSE_NO_NORM, HIFUSE_PIXEL_NORM);
-  check_range("activation", p.activation, HIFUSE_NO_ACTIVATION, HIFUSE_RELU);
-  int64_t depth = 0;
-  for (int i = 0; i < 3; ++i) {
-    check_range("channels", p.channels[i], i ? 0 : 1, kMostOfAnAxis);
-    require(i == 0 || !p.channels[i] || p.channels[i - 1], "channels must be of maps from the first one on");
-    require(!p.channels[i] || p.maps[i], "maps[", i, "] must not be NULL, as it has channels");
-    depth += p.channels[i];
-  }
-  const bool patches = p.rows == Rows::patches, depthwise = p.rows == Rows::depthwise;
-  require(p.rows == Rows::pixels || !p.channels[1], "maps must be one, unless rows are HIFUSE_PIXELS");
-  require(!p.pool || p.rows == Rows::pixels, "pool is for rows of HIFUSE_PIXELS");
+  const int64_t depth = check_linear_sizes(p, Kernels::cpu, Rows::depthwise);
+  for (int i = 0; i < 3; ++i) require(!p.channels[i] || p.maps[i], "maps[", i, "] must not be NULL, as it has channels");
   require(!p.pool || (p.height % 2 == 0 && p.width % 2 == 0), "height and width must be even with pool, got ", p.height, " x ",
           p.width);
-  require(p.norm != Norm::pixel || patches, "norm HIFUSE_PIXEL_NORM is for rows of HIFUSE_PATCHES");
-  if (p.norm != Norm::none) check_eps(p.eps);
-  if (depthwise) {
+  if (p.rows == Rows::depthwise) {
     check_given("filters", p.filters);
     check_given("filter_bias", p.filter_bias);
     check_apart(p.out, p.maps[0], "maps[0]");
     require(p.algorithm != Algorithm::strassen, "algorithm must be HIFUSE_DIRECT or HIFUSE_INT8 with rows of HIFUSE_DEPTHWISE");
   }
-  depth *= patches ? 4 : 1;
   check_matrix(p.dtype, p.algorithm, p.columns, depth);
   require(p.algorithm != Algorithm::strassen || p.columns % 64 == 0,
           "columns must be a multiple of 64 with HIFUSE_STRASSEN, got ", p.columns);
@@ -96,22 +76,14 @@ void check(const Linear& p) {
     check_given("scale", p.scale);
     check_inverse("inverse", p.inverse);
   }
-  product_of("the maps", {p.batch, p.height, p.width, depth + p.columns, 16});
   check_given("weight", p.weight);
   check_given("bias", p.bias);
   check_given("out", p.out);
 }
 
 void check(const Stem& p) {
-  check_dtype("dtype", p.dtype);
-  check_dtype("image_dtype", p.image_dtype);
-  require(p.image_dtype == DType::float32 || p.image_dtype == p.dtype, "image_dtype must be HIFUSE_FLOAT32 or dtype");
-  check_sizes(p.batch, {{"height", p.height}, {"width", p.width}, {"in_chans", p.in_chans}, {"channels", p.channels}});
-  check_range("image_height", p.image_height, 1, 4 * p.height);
-  check_range("image_width", p.image_width, 1, 4 * p.width);
+  check_stem_sizes(p, Kernels::cpu);
   check_matrix(p.dtype, Algorithm::direct, 2 * p.channels, 16 * p.in_chans);
-  product_of("the maps", {p.batch, p.height, p.width, 16 * p.in_chans + 2 * p.channels, 16});
-  for (const float eps : p.eps) check_eps(eps);
   check_given("images", p.images);
   check_given("weight", p.weight);
   check_given("bias", p.bias);
@@ -122,11 +94,7 @@ void check(const Stem& p) {
 }
 
 void check(const GatedConcat& p) {
-  check_dtype("dtype", p.dtype);
-  check_sizes(p.batch, {{"height", p.height}, {"width", p.width}, {"channels", p.channels}, {"squeezed", p.squeezed}});
-  product_of("the maps", {p.batch, p.height, p.width, p.channels, 64});
-  product_of("squeeze", {p.squeezed, p.channels, 16});
-  check_eps(p.eps);
+  check_gated_concat_sizes(p, Kernels::cpu);
   check_given("local_map", p.local_map);
   check_given("global_map", p.global_map);
   check_given("x", p.x);
@@ -139,9 +107,8 @@ void check(const GatedConcat& p) {
 }
 
 void check(const Mixer& p) {
-  check_sizes(p.batch, {{"height", p.height}, {"width", p.width}});
+  check_mixer_sizes(p, Kernels::cpu);
   check_filters(p.dtype, p.algorithm, p.channels);
-  product_of("the maps", {p.batch, p.height, p.width, p.channels, 256});
   require(!p.convolution || p.algorithm == Algorithm::winograd4, "convolution alone is of HIFUSE_WINOGRAD4");
   check_given("z", p.z);
   check_given("weight", p.weight);
@@ -150,10 +117,9 @@ void check(const Mixer& p) {
 }
 
 void check(const Mlp& p) {
-  check_sizes(p.batch, {{"rows", p.rows}, {"depth", p.depth}, {"hidden", p.hidden}, {"columns", p.columns}});
+  check_mlp_sizes(p, Kernels::cpu);
   check_matrix(p.dtype, p.algorithm, p.hidden, p.depth);
   check_matrix(p.dtype, p.algorithm == Algorithm::int8 ? p.algorithm : Algorithm::direct, p.columns, p.hidden);
-  product_of("the maps", {p.batch, p.rows, p.depth + p.hidden + p.columns, 16});
   if (p.algorithm == Algorithm::int8) {
     check_given("expand_scale", p.expand_scale);
     check_given("project_scale", p.project_scale);
@@ -169,23 +135,13 @@ void check(const Mlp& p) {
 }
 
 void check(const Mean& p) {
-  check_dtype("dtype", p.dtype);
-  check_sizes(p.batch, {{"pixels", p.pixels}, {"channels", p.channels}});
-  product_of("x", {p.batch, p.pixels, p.channels, 16});
+  check_mean_sizes(p, Kernels::cpu);
   check_given("x", p.x);
   check_given("out", p.out);
 }
 
 void check(const WindowAttentionForward& p) {
-  const WindowAttentionShape& s = p.shape;
-  check_dtype("dtype", s.dtype);
-  check_sizes(s.batch, {{"height", s.height}, {"width", s.width}, {"num_heads", s.num_heads}, {"head_dim", s.head_dim}});
-  check_range("window_size", s.window_size, 1, 16);
-  check_range("shift_size", s.shift_size, 0, s.window_size - 1);
-  check_range("head_dim", s.head_dim, 8, 128);
-  require(std::isfinite(s.scale), "scale must be finite, got ", s.scale);
-  // Windows at the edge are padded to whole ones.
-  product_of("the maps", {s.batch, s.height + 16, s.width + 16, s.num_heads, s.head_dim, 64});
+  check_shape(p.shape, Kernels::cpu, 128);
   check_given("qkv", p.qkv.data);
   check_given("bias_table", p.bias_table);
   check_given("out", p.out.data);

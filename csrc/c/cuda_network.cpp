@@ -5,6 +5,7 @@
 #include "c/checks.h"
 #include "c/cuda_ops.h"
 #include "c/device.h"
+#include "cuda/kernels.h"
 
 namespace hifuse::c {
 namespace {
@@ -13,6 +14,15 @@ void* take_of_cuda(void*, int64_t bytes, void* stream) { return device::take(byt
 void give_to_cuda(void*, void* memory, void* stream) { device::give(memory, stream); }
 
 int64_t up_to_whole(int64_t bytes) { return (bytes + device::kAlignment - 1) / device::kAlignment * device::kAlignment; }
+
+// For the launches of this thread within its life.
+class Early {
+ public:
+  explicit Early(bool early) { cuda::begin_early = early; }
+  ~Early() { cuda::begin_early = false; }
+  Early(const Early&) = delete;
+  Early& operator=(const Early&) = delete;
+};
 
 // From the first to the last element of images, in elements.
 int64_t extent(const hifuse_images& images, const Frame& frame, int64_t in_chans) {
@@ -121,6 +131,7 @@ void OnDevice::run_on(Lane& lane, const hifuse_network& network, const hifuse_im
   Runner runner;
   runner.stream = stream, runner.scratch = lane.maps.data + first;
   runner.counters = reinterpret_cast<uint32_t*>(lane.maps.data);
+  const Early early(begin_early);
   network.calls.run(frame, runner);
   const MapOf& result = network.calls.result();
   widen_on_device(frame.at(result), network.dtype, images.batch * result.channels, results, stream);
@@ -181,6 +192,7 @@ const char* hifuse_network_open_cuda(const char* path, int32_t device, const hif
     require(path, "path must not be NULL");
     auto opened = std::make_unique<hifuse_network>();
     opened->device = std::make_unique<OnDevice>(device, memory);
+    const c::device::Scope scope(device);  // calls are checked for it as they are read
     read_network(path, *opened);
     *network = opened.release();
   });

@@ -20,6 +20,8 @@ class OnDevice {
 
   int multiprocessors() const { return multiprocessors_; }
 
+  bool begin_early = false;  // whether launches may begin before those before them have ended
+
   // Copies weights to the device, and says where they lie.
   const char* load(const Memory& weights);
 

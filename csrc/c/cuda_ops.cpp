@@ -4,11 +4,13 @@
 #include <utility>
 
 #include "c/checks.h"
+#include "c/device.h"
 #include "c/memory.h"
 #include "cuda/block_ops.h"
 #include "cuda/ends.h"
 #include "cuda/kernels.h"
 #include "cuda/map_ops.h"
+#include "cuda/sm90_ops.h"
 
 namespace hifuse::c {
 namespace {
@@ -69,6 +71,35 @@ void multiply(const cuda::Product& p, void* sums, int multiprocessors, const Cud
 void multiply(const cuda::Product& p, Room& room, int multiprocessors, const CudaLaunch* launch) {
   void* const sums = room.take(sums_of({p}, multiprocessors));
   if (launch) multiply(p, sums, multiprocessors, *launch);
+}
+
+#ifdef HIFUSE_SM90
+constexpr bool kHasSm90 = true;
+#else
+constexpr bool kHasSm90 = false;
+#endif
+
+const char* launch_on_sm90(const cuda::MlpSm90& op, int multiprocessors, void* stream) {
+  if constexpr (kHasSm90) return cuda::mlp_sm90(op, multiprocessors, stream);
+  return nullptr;
+}
+const char* launch_on_sm90(const cuda::MixerSm90& op, int multiprocessors, void* stream) {
+  if constexpr (kHasSm90) return cuda::mixer_sm90(op, multiprocessors, stream);
+  return nullptr;
+}
+
+// A call by a kernel for sm_90a, which takes no scratch memory. Where it is not to be made, `op` has no rows: its other sizes
+// are checked then.
+template <class Op>
+int64_t make_on_sm90(const Op& op, int multiprocessors, const CudaLaunch* launch) {
+  require(op.dtype != DType::float32, "dtype must be HIFUSE_BFLOAT16 or HIFUSE_FLOAT16 with sm90, got ",
+          static_cast<int>(op.dtype));
+  require(kHasSm90, "sm90: this library was built without kernels for sm_90a");
+  const int capability = device::capability();
+  require(capability == 90, "sm90: its kernels run on devices of compute capability 9.0 alone, and this one has ",
+          capability / 10, ".", capability % 10);
+  tell(launch_on_sm90(op, multiprocessors, launch ? launch->stream : nullptr));
+  return 0;
 }
 
 }  // namespace
@@ -189,6 +220,9 @@ int64_t make(const hifuse_cuda_gated_concat_params& a, int multiprocessors, cons
 }
 
 int64_t make(const hifuse_cuda_mixer_params& a, int multiprocessors, const CudaLaunch* launch) {
+  if (a.sm90)
+    return make_on_sm90<cuda::MixerSm90>({a.dtype, launch ? a.batch : 0, a.height, a.width, a.channels, a.z, a.weight, a.out},
+                                         multiprocessors, launch);
   Room room(launch);
   if (a.depthwise) {
     if (launch)
@@ -205,6 +239,10 @@ int64_t make(const hifuse_cuda_mixer_params& a, int multiprocessors, const CudaL
 
 int64_t make(const hifuse_cuda_mlp_params& a, int multiprocessors, const CudaLaunch* launch) {
   const int64_t size = c::bytes_of(a.dtype), rows = a.batch * a.rows;
+  if (a.sm90)
+    return make_on_sm90<cuda::MlpSm90>({a.dtype, launch ? rows : 0, a.depth, a.hidden, a.columns, a.u, a.expand, a.expand_bias,
+                                        a.project, a.project_bias, a.residual, a.out},
+                                       multiprocessors, launch);
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   const int64_t most = std::max<int64_t>(1, kHiddenBytes / (a.hidden * size * kTileRows));
   const int64_t parts = std::max<int64_t>(1, (tiles + most - 1) / most);

@@ -35,6 +35,7 @@ Scope::Scope(int device) {
 Scope::~Scope() { cudaSetDevice(before_); }
 
 int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+int capability() { return 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor); }
 
 void* take(int64_t bytes, void* stream) {
   void* memory = nullptr;

@@ -27,6 +27,7 @@ class Scope {
 
 // All of these are of the current device. Memory is taken and given back in the order of a stream; null: there is not so much.
 int multiprocessors();
+int capability();  // 90 of compute capability 9.0
 void* take(int64_t bytes, void* stream);
 void give(void* memory, void* stream) noexcept;
 void copy_in(void* to, const void* from, int64_t bytes, void* stream);

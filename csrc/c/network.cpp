@@ -60,6 +60,12 @@ void check_backend(const File& file, bool on_device) {
           backend == "cuda" ? "_cuda" : "");
 }
 
+// Whether launches may begin before those before them have ended, as the table of the device said that the file is from.
+bool begins_early(const File& file) {
+  const std::string* const text = file.metadata("dependent_launches");
+  return text && parse_json(*text).as_flag("dependent_launches");
+}
+
 DType dtype_of(const std::string& name, bool on_device) {
   if (name == "float32") return DType::float32;
   if (name == "bfloat16") return DType::bfloat16;
@@ -84,6 +90,7 @@ void hifuse::c::read_network(const char* path, hifuse_network& network) {
     Memory weights = file.read();
     if (network.device) {
       file.move(weights.data(), network.device->load(weights));
+      network.device->begin_early = begins_early(file);
       network.calls = Calls(calls, file, network.dtype, network.in_chans, cuda_step, network.device->multiprocessors());
     } else {
       network.weights = std::move(weights);
@@ -214,13 +221,16 @@ const char* hifuse_network_run(hifuse_network* network, const hifuse_images* ima
   });
 }
 
-int64_t hifuse_network_in_chans(const hifuse_network* network) { return network->in_chans; }
-int64_t hifuse_network_outputs(const hifuse_network* network) { return network->calls.result().channels; }
-hifuse_dtype hifuse_network_dtype(const hifuse_network* network) { return network->dtype; }
+int64_t hifuse_network_in_chans(const hifuse_network* network) { return network ? network->in_chans : 0; }
+int64_t hifuse_network_outputs(const hifuse_network* network) { return network ? network->calls.result().channels : 0; }
+hifuse_dtype hifuse_network_dtype(const hifuse_network* network) { return network ? network->dtype : DType::float32; }
 
 const char* hifuse_network_class_name(const hifuse_network* network, int64_t index) {
+  if (!network) return nullptr;
   const auto count = static_cast<int64_t>(network->classes.size());
   return index >= 0 && index < count ? network->classes[static_cast<size_t>(index)].c_str() : nullptr;
 }
 
-hifuse_normalisation hifuse_network_normalisation(const hifuse_network* network) { return network->normalisation; }
+hifuse_normalisation hifuse_network_normalisation(const hifuse_network* network) {
+  return network ? network->normalisation : hifuse_normalisation{};
+}

@@ -28,6 +28,7 @@ void check_index(int) { without(); }
 Scope::Scope(int) : before_(0) { without(); }
 Scope::~Scope() = default;
 int multiprocessors() { without(); }
+int capability() { without(); }
 void* take(int64_t, void*) { without(); }
 void give(void*, void*) noexcept {}
 void copy_in(void*, const void*, int64_t, void*) { without(); }

@@ -1,4 +1,4 @@
-"""The calls of prepared ops that the frozen HiFuse makes at 224 x 224: see `inference/network.py`, where each stands.
+"""The calls of prepared ops that the frozen HiFuse makes at 224 x 224: see `inference/stages.py`, where each stands.
 
 Needs no Triton.
 """

@@ -33,7 +33,11 @@ HIFUSE_API const char* hifuse_network_open_cuda(const char* path, int32_t device
 
 /* Puts a run on a stream, a cudaStream_t of the network's device or NULL for its default one, and never waits. images->data and
  * results, float32 [batch, outputs], are memory of the device. An image has the same bits whatever the batch, and those that
- * Python gives on this device.
+ * Python gives on a device of this kind.
+ *
+ * The file says what the table of its device said when Python saved it: from how many pixels of all images on an MLP or a mixer
+ * is a kernel's for sm_90a, which adds in another order, and whether launches may begin before those before them have ended.
+ * hifuse_network_open_cuda refuses a file with such calls where the library or the device has no such kernels.
  *
  * Maps are kept for the next run on this stream. The first run of a larger batch or size on a stream takes memory for them: it
  * cannot be captured into a CUDA graph, later ones can. A graph holds the maps of its stream: launch it on that stream, and not
@@ -45,7 +49,7 @@ HIFUSE_API const char* hifuse_network_run_cuda(hifuse_network* network, const hi
  *
  * Maps are contiguous, [batch, height, width, channels], float32, bfloat16 or float16 as `dtype` says, and begin at multiples
  * of 16 bytes. Memory that is written to must not overlap memory that is read. norm(x) is (x - mean) / sqrt(var + eps). GELU is
- * the exact one. All memory is the current device's.
+ * the exact one. All memory is the current device's. Launches begin when those before them have ended.
  */
 
 typedef struct hifuse_cuda_launch {
@@ -208,13 +212,18 @@ typedef struct hifuse_cuda_mixer_params {
   int64_t channels;
   const void* z;
   bool depthwise;
+  bool sm90;          /* as that of an MLP; of a dense mixer of 288 channels, or a multiple of 64 */
   const void* weight; /* of `dtype`, [channels, 3, 3, channels], the channels of z last; `depthwise` [3, 3, channels] */
   void* out;
 } hifuse_cuda_mixer_params;
 HIFUSE_API const char* hifuse_cuda_mixer(const hifuse_cuda_mixer_params* params, const hifuse_cuda_launch* launch);
 HIFUSE_API const char* hifuse_cuda_mixer_scratch(const hifuse_cuda_mixer_params* params, int64_t* bytes);
 
-/* out = residual + project gelu(expand u + expand_bias) + project_bias */
+/* out = residual + project gelu(expand u + expand_bias) + project_bias
+ *
+ * `sm90`: by a kernel that runs on devices of compute capability 9.0 alone, and adds in another order. It is refused elsewhere,
+ * and by a library that was built without sm_90a. It is of bfloat16 and float16; the depth is a multiple of 8 up to 288 with up
+ * to 96 columns, else up to 576; the hidden units are a multiple of 128; the columns of 8, up to 192. */
 typedef struct hifuse_cuda_mlp_params {
   hifuse_dtype dtype;
   int64_t batch;
@@ -222,6 +231,7 @@ typedef struct hifuse_cuda_mlp_params {
   int64_t depth;
   int64_t hidden;
   int64_t columns;
+  bool sm90;               /* by the kernel for sm_90a, see above */
   const void* u;           /* [B, rows, depth] */
   const void* expand;      /* of `dtype`, as the other ones, [hidden, depth] */
   const void* expand_bias; /* [hidden] */

@@ -62,6 +62,7 @@ HIFUSE_API void hifuse_network_close(hifuse_network* network);
 HIFUSE_API const char* hifuse_network_run(hifuse_network* network, const hifuse_images* images, float* results,
                                           const hifuse_threads* threads);
 
+/* Of NULL, these functions give 0 and NULL. */
 HIFUSE_API int64_t hifuse_network_in_chans(const hifuse_network* network);
 HIFUSE_API int64_t hifuse_network_outputs(const hifuse_network* network);
 HIFUSE_API hifuse_dtype hifuse_network_dtype(const hifuse_network* network);

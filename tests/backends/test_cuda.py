@@ -273,7 +273,7 @@ def test_kernels_of_a_traced_program_run_where_they_are_emulated(monkeypatch: py
 
 
 def test_scratch_memory_brings_counters_that_must_be_zero(lib: Emulation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "COUNTING", ("touch_scratch",))
+    lib.counting = ("touch_scratch",)  # type: ignore[misc]
 
     def count(sizes: Any, numbers: Any, *rest: Any) -> None:
         *_, (counters, _), _ = rest

@@ -12,7 +12,8 @@ import torch
 from hifuse_fast import optimize_for_inference
 from hifuse_fast.backends.native import library
 from hifuse_fast.backends.tape import call, recorded
-from hifuse_fast.inference.network import OptimizedHiFuse, Stage
+from hifuse_fast.inference.network import OptimizedHiFuse
+from hifuse_fast.inference.stages import Stage
 from hifuse_fast.testing import golden_uniform
 from tests.support.frozen import narrow
 

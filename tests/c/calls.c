@@ -1,6 +1,7 @@
-/* Calls the library, as tests/c/test_c.py asks:
+/* Calls the library, as the tests beside this file ask:
  *
  *     calls run NETWORK IMAGES DTYPE BATCH HEIGHT WIDTH THREADS RESULTS    runs a network: once, again, at once
+ *     calls pair NETWORK NETWORK                                           runs two at once, of sizes at the edge
  *     calls open FILES...                                                  opens each, runs what is opened, prints the messages
  *     calls misuse NETWORK                                                 prints the messages of wrong calls
  *     calls ops WEIGHT X RESULT ALGORITHM BATCH HEIGHT WIDTH CHANNELS      a linear, then a mixer, float32
@@ -65,6 +66,11 @@ static void run_on_threads(void* context, int64_t tasks, void (*task)(void*, int
   for (int64_t i = 0; i < count; ++i)
     if (pthread_create(&threads[i], NULL, serve, &r)) exit(2);
   for (int64_t i = 0; i < count; ++i) pthread_join(threads[i], NULL);
+}
+
+static void run_in_turn(void* context, int64_t tasks, void (*task)(void*, int64_t), void* work) {
+  (void)context;
+  for (int64_t i = 0; i < tasks; ++i) task(work, i);
 }
 
 static void run_none(void* context, int64_t tasks, void (*task)(void*, int64_t), void* work) {
@@ -154,6 +160,45 @@ static int open_each(int count, char** paths) {
   return 0;
 }
 
+/* Two networks at once, each of a thread of its own, and each as alone; sizes at the edge of what there is. */
+static int pair(char** argv) {
+  static const int64_t sizes[][3] = {{1, 1, 1}, {1, 1025, 3}, {2, 3, 1025}, {0, 5, 5}, {3, 32, 33}};
+  hifuse_network* networks[2];
+  size_t numbers[2];
+  for (int i = 0; i < 2; ++i) check(hifuse_network_open(argv[i], &networks[i]));
+  for (size_t s = 0; s < sizeof sizes / sizeof *sizes; ++s) {
+    float* alone[2];
+    job jobs[2];
+    pthread_t threads[2];
+    hifuse_images images[2];
+    for (int i = 0; i < 2; ++i) {
+      const size_t pixels = (size_t)(sizes[s][0] * sizes[s][1] * sizes[s][2] * hifuse_network_in_chans(networks[i]));
+      float* const data = malloc(pixels * sizeof *data + 1);
+      for (size_t p = 0; p < pixels; ++p) data[p] = (float)((p * 7 + s) % 23) / 11.0f - 1.0f;
+      const hifuse_images each = {HIFUSE_FLOAT32, data, sizes[s][0], sizes[s][1], sizes[s][2], {0, 0, 0, 0}};
+      images[i] = each;
+      numbers[i] = (size_t)(sizes[s][0] * hifuse_network_outputs(networks[i]));
+      alone[i] = malloc(numbers[i] * sizeof(float) + 1);
+      check(hifuse_network_run(networks[i], &images[i], alone[i], NULL));
+    }
+    for (int i = 0; i < 2; ++i) {
+      const job each = {networks[i], &images[i], malloc(numbers[i] * sizeof(float) + 1), 0};
+      jobs[i] = each;
+      if (pthread_create(&threads[i], NULL, do_job, &jobs[i])) exit(2);
+    }
+    for (int i = 0; i < 2; ++i) {
+      pthread_join(threads[i], NULL);
+      if (jobs[i].failed || memcmp(jobs[i].results, alone[i], numbers[i] * sizeof(float)))
+        check("beside another network it gave other bits");
+      for (size_t n = 0; n < numbers[i]; ++n)
+        if (!(alone[i][n] > -1e6f && alone[i][n] < 1e6f)) check("a result is no number");
+      free(jobs[i].results), free(alone[i]), free((void*)images[i].data);
+    }
+  }
+  for (int i = 0; i < 2; ++i) hifuse_network_close(networks[i]);
+  return 0;
+}
+
 /* ---- Wrong calls ----------------------------------------------------------------------------------------------------------
  */
 
@@ -185,11 +230,48 @@ static void misuse_network(const char* path) {
   bad.batch = 0, say(hifuse_network_run(network, &bad, results, NULL));
   say(hifuse_network_class_name(network, -1));
   say(hifuse_network_class_name(network, 5));
+  threads.count = INT64_MAX, threads.run = run_in_turn, check(hifuse_network_run(network, &good, results, &threads));
+  bad.strides[0] = bad.strides[1] = bad.strides[2] = 0, bad.strides[3] = 1; /* every row and channel is the first one */
+  bad.batch = 1, check(hifuse_network_run(network, &bad, results, NULL)), bad = good;
   hifuse_network_close(network);
   hifuse_network_close(NULL);
+  if (hifuse_network_in_chans(NULL) || hifuse_network_outputs(NULL) || hifuse_network_dtype(NULL)) exit(6);
+  if (hifuse_network_class_name(NULL, 0) || hifuse_network_normalisation(NULL).std[0] != 0) exit(6);
   say(hifuse_network_open_cuda(path, 0, NULL, &network));
   hifuse_network_close(network);
   say(hifuse_cuda_mean(NULL, NULL));
+}
+
+/* Every op and packing with NULL, and with a struct of zeros or of -1, which a program has that forgot to fill it in. */
+static void misuse_structs(void) {
+  static union {
+    hifuse_linear_params linear;
+    hifuse_stem_params stem;
+    hifuse_gated_concat_params gated_concat;
+    hifuse_mixer_params mixer;
+    hifuse_mlp_params mlp;
+    hifuse_mean_params mean;
+    hifuse_window_attention_params window_attention;
+    hifuse_pack_matrix_params matrix;
+    hifuse_pack_filters_params filters;
+    char bytes[512];
+  } p;
+  float packed[4];
+  int64_t bytes = 0;
+  for (int fill = -1; fill <= 0; ++fill) {
+    memset(&p, fill, sizeof p);
+    if (!hifuse_linear(&p.linear, NULL) || !hifuse_stem(&p.stem, NULL) || !hifuse_mixer(&p.mixer, NULL)) exit(7);
+    if (!hifuse_gated_concat(&p.gated_concat, NULL) || !hifuse_mlp(&p.mlp, NULL) || !hifuse_mean(&p.mean, NULL)) exit(7);
+    if (!hifuse_window_attention(&p.window_attention, NULL)) exit(7);
+    if (!hifuse_pack_matrix(&p.matrix, packed, NULL) || !hifuse_packed_matrix_size(&p.matrix, &bytes)) exit(7);
+    if (!hifuse_pack_filters(&p.filters, packed, NULL) || !hifuse_packed_filters_size(&p.filters, &bytes)) exit(7);
+  }
+  if (!hifuse_linear(NULL, NULL) || !hifuse_stem(NULL, NULL) || !hifuse_mixer(NULL, NULL) || !hifuse_mlp(NULL, NULL)) exit(8);
+  if (!hifuse_gated_concat(NULL, NULL) || !hifuse_window_attention(NULL, NULL)) exit(8);
+  if (!hifuse_pack_matrix(NULL, packed, NULL) || !hifuse_packed_matrix_size(NULL, &bytes)) exit(8);
+  if (!hifuse_pack_filters(NULL, packed, NULL) || !hifuse_packed_filters_size(NULL, &bytes)) exit(8);
+  const hifuse_pack_matrix_params matrix = {HIFUSE_FLOAT32, HIFUSE_DIRECT, packed, 2, 2, 0};
+  if (!hifuse_pack_matrix(&matrix, NULL, NULL) || !hifuse_packed_matrix_size(&matrix, NULL)) exit(8);
 }
 
 static void misuse_ops(void) {
@@ -265,10 +347,12 @@ static int ops(char** argv) {
 int main(int argc, char** argv) {
   const char* const mode = argc > 1 ? argv[1] : "";
   if (!strcmp(mode, "run") && argc == 10) return run(argv + 2);
+  if (!strcmp(mode, "pair") && argc == 4) return pair(argv + 2);
   if (!strcmp(mode, "open")) return open_each(argc - 2, argv + 2);
   if (!strcmp(mode, "ops") && argc == 10) return ops(argv + 2);
   if (strcmp(mode, "misuse") || argc != 3) return 5;
   misuse_network(argv[2]);
   misuse_ops();
+  misuse_structs();
   return 0;
 }

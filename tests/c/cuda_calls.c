@@ -4,6 +4,8 @@
  *     cuda_calls threads NETWORK       several threads run one network, from memory of the host
  *     cuda_calls open RUN NETWORK...   says for each why it is refused; "opens", or with RUN=1 what a run says
  *     cuda_calls ops WEIGHT X OUT B H W C    a linear, an MLP and the mean over pixels
+ *     cuda_calls host NETWORK IMAGES BATCH HEIGHT WIDTH RESULTS    from memory of the host, float32; says how many launches it
+ *         made, and whether these, and then those of an op, could begin early
  *     cuda_calls misuse NETWORK        says what wrong calls are told
  */
 #include <hifuse/cuda.h>
@@ -15,6 +17,8 @@
 /* Of the emulated library. */
 void* hifuse_emulated_take(int64_t bytes);
 void hifuse_emulated_give(void* memory);
+int hifuse_emulated_began_early(void);
+int64_t hifuse_emulated_launches(void);
 
 static void check(const char* error) {
   if (!error) return;
@@ -174,6 +178,36 @@ static int open_each(int runs, int count, char** paths) {
   return 0;
 }
 
+/* Every op with NULL, and with a struct of zeros or of -1, which a program has that forgot to fill it in. */
+static void misuse_structs(const hifuse_cuda_launch* launch) {
+  static union {
+    hifuse_cuda_linear_params linear;
+    hifuse_cuda_stem_params stem;
+    hifuse_cuda_local_block_params local_block;
+    hifuse_cuda_global_block_params global_block;
+    hifuse_cuda_fuse_path_params fuse_path;
+    hifuse_cuda_window_attention_params window_attention;
+    hifuse_cuda_gated_concat_params gated_concat;
+    hifuse_cuda_mixer_params mixer;
+    hifuse_cuda_mlp_params mlp;
+    hifuse_mean_params mean;
+  } p;
+  int64_t bytes = 0;
+#define REFUSED(op, params) \
+  expect(hifuse_cuda_##op(params, launch) && hifuse_cuda_##op##_scratch(params, &bytes), #op " was not refused")
+  for (int fill = -1; fill <= 0; ++fill) {
+    memset(&p, fill, sizeof p);
+    REFUSED(linear, &p.linear), REFUSED(stem, &p.stem), REFUSED(local_block, &p.local_block);
+    REFUSED(global_block, &p.global_block), REFUSED(fuse_path, &p.fuse_path), REFUSED(mean, &p.mean);
+    REFUSED(window_attention, &p.window_attention), REFUSED(gated_concat, &p.gated_concat), REFUSED(mixer, &p.mixer);
+    REFUSED(mlp, &p.mlp);
+  }
+  REFUSED(linear, NULL), REFUSED(stem, NULL), REFUSED(local_block, NULL), REFUSED(global_block, NULL);
+  REFUSED(fuse_path, NULL), REFUSED(mean, NULL), REFUSED(window_attention, NULL), REFUSED(gated_concat, NULL);
+  REFUSED(mixer, NULL), REFUSED(mlp, NULL);
+#undef REFUSED
+}
+
 static int misuse(char** argv) {
   hifuse_network* network = NULL;
   lender l = {0, 0, 0};
@@ -213,11 +247,16 @@ static int misuse(char** argv) {
   linear.pool = true, say(hifuse_cuda_linear(&linear, &launch)), linear.pool = false;
   linear.rows = HIFUSE_DEPTHWISE, say(hifuse_cuda_linear(&linear, &launch)), linear.rows = HIFUSE_PIXELS;
   linear.height = 40000, say(hifuse_cuda_linear(&linear, &launch));
-  hifuse_cuda_mlp_params mlp = {HIFUSE_FLOAT32, 1, 3, 4, 8, 4, map, map, map, map, map, NULL, map + 512};
+  hifuse_cuda_mlp_params mlp = {HIFUSE_FLOAT32, 1, 3, 4, 8, 4, false, map, map, map, map, map, NULL, map + 512};
   say(hifuse_cuda_mlp_scratch(&mlp, &bytes));
   say(hifuse_cuda_mlp(&mlp, &launch));
   launch.scratch_bytes = bytes, say(hifuse_cuda_mlp(&mlp, &launch));
   launch.scratch = map + 3, say(hifuse_cuda_mlp(&mlp, &launch));
+  mlp.sm90 = true, say(hifuse_cuda_mlp(&mlp, &launch));
+  mlp.dtype = HIFUSE_BFLOAT16, say(hifuse_cuda_mlp_scratch(&mlp, &bytes)), mlp.sm90 = false, mlp.dtype = HIFUSE_FLOAT32;
+  hifuse_cuda_mixer_params mixer = {HIFUSE_BFLOAT16, 1, 1, 1, 8, map, true, true, map, map + 512};
+  say(hifuse_cuda_mixer(&mixer, &launch));
+  mixer.depthwise = false, say(hifuse_cuda_mixer(&mixer, &launch));
   mlp.hidden = INT32_MAX, mlp.batch = mlp.rows = INT32_MAX, say(hifuse_cuda_mlp_scratch(&mlp, &bytes));
   hifuse_cuda_local_block_params block = {0};
   block.batch = block.height = block.width = 1, block.channels = 12, block.whole = true;
@@ -231,6 +270,7 @@ static int misuse(char** argv) {
   say(hifuse_cuda_fuse_path(&path, &launch));
   path.dtype = HIFUSE_BFLOAT16, say(hifuse_cuda_fuse_path(&path, &launch));
   path.channels = 8, say(hifuse_cuda_fuse_path(&path, &launch));
+  misuse_structs(&launch);
   hifuse_emulated_give(map);
   return 0;
 }
@@ -249,7 +289,7 @@ static int ops(char** argv) {
   linear.batch = batch, linear.height = height, linear.width = width, linear.maps[0] = x;
   linear.channels[0] = linear.columns = channels, linear.weight = weight, linear.bias = x, linear.residual = x;
   linear.activation = HIFUSE_GELU, linear.norm = HIFUSE_ROW_NORM, linear.eps = 1e-6f, linear.out = between;
-  const hifuse_cuda_mlp_params mlp = {HIFUSE_FLOAT32, batch, height * width, channels, channels, channels, between,
+  const hifuse_cuda_mlp_params mlp = {HIFUSE_FLOAT32, batch, height * width, channels, channels, channels, false, between,
                                       weight,         x,     weight,         x,        x,        out};
   const hifuse_mean_params over_pixels = {HIFUSE_FLOAT32, batch, height * width, channels, out, mean};
   int64_t sizes[3];
@@ -269,11 +309,37 @@ static int ops(char** argv) {
   return 0;
 }
 
+/* A run from memory of the host, and how it was launched. */
+static int host(char** argv) {
+  hifuse_network* network = NULL;
+  check(hifuse_network_open_cuda(argv[0], 0, NULL, &network));
+  size_t bytes = 0;
+  void* const data = read_file(argv[1], &bytes);
+  const hifuse_images images = {HIFUSE_FLOAT32, data, atol(argv[2]), atol(argv[3]), atol(argv[4]), {0, 0, 0, 0}};
+  const size_t numbers = (size_t)(images.batch * hifuse_network_outputs(network));
+  float* const results = malloc(numbers * sizeof *results);
+  const int64_t before = hifuse_emulated_launches();
+  check(hifuse_network_run(network, &images, results, NULL));
+  printf("%d\n%d\n", (int)(hifuse_emulated_launches() - before), hifuse_emulated_began_early());
+  write_file(argv[5], results, numbers * sizeof *results);
+  hifuse_network_close(network);
+
+  float* const map = on_device(NULL, 4096);
+  const hifuse_mean_params mean = {HIFUSE_FLOAT32, 1, 4, 4, map, map + 512};
+  const hifuse_cuda_launch launch = {NULL, NULL, 0};
+  check(hifuse_cuda_mean(&mean, &launch));
+  printf("%d\n", hifuse_emulated_began_early());
+  hifuse_emulated_give(map);
+  free(data), free(results);
+  return 0;
+}
+
 int main(int argc, char** argv) {
   const char* const mode = argc > 1 ? argv[1] : "";
   if (!strcmp(mode, "run") && argc == 9) return run(argv + 2);
   if (!strcmp(mode, "threads") && argc == 3) return threads(argv + 2);
   if (!strcmp(mode, "open") && argc > 2) return open_each(atoi(argv[2]), argc - 3, argv + 3);
+  if (!strcmp(mode, "host") && argc == 8) return host(argv + 2);
   if (!strcmp(mode, "ops") && argc == 9) return ops(argv + 2);
   if (strcmp(mode, "misuse") || argc != 3) return 5;
   return misuse(argv + 2);

@@ -6,6 +6,7 @@ import csv
 import functools
 import json
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ import torch
 from torch import Tensor
 
 from hifuse_fast import OptimizedHiFuse, load_optimized, ops, optimize_for_inference
-from hifuse_fast.backends.cuda import ends, library
+from hifuse_fast.backends import tables
+from hifuse_fast.backends.cuda import ends, library, sm90
+from hifuse_fast.backends.cuda.launch import DEPENDENT_LAUNCHES
+from hifuse_fast.backends.tape import Tape, recorded
+from hifuse_fast.checkpoints.save import write_safetensors
+from hifuse_fast.inference.calls import BACKEND, CALLS, list_calls
+from hifuse_fast.inference.configuration import FORMAT, VERSION
+from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.mixer.cuda import Mixer
+from hifuse_fast.ops.prepared.mlp.cuda import Mlp
+from hifuse_fast.ops.prepared.stem.cuda import Stem
 from hifuse_fast.testing import golden_uniform
 from tests.support.c_library import (
     BUILD,
@@ -31,7 +42,9 @@ from tests.support.c_library import (
     write,
 )
 from tests.support.frozen import VARIANTS, narrow
+from tests.support.kernels import uniform
 from tests.support.paths import ROOT
+from tests.support.prepared import matrix
 
 LIBRARY = BUILD / "libhifuse_emulated.so"
 SMALL: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)}
@@ -113,6 +126,115 @@ def test_it_gives_the_bits_of_python(name: str, dtype: torch.dtype, program: Pat
         multiprocessors = 1000 if name == "several kernels" and len(x) == 1 else 1
         results = run(program, tmp_path, tmp_path / "x.safetensors", x, multiprocessors)
         assert torch.equal(results, expected.float())
+
+
+def on_host(program: Path, folder: Path, network: Path, x: Tensor) -> tuple[Tensor, list[str]]:
+    """The results, and what the program says of its launches."""
+    x.numpy().tofile(folder / "images")
+    batch, _, height, width = x.shape
+    said = output(program, "host", network, folder / "images", batch, height, width, folder / "results")
+    return torch.from_numpy(np.fromfile(folder / "results", np.float32)).view(batch, -1), said
+
+
+def few_calls(dtype: torch.dtype) -> tuple[dict[str, PreparedOp], Callable[[Tensor], Tensor]]:
+    """A stem, a mixer, an MLP and the mean, of 64 channels: not HiFuse, but all that its kernels for sm_90a compute."""
+    stem = {"weight": uniform("stem", 2, 64, 2, 4, 4), **{name: uniform(name, 2, 64) for name in ("bias", "scale", "shift")}}
+    weights = {"expand": matrix("expand", 128, 64), "project": matrix("project", 64, 128)}
+    biases = {"expand_bias": uniform("expand_bias", 128), "project_bias": uniform("project_bias", 64)}
+    made = {
+        "stem": Stem.prepare(stem, dtype, eps=(1e-6, 1e-5)),
+        "mixer": Mixer.prepare({"weight": uniform("mixer", 64, 64, 3, 3, scale=0.07)}, dtype),
+        "mlp": Mlp.prepare({**weights, **biases}, dtype),
+    }
+
+    def call(images: Tensor) -> Tensor:
+        shape = (len(images), images.shape[2] // 4, images.shape[3] // 4, 64)
+        first: Any = tuple(images.new_empty(shape, dtype=dtype) for _ in range(2))
+        local_map, global_map = made["stem"](images, out=first)
+        return ends.mean(made["mlp"](made["mixer"](local_map), residual=global_map))
+
+    return made, call
+
+
+def write_calls(path: Path, made: Mapping[str, PreparedOp], call_all: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Any:
+    """A file of these calls alone, and the list of them."""
+    tensors = {f"{name}.{key}": tensor for name, op in made.items() for key, tensor in op.packed().items()}
+
+    def tape(images: Tensor) -> Tape:
+        with recorded(made=False) as found:
+            call_all(images)
+        return found
+
+    calls = list_calls(tape, tensors)
+    configuration = {"in_chans": 2, "num_classes": 0, "dtype": str(dtype).removeprefix("torch.")}
+    metadata = {"format": FORMAT, "version": VERSION, BACKEND: "cuda", "configuration": json.dumps(configuration)}
+    write_safetensors(tensors, path, {**metadata, CALLS: json.dumps(calls)})
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
+def test_kernels_for_sm90_are_taken_where_python_took_them(dtype: torch.dtype, program: Path, tmp_path: Path) -> None:
+    """From as many rows on as the table said when the file was written."""
+    made, call_all = few_calls(dtype)
+    path = tmp_path / "x.safetensors"
+    with sm90.taken(rows=100):
+        calls = write_calls(path, made, call_all, dtype)
+    assert [each["op"] for each in calls] == ["stem", "mixer_sm90", "mlp_sm90", "mean"]
+    for batch, launches in ((1, 4 + 1 + 2 + 1 + 1), (2, 4 + 1 + 1 + 1 + 1)):  # stem, mixer, MLP, mean, the results' widening
+        x = images(batch, 2, 32, 32)  # of 64 pixels
+        with sm90.taken(rows=100):
+            expected = call_all(x).flatten(1).float()
+        results, said = on_host(program, tmp_path, path, x)
+        assert torch.equal(results, expected)
+        assert said[0] == str(launches)
+
+    # Refused by name, though images of these sizes would not take it.
+    for capability, reason in (("80", "8.0"), ("100", "10.0")):
+        (message,) = output(program, "open", 0, path, HIFUSE_EMULATED_CAPABILITY=capability)
+        assert "call 1 of its list, mixer_sm90: sm90: its kernels run on devices of compute capability 9.0 alone" in message
+        assert message.endswith(f"this one has {reason}")
+    header, data = parts(path)
+    for which, changes, reason in (
+        (1, {"sm90_rows": 0}, "mixer_sm90: sm90_rows must be an integer from 1 to 2147483647, got 0"),
+        (1, {"depthwise": True}, "mixer_sm90: weight must be 576 elements of"),
+        (2, {"op": "mlp"}, "mlp: it has 9 arguments, and this library knows 8 of them"),
+    ):
+        changed = changed_calls(header, lambda c, which=which, changes=changes: c[which].update(changes))
+        (message,) = output(program, "open", 0, write(tmp_path / "changed", changed, data))
+        assert f"call {which} of its list, {reason}" in message
+
+
+@pytest.mark.slow
+def test_a_network_takes_kernels_for_sm90(program: Path, tmp_path: Path) -> None:
+    """In stage 3 always, in stage 4 for three images."""
+    options: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 8, 32, 64), "num_heads": (1, 1, 1, 2)}
+    network = optimize_for_inference(narrow(**options).float(), torch.bfloat16, backend="cuda")
+    with sm90.taken(rows=3):
+        network.save(tmp_path / "x.safetensors")
+        calls = json.loads(parts(tmp_path / "x.safetensors")[0]["__metadata__"]["calls"])
+        listed = [each["op"] for each in calls if each["op"].startswith(("mlp", "mixer"))]
+        assert listed == ["mixer", "mlp", "mixer", "mlp", "mixer", "mlp_sm90", "mixer_sm90", "mlp_sm90"]
+        for batch in (1, 3):
+            x = images(batch, 2, 32, 32)
+            expected = network(x)
+            assert isinstance(expected, Tensor)
+            assert torch.equal(on_host(program, tmp_path, tmp_path / "x.safetensors", x)[0], expected.float())
+
+
+def test_launches_begin_early_where_the_table_said_so(program: Path, saved_cuda: Path, tmp_path: Path) -> None:
+    """Those of a network, whose file says it. Of an op alone nobody says it."""
+    with tables.override(DEPENDENT_LAUNCHES, {"on": 1}):
+        small_network(torch.bfloat16).save(tmp_path / "on.safetensors")
+    metadata = [parts(path)[0]["__metadata__"] for path in (saved_cuda, tmp_path / "on.safetensors")]
+    assert [each[DEPENDENT_LAUNCHES] for each in metadata] == ["false", "true"]
+    write_calls(tmp_path / "few.safetensors", *few_calls(torch.float32), torch.float32)
+    header, tensors = parts(tmp_path / "few.safetensors")
+    for text, early in ((None, "0"), ("false", "0"), ("true", "1")):
+        path = write(tmp_path / f"{text}", changed_metadata(header, dependent_launches=text), tensors)
+        _, said = on_host(program, tmp_path, path, images(1, 2, 4, 4))
+        assert said[1:] == [early, "0"]
+    wrong = write(tmp_path / "wrong", changed_metadata(header, dependent_launches="1"), tensors)
+    assert "dependent_launches must be true or false, got a number" in output(program, "open", 0, wrong)[0]
 
 
 @pytest.mark.slow
@@ -199,7 +321,10 @@ def test_wrong_calls_name_the_argument(program: Path, saved_cuda: Path) -> None:
         "height and width must be even with pool and with rows of HIFUSE_PATCHES, got 3 x 1",
         *("rows must be from 0 to 1, got 2", "the maps are more than 32767 pixels high or wide"),
         *("nothing", "launch->scratch_bytes must be at least 268, got 0", "launch->scratch must not be NULL"),
-        *("launch->scratch must begin at a multiple of 256 bytes", "the maps is too large"),
+        "launch->scratch must begin at a multiple of 256 bytes",
+        "dtype must be HIFUSE_BFLOAT16 or HIFUSE_FLOAT16 with sm90, got 0",
+        *("the depth must be a multiple of 8 from 8 to 576", "sm90 is for a dense mixer"),
+        *("the channels must be 288 or a multiple of 64", "the maps is too large"),
         "dtype must be HIFUSE_BFLOAT16 or HIFUSE_FLOAT16 for a block in one kernel, got 0",
         "channels must be a multiple of 8 up to 192 with whole, got 12",
         *("head_dim must be a multiple of 8, got 12", "window_size must be from 1 to 7, got 8"),
@@ -252,10 +377,18 @@ def test_files_that_do_not_fit_are_named(program: Path, saved_cuda: Path, tmp_pa
 
 
 def test_no_file_is_a_crash(program: Path, saved_cuda: Path, tmp_path: Path) -> None:
-    paths = list(mutants(saved_cuda, tmp_path, 60, seed=1))
+    paths = list(mutants(saved_cuda, tmp_path, 100, seed=1))
     said = output(program, "open", 0, *paths)
     assert len(said) >= len(paths)
     assert 0 < said.count("opens") < len(said) / 2
+
+
+@pytest.mark.slow
+def test_none_of_many_files_is_a_crash(program: Path, saved_cuda: Path, tmp_path: Path) -> None:
+    opened = 0
+    for seed in range(20):
+        opened += output(program, "open", 0, *mutants(saved_cuda, tmp_path, 100, seed + 2)).count("opens")
+    assert 0 < opened < 1000
 
 
 @pytest.mark.slow

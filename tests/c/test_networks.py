@@ -64,6 +64,12 @@ def test_it_gives_the_bits_of_python(name: str, programs: Path, tmp_path: Path) 
             assert torch.equal(run(programs, tmp_path, tmp_path / "x.safetensors", given, threads), expected.float())
 
 
+def test_two_networks_at_once_of_sizes_at_the_edge(saved: Path, programs: Path, tmp_path: Path) -> None:
+    other = optimize_for_inference(make(torch.float32, **QUICK), torch.bfloat16, backend="native")
+    other.save(tmp_path / "x.safetensors")
+    output(programs / "calls", "pair", saved, tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_gives_the_bits_of_int8(dtype: torch.dtype, programs: Path, tmp_path: Path) -> None:
     """Every linear, local block and MLP in 8 bits, by scales that nobody calibrated."""

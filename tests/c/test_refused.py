@@ -136,10 +136,18 @@ def test_files_that_do_not_fit_are_named(saved: Path, programs: Path, tmp_path: 
 
 
 def test_no_file_is_a_crash(saved: Path, programs: Path, tmp_path: Path) -> None:
-    paths = [*mutants(saved, tmp_path, 80, seed=0)]
+    paths = [*mutants(saved, tmp_path, 100, seed=0)]
     said = output(programs / "calls", "open", *paths)
     assert len(said) >= len(paths)
     assert 0 < said.count("runs") < len(said) / 2
+
+
+@pytest.mark.slow
+def test_none_of_many_files_is_a_crash(saved: Path, programs: Path, tmp_path: Path) -> None:
+    runs = 0
+    for seed in range(20):
+        runs += output(programs / "calls", "open", *mutants(saved, tmp_path, 100, seed + 1)).count("runs")
+    assert 0 < runs < 1000
 
 
 @pytest.mark.slow

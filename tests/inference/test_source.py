@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
-from torch.optim.swa_utils import AveragedModel
 
-from hifuse_fast import HiFuse, create_model_from_checkpoint, load_optimized, optimize_for_inference, save_checkpoint
+from hifuse_fast import HiFuse, load_optimized, optimize_for_inference
 from hifuse_fast.blocks import HFFBlock
 from hifuse_fast.edits import tree
 from hifuse_fast.inference.source import READ
@@ -319,41 +318,7 @@ def test_what_changes_nothing_is_taken(model: Any, before: Tensor) -> None:
     assert_frozen_is(changed.eval(), before)
 
 
-# ---- Wrappers, and classes of other packages -----------------------------------------------------------------------------
-
-
-class Holder(nn.Module):
-    """As a trainer's module without a forward."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.loss = model, nn.CrossEntropyLoss()
-
-
-class Scaled(Holder):
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images / 255)
-
-
-def test_wrappers_are_unwrapped_or_named(model: Any, before: Tensor) -> None:
-    for wrapped in (AveragedModel(model), Holder(model), nn.Sequential(model), nn.DataParallel(model), torch.compile(model),
-                    Holder(AveragedModel(model)), official_copy(model), Holder(official_copy(model))):  # fmt: skip
-        assert_frozen_is(wrapped.eval(), before)
-    with pytest.raises(ValueError, match=r"a Scaled around a network, .* forward of its own.*: take .* alone, model\.model$"):
-        frozen(Scaled(model).eval())
-    with pytest.raises(ValueError, match=r"model must be one network, got a ModuleDict with teacher, student: take one"):
-        frozen(nn.ModuleDict({"teacher": model, "student": copy.deepcopy(model)}).eval())
-    wrapped = Holder(model).eval()
-    wrapped.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"a Holder around a network, and has a forward hook, .*: take model\.model"):
-        frozen(wrapped)
-
-
-def test_wrappers_are_saved_with_the_options_of_the_network(tmp_path: Path) -> None:
-    model = make(torch.float32, channel_gate="double_sigmoid")
-    for wrapped in (AveragedModel(model), Holder(model)):
-        save_checkpoint(wrapped, tmp_path / "a.safetensors")
-        assert create_model_from_checkpoint(tmp_path / "a.safetensors").options == model.options
+# ---- Classes of the official code -----------------------------------------------------------------------------------------
 
 
 def test_an_official_instance_says_eps_and_shift(model: Any) -> None:

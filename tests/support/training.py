@@ -180,3 +180,11 @@ _FAULTS = {
     "killed after a rename": _kill_after_rename,
     "no space": _fill_device,
 }
+
+
+def refused(run: Any, *arguments: Any) -> str:
+    """What `train` says where it refuses: one line. `run` is the fixture."""
+    done = run("train", *arguments)
+    assert done.exit_code == 2, done.output
+    said: str = done.stderr.splitlines()[-1]
+    return said

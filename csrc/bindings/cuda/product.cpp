@@ -88,6 +88,7 @@ void mixer_depthwise(const Sizes& sizes, const Numbers&, const Given& z, const G
 
 void bind_product(pybind11::module_& m) {
   m.def("products_scratch", &products_scratch);
+  m.attr("counting") = pybind11::make_tuple("products_scratch");  // of launches whose blocks count each other, see launch.py
   m.def("product_counters", &cuda::product_counters);
   m.def("product_launches", &product_launches);
   m.def("products", &products);

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <string>
 
+#include "cuda/kernels.h"
 #include "emulation.h"
 
 namespace hifuse::c::device {
@@ -15,6 +16,7 @@ namespace {
 
 std::recursive_mutex lock;
 std::map<void*, size_t> blocks;
+bool began_early = false;  // the launches that were checked last
 
 void tell_emulation() {
   emulation::forget();
@@ -35,6 +37,11 @@ Scope::~Scope() { lock.unlock(); }
 int multiprocessors() {
   const char* const wanted = std::getenv("HIFUSE_EMULATED_MULTIPROCESSORS");
   return wanted ? std::atoi(wanted) : 1;
+}
+
+int capability() {
+  const char* const wanted = std::getenv("HIFUSE_EMULATED_CAPABILITY");
+  return wanted ? std::atoi(wanted) : 90;
 }
 
 void* take(int64_t bytes, void*) {
@@ -66,6 +73,7 @@ void wait_for_all() noexcept {}
 bool is_captured(void* stream) { return stream != nullptr && *static_cast<const int*>(stream) != 0; }
 
 void check_launches() {
+  began_early = cuda::begin_early;
   std::string all;
   for (const std::string& error : emulation::errors()) all += "\n" + error;
   require(all.empty(), "the emulation found:", all);
@@ -79,4 +87,12 @@ extern "C" __attribute__((visibility("default"))) void* hifuse_emulated_take(int
 }
 extern "C" __attribute__((visibility("default"))) void hifuse_emulated_give(void* memory) {
   hifuse::c::device::give(memory, nullptr);
+}
+// Whether the launches of the last call might begin before those before them had ended.
+extern "C" __attribute__((visibility("default"))) int hifuse_emulated_began_early(void) {
+  return hifuse::c::device::began_early;
+}
+// All launches so far.
+extern "C" __attribute__((visibility("default"))) int64_t hifuse_emulated_launches(void) {
+  return static_cast<int64_t>(hifuse::emulation::counters().launches);
 }

@@ -24,7 +24,6 @@ from hifuse_fast.backends.cuda import library
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ALIGNMENT = 16  #: bytes, of which the addresses are multiples that kernels are given
 OF_A_LARGE_GPU = 132  # multiprocessors of an H200
-COUNTING = ("products_scratch",)  # of launches whose blocks of threads count each other
 DEPENDENT_LAUNCHES = "dependent_launches"  #: the section of a table, see csrc/cuda/start.cuh
 PRODUCTS = "products"  #: likewise, see `multiprocessors_of_products`
 EMULATED_MULTIPROCESSORS = 1  # so that a block of threads has several windows of a small map
@@ -74,8 +73,8 @@ def launch(
         writes: what they write, wholly, and may read again; None for null. In the emulation it is NaN before.
         scratch_of: the library's function that says how much scratch memory the kernels take, see `scratch`, which comes after
             all that is written; "" for none. What is traced knows no sizes, so it is taken when the kernels run. Where blocks
-            count each other (`COUNTING`), the entry point is given the multiprocessors too, behind `sizes`, and last of all
-            counters: zero before the launch and after it.
+            count each other (`counting` of the library), the entry point is given the multiprocessors too, behind `sizes`, and
+            last of all counters: zero before the launch and after it.
 
     Raises:
         RuntimeError: what the library says, or in the emulation what the kernels did wrong.
@@ -129,7 +128,8 @@ def begin_early(device: torch.device) -> bool:
 
 def _with_room(kept: Launch, scratch_of: str, like: Tensor) -> Launch:
     """The launch with the memory that its blocks of threads share, see `launch`."""
-    if scratch_of not in COUNTING:
+    assert library.lib is not None
+    if scratch_of not in library.lib.counting:
         return replace(kept, writes=(*kept.writes, scratch(scratch_of, kept.sizes, kept.numbers, like)))
     count = multiprocessors_of_products(like.device)
     room = scratch(scratch_of, kept.sizes, kept.numbers, like, count)

@@ -28,14 +28,18 @@ def taken(rows: int = 1) -> Iterator[None]:
         yield
 
 
-def takes_mlp(u: Tensor, expand: Tensor, project: Tensor) -> bool:
-    """Whether `mlp` is to compute this MLP: it can, and the table says so from this number of rows on."""
+def takes(rows: int, x: Tensor) -> bool:
+    """Whether a map of pixels has so many, from which on a kernel is to be taken; 0 is never."""
+    return rows > 0 and x.numel() // x.shape[-1] >= rows
+
+
+def mlp_rows(expand: Tensor, project: Tensor) -> int:
+    """From how many rows on `mlp` is to compute the MLP of such weights, as the table says; 0: never, or it cannot."""
     hidden, depth = expand.shape
     columns = len(project)
     if hidden % HIDDEN or depth % 8 or columns % 8 or not any(depth <= d and columns <= n for d, n in WIDTHS):
-        return False
-    least = _least_rows("mlp_sm90", tables.key(depth, hidden, columns, dtype=u.dtype), u.dtype, u.device)
-    return least > 0 and u.numel() // depth >= least
+        return 0
+    return _least_rows("mlp_sm90", tables.key(depth, hidden, columns, dtype=expand.dtype), expand.dtype, expand.device)
 
 
 def mlp(
@@ -58,13 +62,12 @@ def mlp(
     return out if into is out else out.copy_(into)
 
 
-def takes_mixer(z: Tensor, taps: Tensor) -> bool:
-    """Whether `mixer` is to compute this dense mixer, whose taps are [C, 9, C]."""
+def mixer_rows(taps: Tensor) -> int:
+    """The same of `mixer` and a mixer of such taps: a dense one's are [C, 9, C]."""
     channels = len(taps)
-    if channels != WIDE and channels % SLAB:
-        return False
-    least = _least_rows("mixer_sm90", tables.key(channels, dtype=z.dtype), z.dtype, z.device)
-    return least > 0 and z.numel() // channels >= least
+    if taps.dim() != 3 or (channels != WIDE and channels % SLAB):
+        return 0
+    return _least_rows("mixer_sm90", tables.key(channels, dtype=taps.dtype), taps.dtype, taps.device)
 
 
 def mixer(z: Tensor, taps: Tensor, out: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from hifuse_fast import HiFuse, create_model_from_checkpoint, save_checkpoint
 from hifuse_fast.app.remembered import Remembered
@@ -20,7 +20,7 @@ from hifuse_fast.checkpoints import read_record
 from hifuse_fast.data.dataset import ImageSet
 from hifuse_fast.data.examples import read_examples
 from tests.support.cli import read_csv
-from tests.support.training import NETWORK, flags
+from tests.support.training import NETWORK, flags, refused
 
 
 @pytest.fixture(scope="module")
@@ -214,13 +214,6 @@ def test_logs_for_tensorboard(run, tmp_path, data):
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-def refused(run, *arguments):
-    """What a command says that is refused: one line."""
-    done = run("train", *arguments)
-    assert done.exit_code == 2, done.output
-    return done.stderr.splitlines()[-1]
-
-
 def test_bad_input_is_one_line_and_nothing_is_made(run, tmp_path, data, finished):
     out, folder = tmp_path / "run", finished[0]
     save_checkpoint(
@@ -315,90 +308,3 @@ def test_a_resume_with_another_configuration_names_what_differs(run, finished, d
     error = refused(run, "-o", folder, "--resume", "--override", "--epochs", 3, "--workers", 1)
     assert error.endswith("with another configuration: epochs was 2 and is 3")
     assert run("train", "-o", folder, "--resume", "--override", "--workers", 1).exit_code == 0
-
-
-def test_a_damaged_state_and_other_images_are_said(run, tmp_path, data):
-    from hifuse_fast.app.console import Stopped
-
-    images = shutil.copytree(data, tmp_path / "data")
-
-    def stop(self, signal):
-        raise Stopped(15)
-
-    folder = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Training, "_end_epoch", lambda self: stop(self, 15))
-        assert run("train", images, "-o", folder, *flags(save_every=1)).exit_code == 143
-    (images / "train" / "dark" / "000.png").write_bytes((images / "train" / "dark" / "001.png").read_bytes())
-    assert "the images of" in refused(run, "-o", folder, "--resume")
-    shutil.copytree(data, images, dirs_exist_ok=True)
-    state = folder / "state" / "state.safetensors"
-    whole = state.read_bytes()
-    for edit in (
-        lambda tensors, _: tensors.pop("optimizer/conv_head.bias/exp_avg"),
-        lambda _, facts: facts["progress"].update(position="1"),
-        lambda _, facts: facts["progress"].update(epoch=-1),
-        lambda _, facts: facts.pop("world"),
-        lambda _, facts: facts.update(classes=3),
-        lambda _, facts: facts["configuration"].update(epochs="1"),
-    ):
-        _edit(state, edit)
-        assert f"state {state} is damaged, or no state of a training: " in refused(run, "-o", folder, "--resume")
-        state.write_bytes(whole)
-    for edit, message in (
-        (lambda _, facts: facts["progress"].update(position=99), "is at step 99 of an epoch of 4"),
-        (lambda tensors, _: _rename(tensors, "network/conv_head.bias"), "does not fit the network of its configuration"),
-        (lambda tensors, _: _rename(tensors, "optimizer/conv_head.bias/exp_avg"), "the optimizer has no "),
-        (lambda tensors, _: _shorten(tensors, "optimizer/conv_head.bias/exp_avg"), "the optimizer has no "),
-        (lambda _, facts: facts["options"].update(dims=3), "the state has options of no network: "),
-    ):
-        _edit(state, edit)
-        assert message in refused(run, "-o", folder, "--resume")
-        state.write_bytes(whole)
-    state.write_bytes(whole[:1000])
-    assert f"state {state} is damaged, or no state of a training" in refused(run, "-o", folder, "--resume")
-
-
-def _edit(state, edit):
-    """Change the tensors of a state, or what else it says."""
-    tensors = load_file(state)
-    with safe_open(state, "pt") as opened:
-        metadata = opened.metadata()
-    facts = json.loads(metadata["hifuse_fast.training"])
-    edit(tensors, facts)
-    save_file(tensors, state, {**metadata, "hifuse_fast.training": json.dumps(facts)})
-
-
-def _rename(tensors, name):
-    tensors[name.replace("/conv_head", "/other")] = tensors.pop(name)
-
-
-def _shorten(tensors, name):
-    tensors[name] = tensors[name][:1].clone()
-
-
-def test_a_record_that_does_not_fit_is_refused(tmp_path):
-    network = HiFuse(2, dims=(8, 16, 24, 32), depths=(1,) * 4, num_heads=(1,) * 4)
-    path = tmp_path / "x.safetensors"
-    assert Remembered.of(_saved(network, path, None)) == Remembered()
-    for record in (
-        {"classes": 3},
-        {"classes": ["a"], "images": {}},
-        {"classes": ["a"], "images": {"preprocess": {"x": 1}}},
-        _with_window([1]),
-        _with_window([1, 0]),
-    ):
-        with pytest.raises(ValueError, match="the record in its metadata does not fit"):
-            Remembered.of(_saved(network, path, record))
-    with pytest.raises(ValueError, match="names 1 classes, and its network has 2"):
-        Remembered(["a"]).names(2)
-
-
-def _with_window(window):
-    images = {"preprocess": {}, "bits": 16, "exif_orientation": False, "greyscale": False, "window": window}
-    return {"classes": ["a", "b"], "images": images}
-
-
-def _saved(network, path, record):
-    save_checkpoint(network, path, record)
-    return path

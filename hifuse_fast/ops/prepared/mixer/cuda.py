@@ -34,8 +34,10 @@ class Mixer(PreparedOp):
     @torch.no_grad()
     def forward(self, z: Tensor, out: Tensor | None = None) -> Tensor:
         out = torch.empty_like(z) if out is None else out
-        if kept("mixer", z=z, weight=self.weight, out=out, depthwise=self.weight.dim() == 2):
+        rows = sm90.mixer_rows(self.weight)
+        name, options = ("mixer_sm90", {"sm90_rows": rows}) if rows else ("mixer", {})
+        if kept(name, z=z, weight=self.weight, out=out, depthwise=self.weight.dim() == 2, **options):
             return out
-        if self.weight.dim() == 3 and sm90.takes_mixer(z, self.weight):
+        if sm90.takes(rows, z):
             return sm90.mixer(z, self.weight, out)
         return mixer.write(z, self.weight, out)

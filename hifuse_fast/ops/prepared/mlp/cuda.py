@@ -28,8 +28,10 @@ class Mlp(PreparedOp):
     @torch.no_grad()
     def forward(self, u: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         out = u.new_empty((*u.shape[:3], len(self.project))) if out is None else out
-        if kept("mlp", u=u, **self.packed(), residual=residual, out=out):
+        rows = sm90.mlp_rows(self.expand, self.project)
+        name, options = ("mlp_sm90", {"sm90_rows": rows}) if rows else ("mlp", {})
+        if kept(name, u=u, **self.packed(), residual=residual, out=out, **options):
             return out
-        if sm90.takes_mlp(u, self.expand, self.project):
+        if sm90.takes(rows, u):
             return sm90.mlp(u, self.expand, self.expand_bias, self.project, self.project_bias, residual, out)
         return mlp.write(u, self.expand, self.expand_bias, self.project, self.project_bias, residual, out)
