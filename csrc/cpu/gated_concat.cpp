@@ -184,7 +184,7 @@ class GatedConcatKernel {
 }  // namespace
 
 void gated_concat(const GatedConcat& args, const Parallel& parallel) {
-  run_prepared<GatedConcatKernel>(args.dtype, args, parallel);
+  run_prepared<GatedConcatKernel>(args.dtype, &KernelTable::gated_concat, args, parallel);
 }
 
 }  // namespace HIFUSE_ISA

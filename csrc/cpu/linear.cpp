@@ -237,11 +237,12 @@ struct LinearBy {
 };
 
 void linear(const Linear& args, const Parallel& parallel) {
-  if (args.algorithm == Algorithm::strassen) return LinearKernel<float, Algorithm::strassen>(args).run(parallel);
+  if (args.algorithm == Algorithm::strassen)
+    return run<float, LinearKernel<float, Algorithm::strassen>>(&KernelTable::linear, args, parallel);
   if (args.algorithm == Algorithm::int8)
     return by_fastest_int8(
-        [&](auto arithmetic) { run_prepared<LinearBy<decltype(arithmetic)>::template Kernel>(args.dtype, args, parallel); });
-  run_prepared<DirectLinear>(args.dtype, args, parallel);
+        [&](auto arithmetic) { run_int8<LinearBy<decltype(arithmetic)>::template Kernel>(args.dtype, args, parallel); });
+  run_prepared<DirectLinear>(args.dtype, &KernelTable::linear, args, parallel);
 }
 
 }  // namespace HIFUSE_ISA

@@ -34,7 +34,9 @@ class MeanKernel {
 
 }  // namespace
 
-void mean(const Mean& args, const Parallel& parallel) { run_prepared<MeanKernel>(args.dtype, args, parallel); }
+void mean(const Mean& args, const Parallel& parallel) {
+  run_prepared<MeanKernel>(args.dtype, &KernelTable::mean, args, parallel);
+}
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

@@ -295,9 +295,9 @@ using WinogradKernel4 = WinogradKernel<FiltersAhead<S, Scheme4<S>>>;
 
 void mixer(const Mixer& args, const Parallel& parallel) {
   switch (args.algorithm) {
-    case Algorithm::winograd4_at_call: return WinogradKernel<FiltersAtCall>(args).run(parallel);
-    case Algorithm::winograd4: return run_prepared<WinogradKernel4>(args.dtype, args, parallel);
-    case Algorithm::winograd2: return run_prepared<WinogradKernel2>(args.dtype, args, parallel);
+    case Algorithm::winograd4_at_call: return run<float, WinogradKernel<FiltersAtCall>>(&KernelTable::mixer, args, parallel);
+    case Algorithm::winograd4: return run_prepared<WinogradKernel4>(args.dtype, &KernelTable::mixer, args, parallel);
+    case Algorithm::winograd2: return run_prepared<WinogradKernel2>(args.dtype, &KernelTable::mixer, args, parallel);
     case Algorithm::depthwise: return mix_depthwise(args, parallel);
     default: return mix_directly(args, parallel);
   }

@@ -41,7 +41,9 @@ class DepthwiseKernel {
 
 }  // namespace
 
-void mix_depthwise(const Mixer& args, const Parallel& parallel) { run_prepared<DepthwiseKernel>(args.dtype, args, parallel); }
+void mix_depthwise(const Mixer& args, const Parallel& parallel) {
+  run_prepared<DepthwiseKernel>(args.dtype, &KernelTable::mixer, args, parallel);
+}
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

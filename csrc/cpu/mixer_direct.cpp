@@ -82,7 +82,9 @@ class DirectKernel {
 
 }  // namespace
 
-void mix_directly(const Mixer& args, const Parallel& parallel) { run_prepared<DirectKernel>(args.dtype, args, parallel); }
+void mix_directly(const Mixer& args, const Parallel& parallel) {
+  run_prepared<DirectKernel>(args.dtype, &KernelTable::mixer, args, parallel);
+}
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

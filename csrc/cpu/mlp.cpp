@@ -248,8 +248,9 @@ using DirectMlp = MlpKernel<S, Expansion<S>>;
 
 void mlp(const Mlp& args, const Parallel& parallel) {
   if (args.algorithm == Algorithm::int8) return mlp_int8(args, parallel);
-  if (args.algorithm == Algorithm::strassen) return MlpKernel<float, StrassenExpansion>(args).run(parallel);
-  run_prepared<DirectMlp>(args.dtype, args, parallel);
+  if (args.algorithm == Algorithm::strassen)
+    return run<float, MlpKernel<float, StrassenExpansion>>(&KernelTable::mlp, args, parallel);
+  run_prepared<DirectMlp>(args.dtype, &KernelTable::mlp, args, parallel);
 }
 
 }  // namespace HIFUSE_ISA

@@ -149,8 +149,7 @@ struct MlpBy {
 }  // namespace
 
 void mlp_int8(const Mlp& args, const Parallel& parallel) {
-  by_fastest_int8(
-      [&](auto arithmetic) { run_prepared<MlpBy<decltype(arithmetic)>::template Kernel>(args.dtype, args, parallel); });
+  by_fastest_int8([&](auto arithmetic) { run_int8<MlpBy<decltype(arithmetic)>::template Kernel>(args.dtype, args, parallel); });
 }
 
 }  // namespace HIFUSE_ISA

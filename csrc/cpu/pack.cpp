@@ -161,15 +161,17 @@ using Filters4 = WinogradFilters<S, Scheme4<S>>;
 
 }  // namespace
 
-void pack_linear(const PackLinear& args, const Parallel& parallel) { run_prepared<Linearly>(args.dtype, args, parallel); }
+void pack_linear(const PackLinear& args, const Parallel& parallel) {
+  run_prepared<Linearly>(args.dtype, &KernelTable::pack_linear, args, parallel);
+}
 
 void pack_int8(const PackInt8& args, const Parallel& parallel) { InInt8(args).run(parallel); }
 
 void pack_strassen(const PackStrassen& args, const Parallel& parallel) { StrassenFactors(args).run(parallel); }
 
 void pack_winograd(const PackWinograd& args, const Parallel& parallel) {
-  if (args.tile == 2) return run_prepared<Filters2>(args.dtype, args, parallel);
-  run_prepared<Filters4>(args.dtype, args, parallel);
+  if (args.tile == 2) return run_prepared<Filters2>(args.dtype, &KernelTable::pack_winograd, args, parallel);
+  run_prepared<Filters4>(args.dtype, &KernelTable::pack_winograd, args, parallel);
 }
 
 }  // namespace HIFUSE_ISA

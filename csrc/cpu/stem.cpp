@@ -70,7 +70,7 @@ class StemKernel {
 }  // namespace
 
 void stem(const Stem& args, const Parallel& parallel) {
-  if (args.dtype == DType::float32) return StemKernel<float, float>(args).run(parallel);
+  if (args.dtype == DType::float32) return run<float, StemKernel<float, float>>(&KernelTable::stem, args, parallel);
   if (args.image_dtype == DType::float32) return StemKernel<BFloat16, float>(args).run(parallel);
   StemKernel<BFloat16, BFloat16>(args).run(parallel);
 }

@@ -8,6 +8,15 @@
 #include "cpu/vec.h"
 
 namespace hifuse {
+
+// A set that adds instructions for bfloat16 alone has kernels for maps of bfloat16 alone. The others are those of the set below
+// it, which CMakeLists.txt names: compiled again, they would be the same instructions.
+#if defined(HIFUSE_BELOW)
+namespace HIFUSE_BELOW {
+extern const KernelTable table;
+}
+#endif
+
 inline namespace HIFUSE_ISA {
 
 struct BFloat16 {
@@ -144,20 +153,43 @@ inline void store_narrow(BFloat16* to, Vec<float> v) {
 #endif
 }
 
-// Kernel<Stored>(args).run(parallel) for maps of the element type `dtype`.
+template <class Args>
+using Entry = void (*KernelTable::*)(const Args&, const Parallel&);
+
+// Kernel(args).run(parallel), a kernel for maps of `Stored`; or `entry` of the set below.
+template <class Stored, class Kernel, class Args>
+[[gnu::always_inline]] inline void run(Entry<Args> entry, const Args& args, const Parallel& parallel) {
+#if defined(HIFUSE_BELOW)
+  constexpr bool kOwn = std::is_same_v<Stored, BFloat16>;
+  if constexpr (!kOwn) return (HIFUSE_BELOW::table.*entry)(args, parallel);
+#else
+  constexpr bool kOwn = true;
+  static_cast<void>(entry);
+#endif
+  if constexpr (kOwn) Kernel(args).run(parallel);
+}
+
+// The same with Kernel<Stored>, for maps of the element type `dtype`.
 template <template <class> class Kernel, class Args>
-inline void run_stored(DType dtype, const Args& args, const Parallel& parallel) {
+inline void run_stored(DType dtype, Entry<Args> entry, const Args& args, const Parallel& parallel) {
   switch (dtype) {
-    case DType::float32: return Kernel<float>(args).run(parallel);
-    case DType::bfloat16: return Kernel<BFloat16>(args).run(parallel);
-    case DType::float16: return Kernel<Float16>(args).run(parallel);
-    case DType::float64: return Kernel<double>(args).run(parallel);
+    case DType::float32: return run<float, Kernel<float>>(entry, args, parallel);
+    case DType::bfloat16: return run<BFloat16, Kernel<BFloat16>>(entry, args, parallel);
+    case DType::float16: return run<Float16, Kernel<Float16>>(entry, args, parallel);
+    case DType::float64: return run<double, Kernel<double>>(entry, args, parallel);
   }
 }
 
 // The same for the prepared ops, which serve float32 and bfloat16.
 template <template <class> class Kernel, class Args>
-inline void run_prepared(DType dtype, const Args& args, const Parallel& parallel) {
+inline void run_prepared(DType dtype, Entry<Args> entry, const Args& args, const Parallel& parallel) {
+  if (dtype == DType::bfloat16) return run<BFloat16, Kernel<BFloat16>>(entry, args, parallel);
+  run<float, Kernel<float>>(entry, args, parallel);
+}
+
+// The same in INT8, whose instructions this set may have and the set below may not.
+template <template <class> class Kernel, class Args>
+inline void run_int8(DType dtype, const Args& args, const Parallel& parallel) {
   if (dtype == DType::bfloat16) return Kernel<BFloat16>(args).run(parallel);
   Kernel<float>(args).run(parallel);
 }

@@ -193,7 +193,7 @@ class Backward {
 }  // namespace
 
 void window_attention_backward(const WindowAttentionBackward& args, const Parallel& parallel) {
-  run_stored<Backward>(args.shape.dtype, args, parallel);
+  run_stored<Backward>(args.shape.dtype, &KernelTable::window_attention_backward, args, parallel);
 }
 
 }  // namespace HIFUSE_ISA

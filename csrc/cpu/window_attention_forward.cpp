@@ -148,7 +148,7 @@ class Forward {
 }  // namespace
 
 void window_attention_forward(const WindowAttentionForward& args, const Parallel& parallel) {
-  run_stored<Forward>(args.shape.dtype, args, parallel);
+  run_stored<Forward>(args.shape.dtype, &KernelTable::window_attention_forward, args, parallel);
 }
 
 }  // namespace HIFUSE_ISA
