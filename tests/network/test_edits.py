@@ -228,6 +228,7 @@ def test_another_way_to_convolve(whole_class: bool, monkeypatch: pytest.MonkeyPa
         optimize_for_inference(model, torch.float64, backend="reference")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripts_are_refused_by_name() -> None:
     model = narrow()
     for module in (model, model.layers1.blocks[0], model.fu1, model.stages[0], model.patch_embed.norm):
