@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifuse_fast import ops
+from hifuse_fast.backends import transforms
 from hifuse_fast.checks import check_choice, check_count, check_flag, check_heads, check_map, check_rate
 from hifuse_fast.layers import (
     BatchNorm2d,
@@ -31,6 +32,7 @@ from hifuse_fast.layers import (
     is_plain_conv,
     is_plain_norm,
     linear,
+    refuse_scripts,
     remember_forward,
 )
 from hifuse_fast.ops.functions.padding import crop, pad_to_multiple
@@ -100,7 +102,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """The attention of x, or of norm(x)."""
         check_map("x", x, self.dim)
-        plain, given = is_plain(self.qkv, nn.Linear), x
+        plain, given = is_plain(self.qkv, nn.Linear) and not transforms.foreign(), x
         if not plain:  # what it gives for the padding is not known, so the padding is given to it, as in the official network
             x, norm = pad_to_multiple(x if norm is None else norm(x), self.window_size), None
         x = ops.window_attention(
@@ -344,8 +346,10 @@ class HFFBlock(nn.Module):
 
     def _channel_gate(self, x: Tensor) -> Tensor:
         both = ops.max_mean(x, over="pixels")  # [B, 2, 1, C]
-        as_made = is_plain(self.se, Sequential) and all(
-            is_plain_conv(each, 1, groups=(1,)) or is_plain(each, nn.ReLU) for each in self.se
+        as_made = (
+            is_plain(self.se, Sequential)
+            and all(is_plain_conv(each, 1, groups=(1,)) or is_plain(each, nn.ReLU) for each in self.se)
+            and not transforms.foreign()
         )
         if as_made:
             scores = call(self.se, both).sum(1, keepdim=True)
@@ -369,6 +373,7 @@ class HFFBlock(nn.Module):
 
 
 remember_forward(WindowAttention, GlobalBlock, LocalBlock, PatchMerging, InvertedMLP, HFFBlock)
+refuse_scripts(WindowAttention, GlobalBlock, LocalBlock, PatchMerging, InvertedMLP, HFFBlock)
 
 
 def check_window_size(window_size: int) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_state
 
+from hifuse_fast.backends import transforms
 from hifuse_fast.checkpoints.wrappers import find_networks, is_transparent, uncompiled, wrappers_of
 from hifuse_fast.layers import BatchNorm2d, DropPath, LayerNorm, is_patched
 from hifuse_fast.model import HiFuse, HiFuseFeatures
@@ -105,6 +106,9 @@ def edits(network: nn.Module, expected: HiFuse, called: Sequence[str] = ()) -> I
     hook = _hook(vars(module_state), "_global")
     if hook is not None:
         yield f"all modules have {hook}"
+    replaced = transforms.replaced()
+    if replaced is not None:
+        yield f"{replaced} is at work, which would not be called"
     for name, module in found.items():
         hook = _hook(vars(module)) if used(name) else None
         if hook is not None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.nn import Module, Parameter
 from torch.nn.modules import module as hooks
 
 from hifuse_fast import ops
@@ -27,34 +28,38 @@ def is_plain(child: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether a call of `child` does what `kind` says and nothing else, so that an op may read its weights instead.
 
     Its type is exactly `kind`: a parametrisation, FSDP or an adapter makes another one. Its weights are plain tensors, and no
-    quantised ones for instance. Neither it nor its class has another `forward` than when this package was imported, and nobody
-    has replaced the functions by which PyTorch calls all modules and convolves. It is not compiled by itself, and no hook is on
-    it or on all modules. It is asked at every call, for a hook may come later.
+    quantised ones for instance. Neither it nor its class has another `forward` than when this package was imported, nor another
+    way to convolve, and nobody has replaced the function by which PyTorch calls all modules. It is not compiled by itself, and
+    no hook is on it or on all modules. It is asked at every call, for a hook may come later.
     """
-    if type(child) is not kind or _FORWARDS.get(kind, kind.forward) is not kind.forward:
+    if type(child) is not kind:
         return False
-    own = child.__dict__  # an attribute of a module is several times as slow to ask for, and so is a generator
+    own, forward = child.__dict__, kind.forward  # an attribute of a module is several times as slow to ask for
     if (
-        nn.Module.__call__ is not _CALL
-        or nn.Conv2d.forward is not _CONVOLVE
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
         or hooks._global_backward_hooks
         or hooks._global_backward_pre_hooks
-        or own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
+        or _FORWARDS.get(kind, forward) is not forward
+        or Module.__call__ is not _CALL
         or "forward" in own
-        or own.get("_compiled_call_impl") is not None
+        or ("_compiled_call_impl" in own and own["_compiled_call_impl"] is not None)
+        or (kind is Conv2d and ("_conv_forward" in own or _convolves_otherwise()))
     ):
         return False
-    for weight in own["_parameters"].values():
-        if type(weight) is not nn.Parameter and not _is_plain_weight(weight):
-            return False
-    for weight in own["_buffers"].values():
-        if type(weight) is not Tensor and not _is_plain_weight(weight):
-            return False
+    weights = own["_parameters"]
+    if weights and (type(weights.get("weight")) is not Parameter or type(weights.get("bias")) is not Parameter):
+        for weight in weights.values():  # a loop is slow too
+            if type(weight) is not Parameter and not _is_plain_weight(weight):
+                return False
+    if own["_buffers"]:
+        for weight in own["_buffers"].values():
+            if type(weight) is not Tensor and not _is_plain_weight(weight):
+                return False
     if "weight" in own or "bias" in own or "relative_position_bias_table" in own:  # a weight that is no parameter
         return all(_is_plain_weight(own.get(name)) for name in _NAMES)
     return True
@@ -83,15 +88,30 @@ def remember_forward(*kinds: type[nn.Module]) -> None:
         _FORWARDS[kind] = kind.forward
 
 
+def refuse_scripts(*kinds: type[nn.Module]) -> None:
+    """Have torch.jit.script, which asks each module, say what to take in its place."""
+    for kind in kinds:
+        kind.__prepare_scriptable__ = _refuse_script  # type: ignore[attr-defined]
+
+
+def _refuse_script(module: nn.Module) -> None:
+    raise RuntimeError(f"torch.jit.script cannot take {type(module).__name__}: torch.export.export and torch.compile do")
+
+
 def is_patched(kind: type[nn.Module]) -> bool:
     """Whether the class has another `forward` than when this package was imported."""
-    return kind in _FORWARDS and kind.forward is not _FORWARDS[kind]
+    return kind.forward is not _FORWARDS.get(kind, kind.forward) or (kind is Conv2d and _convolves_otherwise())
+
+
+def _convolves_otherwise() -> bool:
+    """Whether the class of PyTorch that our `Conv2d` is made of convolves otherwise than when this package was imported."""
+    return nn.Conv2d.forward is not _CONVOLVE or nn.Conv2d._conv_forward is not _CONV_FORWARD
 
 
 _NAMES = ("weight", "bias", "relative_position_bias_table")  # a weight that is no parameter is an attribute of the module
 _WEIGHTS = (nn.Parameter, Tensor, type(None))
 _NO_FUNCTION = torch._C._disabled_torch_function_impl  # of a subclass that changes no function of PyTorch, as a fake tensor
-_CALL, _CONVOLVE = nn.Module.__call__, nn.Conv2d.forward  # which our own `Conv2d` calls
+_CALL, _CONVOLVE, _CONV_FORWARD = Module.__call__, nn.Conv2d.forward, nn.Conv2d._conv_forward
 
 
 def is_plain_norm(norm: nn.Module | None, width: int) -> bool:
@@ -296,6 +316,7 @@ class DropPath(nn.Module):
 
 remember_forward(nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout, nn.Identity)
 remember_forward(Sequential, Conv2d, BatchNorm2d, LayerNorm, ConvNorm, DropPath)
+refuse_scripts(Sequential, Conv2d, BatchNorm2d, LayerNorm, ConvNorm, DropPath)
 
 
 def reshape_transform(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from hifuse_fast.backends.tracing import trace_for_every_size
 from hifuse_fast.blocks import GlobalBlock, HFFBlock, LocalBlock, PatchMerging
 from hifuse_fast.checks import check_choice, check_count, check_flag, check_images
-from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, draw_normal, is_plain, remember_forward
+from hifuse_fast.layers import Conv2d, LayerNorm, Sequential, call, draw_normal, is_plain, refuse_scripts, remember_forward
 from hifuse_fast.ops.functions.padding import pad_to_multiple
 from hifuse_fast.options import STAGES, HiFuseOptions
 from hifuse_fast.recompute import run
@@ -249,10 +249,6 @@ class HiFuse(nn.Module):
         if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
             raise TypeError(f"images must be {weight.dtype} like the model's weights, got {images.dtype}")
 
-    def __prepare_scriptable__(self) -> None:
-        """Asked by torch.jit.script."""
-        raise RuntimeError("torch.jit.script cannot take HiFuse: torch.export.export and torch.compile do")
-
     def get_classifier(self) -> nn.Module:
         """The layer that gives the logits: a linear, or an identity where num_classes is 0."""
         return self.conv_head
@@ -300,6 +296,7 @@ class HiFuseFeatures(HiFuse):
 
 
 remember_forward(GlobalStage, LocalStage, PatchEmbed, HiFuse, HiFuseFeatures)
+refuse_scripts(GlobalStage, LocalStage, PatchEmbed, HiFuse, HiFuseFeatures)
 
 
 class FeatureInfo(NamedTuple):

@@ -137,6 +137,8 @@ def choose(op: str, backend: str, *, key: tuple[object, ...] = (), **call: Any) 
 
 def _fastest(op: str, key: tuple[object, ...], call: dict[str, Any]) -> str:
     device = call["device"]
+    if transforms.watched():
+        return "reference"
     able = [name for name in candidates(op, device.type) if why_not(op, name, **call) is None]
     if not able:
         return "reference"
@@ -195,9 +197,9 @@ def why_not(op: str, backend: str, **call: Any) -> str | None:
         return unavailable
     if backend not in OPS[op]:
         return f"there is no {backend} kernel for it yet"
-    transform = transforms.active()
-    if transform is not None:
-        return f"{transform} is at work, which kernels cannot see through; {transforms.REMEDY}"
+    obstacle = transforms.active() or transforms.replaced()
+    if obstacle is not None:
+        return f"{obstacle} is at work, which kernels cannot see through; {transforms.REMEDY}"
     reason: str | None = _kernels(op, backend).why_not(**call)
     return reason
 

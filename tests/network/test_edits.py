@@ -202,3 +202,35 @@ def test_a_forward_that_is_put_on_a_class_counts(kind: type[nn.Module], monkeypa
     torch.testing.assert_close(narrow()(images), expected)
     with pytest.raises(ValueError, match=f"has a forward that was put on its class, .*{kind.__name__}: put the original"):
         optimize_for_inference(narrow(), torch.float64, backend="reference")
+
+
+@pytest.mark.parametrize("whole_class", [False, True])
+def test_another_way_to_convolve(whole_class: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users replace `_conv_forward` to pad otherwise."""
+    images, model = some_images(), narrow()
+
+    def padded_by_ones(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        sides = [side for padding in reversed(conv.padding) for side in (padding, padding)]  # type: ignore[arg-type]
+        x = F.pad(x, sides, value=1.0) if any(sides) else x
+        return F.conv2d(x, weight, bias, conv.stride, 0, conv.dilation, conv.groups)
+
+    before = model(images)
+    if whole_class:
+        monkeypatch.setattr(nn.Conv2d, "_conv_forward", padded_by_ones)
+    else:
+        for conv in [each for each in model.modules() if isinstance(each, nn.Conv2d)]:
+            conv._conv_forward = padded_by_ones.__get__(conv)  # type: ignore[method-assign]
+    with official():
+        expected = model(images)
+    assert not torch.allclose(expected, before, rtol=1e-3)
+    assert_same([model(images)], [expected])
+    with pytest.raises(ValueError, match=r"cannot be frozen: .* has a (forward that was put|_conv_forward of its own)"):
+        optimize_for_inference(model, torch.float64, backend="reference")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripts_are_refused_by_name() -> None:
+    model = narrow()
+    for module in (model, model.layers1.blocks[0], model.fu1, model.stages[0], model.patch_embed.norm):
+        with pytest.raises(RuntimeError, match=f"torch.jit.script cannot take {type(module).__name__}: torch.export.export"):
+            torch.jit.script(module)

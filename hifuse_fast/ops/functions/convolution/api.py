@@ -24,7 +24,7 @@ def is_bound(x: Tensor) -> bool:
     """
     if not torch.compiler.is_compiling() or not x.is_cpu or x.dtype != torch.float32 or autocast_dtype(x) is not None:
         return False
-    if transforms.active() or (torch.compiler.is_exporting() and current_backend() == "reference"):
+    if transforms.active() or transforms.replaced() or (torch.compiler.is_exporting() and current_backend() == "reference"):
         return False
     from torch.fx.experimental.symbolic_shapes import statically_known_true as known
 
