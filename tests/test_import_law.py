@@ -52,7 +52,7 @@ LAW = {
         "backends.tracing",
         "backends.cuda",
     ],
-    "backends/transforms.py": [],
+    "backends/transforms.py": ["backends.tracing"],
     "backends/select.py": [
         "checks",
         "backends.choices",
