@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -37,6 +38,15 @@ def trace_for_every_size(images: Tensor) -> None:
         _change_settings(with_gradients)  # before any size is asked for
         if with_gradients and not _is_of_one_size(images):
             _leave_layouts()
+
+
+def exported_for_every_size() -> contextlib.AbstractContextManager[Any]:
+    """In torch.export, without gradients: within the block PyTorch asks no size that it need not know."""
+    from torch.fx.experimental import _config as symbols
+
+    if torch.compiler.is_dynamo_compiling() or not hasattr(symbols, "backed_size_oblivious"):
+        return contextlib.nullcontext()
+    return symbols.patch(backed_size_oblivious=True)  # type: ignore[attr-defined, no-any-return]
 
 
 def _is_of_one_size(images: Tensor) -> bool:

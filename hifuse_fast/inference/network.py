@@ -18,7 +18,7 @@ from hifuse_fast.backends.cuda.launch import DEPENDENT_LAUNCHES, begin_early, co
 from hifuse_fast.backends.native.threads import own_threads
 from hifuse_fast.backends.select import BackendError, traced_for_others
 from hifuse_fast.backends.tape import Tape, call, recorded
-from hifuse_fast.backends.tracing import trace_for_every_size
+from hifuse_fast.backends.tracing import exported_for_every_size, trace_for_every_size
 from hifuse_fast.checkpoints.read import RECORD
 from hifuse_fast.checkpoints.save import write_safetensors
 from hifuse_fast.checks import check_images
@@ -162,9 +162,12 @@ class OptimizedHiFuse(nn.Module):
         if "triton" in backends:
             # A launch that writes to a given map is no operator: it would be missing in the program.
             raise BackendError("backend 'triton' cannot serve torch.export: freeze the network with 'native' or 'reference'")
-        images, maps = self._prepare(images.detach()), FreshMaps(self.dtype, self.device)
-        kind = self.device.type
-        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
+        maps, kind = FreshMaps(self.dtype, self.device), self.device.type
+        with (
+            exported_for_every_size() if torch.compiler.is_exporting() else contextlib.nullcontext(),
+            torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext(),
+        ):
+            images = self._prepare(images.detach())
             local_map, global_map = self.stem(images, out=self._first(images, maps))
             last, kept = self._through(local_map, global_map, maps)
             return kept if self.head is None else self._logits(last)

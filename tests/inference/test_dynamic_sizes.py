@@ -42,10 +42,6 @@ def test_one_graph_also_after_calls_that_are_not_compiled(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_program(backend: str) -> None:
-    if backend == "cuda":
-        pytest.xfail(
-            "the program is bound to the number of pixels of the first stage: something asks for it while it is traced"
-        )
     network, dim = frozen(backend), torch.export.Dim.AUTO
     first = image(*SIZES[0], torch.float32).to(network.device)
     program = torch.export.export(network, (first,), dynamic_shapes=({0: dim, 2: dim, 3: dim},)).module()

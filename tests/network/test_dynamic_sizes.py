@@ -42,14 +42,17 @@ def results(model: nn.Module, images: Tensor, call: object = None) -> list[Tenso
     return [out.detach(), *grads, *(b.clone() for b in model.buffers())]
 
 
-def graphs(model: nn.Module, sizes: list[tuple[int, int, int]], compiler: str = "aot_eager", channels: int = 3) -> int:
+def graphs(
+    model: nn.Module, sizes: list[tuple[int, int, int]], compiler: str = "aot_eager", channels: int = 3, error: float = 1e-9
+) -> int:
     """How many graphs serve the sizes; each result is what the model gives that is not compiled."""
     eager, counter = copy.deepcopy(model), CompileCounterWithBackend(compiler)
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
     for batch, height, width in sizes:
         images = some_images(batch * channels, height, width)[:, 0].reshape(batch, channels, height, width)
+        images = images.to(next(model.parameters()).dtype)
         for found, expected in zip(results(model, images, compiled), results(eager, images), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(found, expected, rtol=error, atol=error)
     return counter.frame_count
 
 
@@ -98,5 +101,6 @@ class OneStage(nn.Module):
 
 @needs_compiler
 def test_one_graph_of_inductor_in_training() -> None:
+    """In float32: in float64 PyTorch's convolution on a CPU gives other strides than Inductor was told, which is an error."""
     torch.manual_seed(0)
-    assert graphs(OneStage().double().train(), [(2, 14, 20), (3, 9, 11), (2, 33, 18)], "inductor", channels=8) == 1
+    assert graphs(OneStage().train(), [(2, 14, 20), (3, 9, 11), (2, 33, 18)], "inductor", channels=8, error=1e-4) == 1

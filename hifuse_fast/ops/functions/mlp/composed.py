@@ -58,8 +58,11 @@ def backward(
 def parts(rows: int, row_bytes: int, scratch: int, multiple: int = 1) -> tuple[int, int]:
     """Into how many parts of equal size the rows go, so that one fits into `scratch` KiB, and how many rows a part has.
 
-    A part has a multiple of `multiple` rows, at least one of them.
+    A part has a multiple of `multiple` rows, at least one of them. Where a program for every size is traced, the rows are a
+    symbol, and all of them are one part.
     """
+    if isinstance(rows, torch.SymInt):
+        return 1, rows
     groups, most = _blocks(rows, multiple), max(1, scratch * 1024 // (row_bytes * multiple))
     size = _blocks(groups, max(1, _blocks(groups, most)))
     return max(1, _blocks(groups, max(1, size))), size * multiple

@@ -37,12 +37,13 @@ def write(
     (hidden, depth), columns, image = expand.shape, len(project), u.shape[1] * u.shape[2]
     rows, target = u.reshape(-1, 1, 1, depth), out.view(-1, 1, 1, columns)
     added = None if residual is None else residual.view(target.shape)
-    count, size = composed.parts(len(rows), hidden * expand.element_size(), SCRATCH, ROWS)
-    room = expand.new_empty((min(size, len(rows)), 1, 1, hidden))
+    count, size = composed.parts(rows.shape[0], hidden * expand.element_size(), SCRATCH, ROWS)  # no `len`: it is no symbol
+    room = expand.new_empty((rows.shape[0] if count == 1 else size, 1, 1, hidden))
     for i in range(count):
-        part = slice(i * size, (i + 1) * size)
-        h = room[: len(rows[part])]
-        product([rows[part]], expand, expand_bias, h, activation="gelu", image_rows=image)
+        part = slice(None) if count == 1 else slice(i * size, (i + 1) * size)
+        of_part = rows[part]
+        h = room if count == 1 else room[: of_part.shape[0]]
+        product([of_part], expand, expand_bias, h, activation="gelu", image_rows=image)
         product(
             [h], project, project_bias, target[part], residual=None if added is None else added[part], image_rows=image
         )  # fmt: skip
