@@ -17,7 +17,7 @@ from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hifuse_fast import HiFuse, use_backend
-from tests.support.modules import UNUSED, assert_same, narrow, official, some_images, two_steps
+from tests.support.modules import UNUSED, assert_same, narrow, official, some_images, steps, two_steps
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="there is no gloo")
 
@@ -72,19 +72,6 @@ def compiled_steps(rank: int, store: str, inside: bool) -> None:
     found = steps(DistributedDataParallel(compiled(model)) if inside else compiled(DistributedDataParallel(model)), images)
     assert_same(found, expected)
     dist.destroy_process_group()
-
-
-def steps(model: Any, images: Tensor) -> list[Tensor]:
-    """The outputs and gradients of two steps, and the state after them."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    found = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        out = model(images)
-        out.square().sum().backward()
-        found += [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
-        optimizer.step()
-    return [*found, *(x.detach().clone() for x in (*model.parameters(), *model.buffers()))]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,19 +48,23 @@ def _nothing(module: nn.Module, args: object, out: object) -> None:
     pass
 
 
-def two_steps(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """The outputs and the gradients of two steps of training, the state after them, and what the network gives then."""
-    model.train()
+def steps(model: Any, images: Tensor) -> list[Tensor]:
+    """The outputs and gradients of two steps, and the state after them."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     found = []
     for _ in range(2):
         optimizer.zero_grad()
         out = model(images)
         out.square().sum().backward()
-        found += [out.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+        found += [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
         optimizer.step()
-    state = [x.detach().clone() for x in (*model.parameters(), *model.buffers())]
-    return [*found, *state, model.eval()(images).detach()]
+    return [*found, *(x.detach().clone() for x in (*model.parameters(), *model.buffers()))]
+
+
+def two_steps(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """`steps` of training, and what the network gives then."""
+    found = steps(model.train(), images)
+    return [*found, model.eval()(images).detach()]
 
 
 def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-8) -> None:
