@@ -7,6 +7,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "cpu/avx_vnni.h"
 #include "isa_list.h"  // written by CMake: HIFUSE_FOR_EACH_ISA(f) is f(baseline) f(avx2) ...
@@ -42,6 +46,20 @@ struct Set {
 constexpr Set kSets[] = {HIFUSE_FOR_EACH_ISA(ROW)};
 #undef ROW
 
+// Whether this CPU has the tiles of AMX, for bfloat16 and int8, and Linux lets this process use them: a program has to ask for
+// registers of 8 KB, for all of its threads.
+bool has_amx() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr unsigned kBFloat16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25, kAll = kBFloat16 | kTiles | kInt8;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kAll) != kAll) return false;
+  constexpr long kAskForRegisters = 0x1023, kTileRegisters = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kAskForRegisters, kTileRegisters) == 0;
+#else
+  return false;
+#endif
+}
+
 // __builtin_cpu_supports asks the CPU (cpuid) and whether the operating system saves the registers (xgetbv).
 bool runs_here(const std::string& name) {
 #if defined(__x86_64__)
@@ -51,7 +69,9 @@ bool runs_here(const std::string& name) {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (name == "avx2") return avx2;
   if (name == "avx512") return avx512;
-  if (name == "avx512_bf16") return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  if (name == "avx512_bf16") return avx512_bf16;
+  if (name == "amx") return avx512_bf16 && has_amx();
 #endif
   return name == "baseline";
 }

@@ -8,6 +8,7 @@
 // inside the kernel, and a row is written by whole vectors.
 #pragma once
 
+#include "cpu/amx.h"
 #include "cpu/storage.h"
 #include "cpu/vec.h"
 
@@ -182,6 +183,11 @@ struct Ahead {
 // number of rows.
 template <class S, int64_t kWidth = kChunk, class To = Sums>
 inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, const S* panel, To to, Ahead<S> ahead) {
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<S, BFloat16>)
+    return amx_product<AmxBFloat16>(rows, chunks, a.at, a.chunk * static_cast<int64_t>(sizeof(S)), panel, to.at, to.stride,
+                                    to.accumulate, ahead.panel);
+#endif
   constexpr int64_t kSteps = kWidth / kStep<S>;
   const int64_t tiles = divide_up(rows, kTileRows);
   const int64_t runs = sizeof(S) < sizeof(float) ? 1 : divide_up(chunks * kWidth, to.run), blocks = tiles > 1 ? runs : 1;

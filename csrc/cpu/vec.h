@@ -182,7 +182,7 @@ class Scratch {
     Blocks& mine = blocks();
     if (mine.taken == kMost) throw std::bad_alloc();
     Block& block = mine.block[mine.taken++];
-    block.grow((static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64);
+    block.grow((static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64 + kSpare);
     return static_cast<T*>(block.at);
   }
 
@@ -201,6 +201,11 @@ class Scratch {
     }
     ~Block() { free(at); }
   };
+#if defined(__AMX_TILE__)
+  static constexpr size_t kSpare = 15 * 64;  // tiles of 16 rows read behind the last row (amx.h)
+#else
+  static constexpr size_t kSpare = 0;
+#endif
   static constexpr int kMost = 48;
   struct Blocks {
     Block block[kMost];

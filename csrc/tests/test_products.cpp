@@ -199,6 +199,9 @@ void test_transform_of_filters() {
 }  // namespace
 
 void test_products() {
+#if defined(__AMX_TILE__)
+  const AmxTiles tiles;
+#endif
   for (int64_t rows = 1; rows < 32; ++rows)
     for (const int64_t chunks : {1, 2, 7, 13}) {
       test_product<float>(rows, chunks);
