@@ -41,18 +41,12 @@ Tensor pack_factors(const Tensor& weight) {
   return out;
 }
 
-// Nine matrices, one of each tap.
 Tensor pack_taps(const Tensor& weight, ScalarType dtype) {
   const Tensor from = contiguous_in(weight, dtype);
-  const auto type = dtype_of(dtype);
-  const int64_t channels = from.size(0), element = type == DType::float32 ? 4 : 2;
-  const int64_t size = packed_matrix_size(channels, channels, Algorithm::direct);
-  Tensor out = new_weight(from, 9 * size, dtype);
-  for (int64_t tap = 0; tap < 9; ++tap) {
-    const char* const taps = static_cast<const char*>(from.const_data_ptr()) + tap * element;
-    char* const to = static_cast<char*>(out.mutable_data_ptr()) + tap * size * element;
-    isa::kernels().pack_linear({type, taps, channels, channels, 9 * channels, 9, padded(channels), to}, threads());
-  }
+  const int64_t channels = from.size(0);
+  Tensor out = new_weight(from, packed_filters_size(channels, dtype_of(dtype), Algorithm::direct), dtype);
+  isa::kernels().pack_linear(
+      {dtype_of(dtype), from.const_data_ptr(), channels, channels, 9, padded(channels), out.mutable_data_ptr()}, threads());
   return out;
 }
 
@@ -68,8 +62,7 @@ Tensor pack_matrix(const Tensor& weight, ScalarType dtype, Algorithm algorithm, 
   const int64_t columns = from.size(0), depth = from.size(1);
   Tensor out = new_weight(from, packed_matrix_size(columns, depth, algorithm), dtype);
   isa::kernels().pack_linear(
-      {type, from.const_data_ptr(), columns, depth, depth, 1, block ? block : padded(depth), out.mutable_data_ptr()},
-      threads());
+      {type, from.const_data_ptr(), columns, depth, 1, block ? block : padded(depth), out.mutable_data_ptr()}, threads());
   return out;
 }
 

@@ -49,7 +49,7 @@ void pack_matrix(const hifuse_pack_matrix_params& p, void* packed, const Paralle
     case Algorithm::strassen:
       kernels.pack_strassen({static_cast<const float*>(p.weight), p.columns, p.depth, static_cast<float*>(packed)}, parallel);
       break;
-    default: kernels.pack_linear({p.dtype, p.weight, p.columns, p.depth, p.depth, 1, block, packed}, parallel);
+    default: kernels.pack_linear({p.dtype, p.weight, p.columns, p.depth, 1, block, packed}, parallel);
   }
 }
 
@@ -57,16 +57,11 @@ void pack_filters(const hifuse_pack_filters_params& p, void* packed, const Paral
   const KernelTable& kernels = isa::kernels();
   const int64_t channels = p.channels;
   if (p.algorithm == Algorithm::winograd4_at_call)
-    return kernels.pack_linear({p.dtype, p.weight, channels, 9 * channels, 9 * channels, 1, padded(9 * channels), packed},
-                               parallel);
-  if (p.algorithm != Algorithm::direct)
-    return kernels.pack_winograd(
-        {static_cast<const float*>(p.weight), channels, channels, false, tile_of(p.algorithm), p.dtype, packed}, parallel);
-  const int64_t size = packed_matrix_size(channels, channels, Algorithm::direct), element = bytes_of(p.dtype);
-  for (int64_t tap = 0; tap < 9; ++tap)
-    kernels.pack_linear({p.dtype, static_cast<const char*>(p.weight) + tap * element, channels, channels, 9 * channels, 9,
-                         padded(channels), static_cast<char*>(packed) + tap * size * element},
-                        parallel);
+    return kernels.pack_linear({p.dtype, p.weight, channels, 9 * channels, 1, padded(9 * channels), packed}, parallel);
+  if (p.algorithm == Algorithm::direct)
+    return kernels.pack_linear({p.dtype, p.weight, channels, channels, 9, padded(channels), packed}, parallel);
+  kernels.pack_winograd(
+      {static_cast<const float*>(p.weight), channels, channels, false, tile_of(p.algorithm), p.dtype, packed}, parallel);
 }
 
 }  // namespace

@@ -108,6 +108,16 @@ inline void load_sums(const Sum* from, int64_t row_bytes) {
   }
 }
 
+template <bool kBoth>
+inline void zero_sums() {
+  tile_zero<0>();
+  tile_zero<1>();
+  if constexpr (kBoth) {
+    tile_zero<2>();
+    tile_zero<3>();
+  }
+}
+
 template <bool kBoth, class Sum>
 inline void store_sums(Sum* to, int64_t row_bytes) {
   tile_store<0>(to, row_bytes);
@@ -119,23 +129,57 @@ inline void store_sums(Sum* to, int64_t row_bytes) {
   }
 }
 
-// What is asked for beside a block: `lines` lines of the panel that comes next with each chunk.
+// A step of the depth is 64 bytes of it: a tile of rows, times two tiles of a panel. Steps make runs, whose parts of the panel
+// and of the rows stay in L1. Where the rows of a step lie, and how many steps there are, an operand says.
+//
+// One step after the other, `stride` bytes apart.
+struct AmxOperand {
+  static constexpr int64_t kMostSteps = 16;  // of a run
+  static constexpr int64_t kMostBlocks = 4;  // of a group
+
+  const char* at;
+  int64_t stride;
+  int64_t count;
+
+  int64_t runs() const { return (count + kMostSteps - 1) / kMostSteps; }
+  int64_t first(int64_t run) const { return count * run / runs(); }
+  const char* run(int64_t run, int64_t row) const { return at + first(run) * stride + row * kAmxBytes; }
+  const char* step(const char* run, int64_t i) const { return run + i * stride; }
+};
+
+// A chunk with nine taps after the other: those of a tap are `moved` bytes further.
+struct AmxTaps {
+  static constexpr int64_t kTaps = 9;
+  static constexpr int64_t kMostBlocks = 8;
+
+  const char* at;
+  int64_t stride;  // from chunk to chunk
+  int64_t count;   // of chunks
+  int64_t moved[kTaps];
+
+  int64_t runs() const { return count; }
+  int64_t first(int64_t run) const { return run * kTaps; }
+  const char* run(int64_t run, int64_t row) const { return at + run * stride + row * kAmxBytes; }
+  const char* step(const char* run, int64_t i) const { return run + moved[i]; }
+};
+
+// What is asked for beside a block: `lines` lines with each step.
 struct AmxNext {
-  const char* panel;
+  const char* at;
   int64_t lines;
 };
 
-// `chunks` steps of 64 bytes of the depth: rows that lie `chunk` bytes apart from step to step, of a panel's columns.
-template <class Product, bool kBoth>
-inline void add_chunks(int64_t chunks, const char* rows, int64_t chunk, const char* panel, AmxNext next) {
+template <class Product, bool kBoth, class Operand>
+inline void add_steps(int64_t steps, const Operand& a, const char* run, const char* panel, AmxNext next) {
   constexpr int64_t kPanelRow = 2 * kAmxBytes;
-  for (int64_t i = 0; i < chunks; ++i, rows += chunk, panel += kAmxRows * kPanelRow) {
+  for (int64_t i = 0; i < steps; ++i, panel += kAmxRows * kPanelRow) {
+    const char* const rows = a.step(run, i);
     tile_load<6>(panel, kPanelRow);
     tile_load<4>(rows, kAmxBytes);
     Product::template add<0, 4, 6>();
     tile_load<7>(panel + kAmxBytes, kPanelRow);
     Product::template add<1, 4, 7>();
-    for (int64_t line = 0; line < next.lines; ++line, next.panel += 64) __builtin_prefetch(next.panel, 0, 2);
+    for (int64_t line = 0; line < next.lines; ++line, next.at += 64) __builtin_prefetch(next.at, 0, 2);
     if constexpr (kBoth) {
       tile_load<5>(rows + kAmxRows * kAmxBytes, kAmxBytes);
       Product::template add<2, 5, 6>();
@@ -144,10 +188,10 @@ inline void add_chunks(int64_t chunks, const char* rows, int64_t chunk, const ch
   }
 }
 
-// A block of up to 32 rows. Its sums begin with those at `to`, or with zeros.
-template <class Product, bool kBoth>
-inline void amx_block(int64_t rows, int64_t chunks, const char* a, int64_t chunk, const char* panel,
-                      typename Product::Sum* to, int64_t stride, bool accumulate, AmxNext next) {
+// A run of a block of up to 32 rows. Its sums begin with those at `to`, or with zeros.
+template <class Product, bool kBoth, class Operand>
+inline void add_run(int64_t rows, int64_t steps, const Operand& a, const char* run, const char* panel, typename Product::Sum* to,
+                    int64_t stride, bool accumulate, AmxNext next) {
   using Sum = typename Product::Sum;
   constexpr int64_t kRows = kBoth ? 2 * kAmxRows : kAmxRows;
   alignas(64) Sum spare[kRows * kAmxColumns];
@@ -159,36 +203,39 @@ inline void amx_block(int64_t rows, int64_t chunks, const char* a, int64_t chunk
       for (int64_t r = 0; r < rows; ++r) __builtin_memcpy(spare + r * kAmxColumns, to + r * stride, kAmxColumns * sizeof(Sum));
     load_sums<kBoth>(at, row_bytes);
   } else {
-    tile_zero<0>();
-    tile_zero<1>();
-    if constexpr (kBoth) {
-      tile_zero<2>();
-      tile_zero<3>();
-    }
+    zero_sums<kBoth>();
   }
-  add_chunks<Product, kBoth>(chunks, a, chunk, panel, next);
+  add_steps<Product, kBoth>(steps, a, run, panel, next);
   store_sums<kBoth>(at, row_bytes);
   if (!whole)
     for (int64_t r = 0; r < rows; ++r) __builtin_memcpy(to + r * stride, spare + r * kAmxColumns, kAmxColumns * sizeof(Sum));
 }
 
-// c[rows, 32] (+)= a x panel, `chunks` steps of 64 bytes of the depth.
-template <class Product>
-[[gnu::noinline]] void amx_product(int64_t rows, int64_t chunks, const void* a, int64_t chunk_bytes, const void* panel,
-                                   typename Product::Sum* to, int64_t stride, bool accumulate, const void* ahead) {
-  constexpr int64_t kBlock = 2 * kAmxRows, kChunkLines = 2 * kAmxRows;
-  const int64_t blocks = (rows + kBlock - 1) / kBlock, lines = (kChunkLines + blocks - 1) / blocks;
-  const char* const first = static_cast<const char*>(a);
-  for (int64_t i = 0; i < blocks; ++i, to += kBlock * stride) {
-    const int64_t left = rows - i * kBlock;
-    const AmxNext next{static_cast<const char*>(ahead) + i * chunks * lines * 64, lines};
-    const char* const block = first + i * kBlock * kAmxBytes;
-    if (left > kAmxRows)
-      amx_block<Product, true>(left < kBlock ? left : kBlock, chunks, block, chunk_bytes, static_cast<const char*>(panel), to,
-                               stride, accumulate, next);
-    else
-      amx_block<Product, false>(left, chunks, block, chunk_bytes, static_cast<const char*>(panel), to, stride, accumulate, next);
-  }
+// c[rows, 32] = a x panel, or with `accumulate` c += a x panel. A group of blocks, whose sums stay near, takes all runs before the
+// next group begins. The first group asks for what comes kAmxAhead bytes later, be it of this panel or of the next ones.
+constexpr int64_t kAmxAhead = 36 * 1024;
+
+template <class Product, class Operand>
+[[gnu::noinline]] void amx_product(int64_t rows, const Operand& a, const void* panel, typename Product::Sum* to, int64_t stride,
+                                   bool accumulate) {
+  constexpr int64_t kBlock = 2 * kAmxRows, kGroup = Operand::kMostBlocks * kBlock, kStepBytes = kBlock * kAmxBytes;
+  const int64_t runs = a.runs(), blocks = ((rows < kGroup ? rows : kGroup) + kBlock - 1) / kBlock;
+  const int64_t lines = (kStepBytes / 64 + blocks - 1) / blocks;
+  for (int64_t group = 0; group < rows; group += kGroup)
+    for (int64_t run = 0; run < runs; ++run) {
+      const int64_t first = a.first(run), steps = a.first(run + 1) - first;
+      const char* const part = static_cast<const char*>(panel) + first * kStepBytes;
+      AmxNext next{part + kAmxAhead, group ? 0 : lines};
+      for (int64_t row = group; row < rows && row < group + kGroup; row += kBlock, next.at += steps * lines * 64) {
+        const int64_t left = rows - row;
+        typename Product::Sum* const at = to + row * stride;
+        if (left > kAmxRows)
+          add_run<Product, true>(left < kBlock ? left : kBlock, steps, a, a.run(run, row), part, at, stride, accumulate || run > 0,
+                                 next);
+        else
+          add_run<Product, false>(left, steps, a, a.run(run, row), part, at, stride, accumulate || run > 0, next);
+      }
+    }
 }
 
 }  // namespace HIFUSE_ISA

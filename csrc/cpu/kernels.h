@@ -27,11 +27,10 @@ constexpr int64_t kHidden = 192;  // hidden units of the MLP that exist at a tim
 
 struct PackLinear {
   DType dtype;
-  const void* weight;  // [columns, depth]
+  const void* weight;  // [columns, depth, taps]
   int64_t columns;
   int64_t depth;
-  int64_t column_stride;  // from column to column
-  int64_t depth_stride;
+  int64_t taps;   // those of a chunk of the depth are packed one after the other
   int64_t block;  // depth is packed in blocks of so many, one after the other
   void* packed;
 };

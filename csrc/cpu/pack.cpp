@@ -28,17 +28,18 @@ class Linearly {
 
  private:
   void pack(int64_t panel, int64_t start) const {
-    const int64_t depth = args_.depth - start < args_.block ? args_.depth - start : args_.block;
+    const int64_t depth = args_.depth - start < args_.block ? args_.depth - start : args_.block, taps = args_.taps;
     const int64_t padded = divide_up(depth, kChunk) * kChunk;
-    S* const to = static_cast<S*>(args_.packed) + packed_size(args_.columns, start) + panel * kPanel * padded;
+    S* to = static_cast<S*>(args_.packed) + (packed_size(args_.columns, start) + panel * kPanel * padded) * taps;
     // Chunk by chunk: what one column after the other is written to stays in L1.
     for (int64_t chunk = 0; chunk < padded; chunk += kChunk)
-      for (int64_t column = 0; column < kPanel; ++column) {
-        const int64_t n = panel * kPanel + column;
-        const S* const from = static_cast<const S*>(args_.weight) + n * args_.column_stride + start * args_.depth_stride;
-        for (int64_t k = chunk; k < chunk + kChunk; ++k)
-          to[place<S>(k, column)] = n < args_.columns && k < depth ? from[k * args_.depth_stride] : S{};
-      }
+      for (int64_t tap = 0; tap < taps; ++tap, to += kChunk * kPanel)
+        for (int64_t column = 0; column < kPanel; ++column) {
+          const int64_t n = panel * kPanel + column;
+          const S* const from = static_cast<const S*>(args_.weight) + (n * args_.depth + start + chunk) * taps + tap;
+          for (int64_t k = 0; k < kChunk; ++k)
+            to[place<S>(k, column)] = n < args_.columns && chunk + k < depth ? from[k * taps] : S{};
+        }
   }
 
   const PackLinear& args_;

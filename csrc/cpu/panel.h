@@ -177,6 +177,8 @@ struct Ahead {
   int64_t pace = kPanel * kStep<S>;
 };
 
+inline const char* bytes(const void* at) { return static_cast<const char*>(at); }
+
 // c[rows, 32] = a x panel, or as `to` says. The rows are split evenly into tiles (49 = 13 + 12 + 12 + 12), and each tile asks
 // for its part of what comes next, so that what comes from memory arrives at an even pace. Of several tiles all take a run of
 // the depth before the next one: its part of the panel then stays in L1 from tile to tile. The runs are the same ones for any
@@ -185,8 +187,8 @@ template <class S, int64_t kWidth = kChunk, class To = Sums>
 inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, const S* panel, To to, Ahead<S> ahead) {
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same_v<S, BFloat16>)
-    return amx_product<AmxBFloat16>(rows, chunks, a.at, a.chunk * static_cast<int64_t>(sizeof(S)), panel, to.at, to.stride,
-                                    to.accumulate, ahead.panel);
+    return amx_product<AmxBFloat16>(rows, AmxOperand{bytes(a.at), a.chunk * int64_t{sizeof(S)}, chunks}, panel, to.at, to.stride,
+                                    to.accumulate);
 #endif
   constexpr int64_t kSteps = kWidth / kStep<S>;
   const int64_t tiles = divide_up(rows, kTileRows);
@@ -204,6 +206,26 @@ inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, co
                            Next<S>{next, stride, ahead.operand + first * kWidth + chunk * a.chunk});
       }
   }
+}
+
+// c[rows, 32], of nine such products added: of the rows that begin `moved[tap]` rows further, with the columns of a panel
+// [depth / 32][tap][32][32].
+constexpr int64_t kTaps = 9;
+
+template <class S>
+inline void product_of_taps(int64_t rows, int64_t chunks, Operand<const S> a, const int64_t (&moved)[kTaps], const S* panel,
+                            Sums to, const S* ahead) {
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    AmxTaps taps{bytes(a.at), a.chunk * int64_t{sizeof(S)}, chunks, {}};
+    for (int64_t tap = 0; tap < kTaps; ++tap) taps.moved[tap] = moved[tap] * kChunk * int64_t{sizeof(S)};
+    return amx_product<AmxBFloat16>(rows, taps, panel, to.at, to.stride, to.accumulate);
+  }
+#endif
+  constexpr int64_t kSize = kChunk * kPanel;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, a.at += a.chunk)
+    for (int64_t tap = 0; tap < kTaps; ++tap, panel += kSize, ahead += kSize, to = to.again())
+      product<S>(rows, 1, a.rows_from(moved[tap]), panel, to, {ahead, a.at});
 }
 
 }  // namespace HIFUSE_ISA

@@ -51,6 +51,11 @@ def why_not_native(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str
     return None if lib is not None else why_missing
 
 
+def has_tiles() -> bool:
+    """Whether products of bfloat16 are made by tiles (AMX), which multiply faster than Winograd's transforms can be computed."""
+    return lib is not None and lib.isa() == "amx"
+
+
 def own(tensor: Tensor) -> Tensor:
     """A copy of a tensor of a file: in the file's mapping it lies unaligned, and changes with the file."""
     packed = lib is not None and tensor.dim() == 1 and tensor.dtype in (torch.float32, torch.bfloat16, torch.int8)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifuse_fast.backends.native.algorithms import ALGORITHMS
-from hifuse_fast.backends.native.library import why_not_native
+from hifuse_fast.backends.native.library import has_tiles, why_not_native
 from hifuse_fast.backends.tape import call
 from hifuse_fast.ops.prepared.base import PreparedOp
 
@@ -31,8 +31,10 @@ class Mixer(PreparedOp):
         if depth < channels:
             return {**options, "algorithm": "depthwise"}
         algorithm, wide = options["algorithm"], channels >= WIDE
-        if algorithm == "auto":
-            algorithm = "winograd2" if wide and dtype == torch.bfloat16 else "winograd4"
+        if algorithm == "auto" and dtype == torch.bfloat16:
+            algorithm = "direct" if has_tiles() else "winograd2" if wide else "winograd4"
+        elif algorithm == "auto":
+            algorithm = "winograd4"
         if algorithm == "winograd4" and wide and dtype == torch.float32:
             algorithm = "winograd4_at_call"
         return {**options, "algorithm": algorithm}
