@@ -88,11 +88,11 @@ struct AmxBFloat16 {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB));
   }
 };
-struct AmxUint8 {  // of unsigned rows and signed columns
+struct AmxInt8 {
   using Sum = int32_t;
   template <int kSums, int kA, int kB>
   static void add() {
-    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB));
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB));
   }
 };
 

@@ -29,10 +29,13 @@ inline Wide load_as(const void* from) {
   return v;
 }
 
+// Of an arithmetic: `Element` is what the other operand is in memory, kAdded to each of them, and kWidth a chunk's width there.
+//
 // The other operand in int16: a vector of sums has two lanes for a column, of half a quad each.
 struct PairsOfInt16 {
   using Element = int16_t;
-  static constexpr int32_t kAdded = 0;                      // to each element
+  static constexpr int32_t kAdded = 0;
+  static constexpr int64_t kWidth = kChunk;
   static constexpr int64_t kColumns = kLanes<int32_t> / 2;  // of a vector of weights
   using Wide = Vec<int16_t>;
 
@@ -76,6 +79,7 @@ struct PairsOfInt16 {
 struct QuadsOfUint8 {
   using Element = uint8_t;
   static constexpr int32_t kAdded = 128;
+  static constexpr int64_t kWidth = kChunk;
   static constexpr int64_t kColumns = kLanes<int32_t>;
   using Wide = Vec<int32_t>;
 
@@ -102,12 +106,38 @@ struct QuadsOfUint8 {
   }
 };
 
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_INT8__)
+// The other operand as it is, in the tiles of amx.h, whose rows are two chunks.
+struct TilesOfInt8 {
+  using Element = int8_t;
+  static constexpr int32_t kAdded = 0;
+  static constexpr int64_t kWidth = 2 * kChunk;
+};
+using Int8 = TilesOfInt8;
+#elif defined(__AVX512VNNI__)
 using Int8 = QuadsOfUint8;
 #else
 using Int8 = PairsOfInt16;
 #endif
 using Quantised = Int8::Element;
+
+template <class Arithmetic>
+using Int8Operand = Operand<typename Arithmetic::Element, Arithmetic::kWidth>;
+template <class Arithmetic>
+using ConstInt8Operand = Operand<const typename Arithmetic::Element, Arithmetic::kWidth>;
+
+// An operand of so many rows, in memory of `scratch`.
+template <class Arithmetic>
+inline Int8Operand<Arithmetic> int8_operand(int64_t rows, int64_t depth, Scratch& scratch) {
+  const int64_t chunk = rows * Arithmetic::kWidth;
+  return {scratch.take_dirty<typename Arithmetic::Element>(divide_up(depth, Arithmetic::kWidth) * chunk), chunk};
+}
+
+// Where element `k` of the first row lies; `k` is a multiple of 32.
+template <class E, int64_t kWidth>
+inline E* element(Operand<E, kWidth> of, int64_t k) {
+  return of.at + k / kWidth * of.chunk + k % kWidth;
+}
 
 #if defined(HIFUSE_AVX_VNNI)
 // vpdpbusd of 256 bits. An instruction in text: all around it stays code of AVX2, for every CPU of that set. It was compiled
@@ -172,11 +202,25 @@ inline void int8_tile_of(int64_t rows, const Rest&... rest) {
   int8_tile<Arithmetic, kRows>(rest...);
 }
 
-// c[rows][32] = a x panel, or where `accumulate` more than it was by that. All tiles take a run of the depth before the next
-// one: its part of the panel stays in L1. Meanwhile they ask for the panel `ahead`, which is as large.
-template <class Arithmetic = Int8>
-inline void int8_product(int64_t rows, int64_t chunks, Operand<const typename Arithmetic::Element> a, const int8_t* panel,
-                         int32_t* c, bool accumulate, const int8_t* ahead) {
+#if defined(__AMX_INT8__)
+inline void int8_product_by_tiles(int64_t rows, int64_t chunks, ConstInt8Operand<TilesOfInt8> a, const int8_t* panel, int32_t* c,
+                                  bool accumulate) {
+  constexpr int64_t kStep = TilesOfInt8::kWidth * kPanel;
+  const int64_t steps = chunks / 2;
+  if (steps > 0) amx_product<AmxInt8>(rows, AmxOperand{bytes(a.at), a.chunk, steps}, panel, c, kPanel, accumulate);
+  if (chunks % 2 == 0) return;
+  // Half a step is left, whose other half is multiplied by zeros.
+  alignas(64) int8_t last[kStep] = {};
+  __builtin_memcpy(last, panel + steps * kStep, kStep / 2);
+  amx_product<AmxInt8>(rows, AmxOperand{bytes(a.chunks_from(steps).at), a.chunk, 1}, last, c, kPanel, accumulate || steps > 0);
+}
+#endif
+
+// All tiles take a run of the depth before the next one: its part of the panel stays in L1. Meanwhile they ask for the panel
+// `ahead`, which is as large.
+template <class Arithmetic>
+inline void int8_product_by_vectors(int64_t rows, int64_t chunks, ConstInt8Operand<Arithmetic> a, const int8_t* panel,
+                                    int32_t* c, bool accumulate, const int8_t* ahead) {
   constexpr int64_t kRunChunks = 16, kColumns = 2 * Arithmetic::kColumns, kChunkBytes = kChunk * kPanel;
   const int64_t tiles = divide_up(rows, kTileRows), runs = divide_up(chunks, kRunChunks);
   const int64_t lines = divide_up(kChunkBytes / 64, tiles * (kPanel / kColumns));
@@ -196,6 +240,17 @@ inline void int8_product(int64_t rows, int64_t chunks, Operand<const typename Ar
       }
     }
   }
+}
+
+// c[rows][32] = a x panel, or where `accumulate` more than it was by that.
+template <class Arithmetic = Int8>
+inline void int8_product(int64_t rows, int64_t chunks, ConstInt8Operand<Arithmetic> a, const int8_t* panel, int32_t* c,
+                         bool accumulate, const int8_t* ahead) {
+#if defined(__AMX_INT8__)
+  if constexpr (std::is_same_v<Arithmetic, TilesOfInt8>) return int8_product_by_tiles(rows, chunks, a, panel, c, accumulate);
+#endif
+  if constexpr (Arithmetic::kWidth == kChunk)
+    int8_product_by_vectors<Arithmetic>(rows, chunks, a, panel, c, accumulate, ahead);
 }
 
 // ---- Quantised values ------------------------------------------------------------------------------------------------------
@@ -219,13 +274,13 @@ inline void store_quantised(typename Arithmetic::Element* to, Vec<int32_t> q) {
 // One row of the operand; `row` is padded with zeros to whole chunks. Returns 0, or NaN where a value is not finite: added to
 // all that comes of this row, it is not lost.
 template <class Arithmetic = Int8>
-inline float quantise_row(const float* row, int64_t depth, float inverse, Operand<typename Arithmetic::Element> to) {
+inline float quantise_row(const float* row, int64_t depth, float inverse, Int8Operand<Arithmetic> to) {
   Vec<float> lost = {};
-  for (int64_t k = 0; k < depth; k += kChunk, to.at += to.chunk)
+  for (int64_t k = 0; k < depth; k += kChunk)
     for (int64_t i = 0; i < kChunk; i += kLanes<float>) {
       const Vec<float> x = load(row + k + i);
       lost += x * 0.0f;
-      store_quantised<Arithmetic>(to.at + i, quantise(x, inverse));
+      store_quantised<Arithmetic>(element(to, k) + i, quantise(x, inverse));
     }
   return sum<float>(lost);
 }

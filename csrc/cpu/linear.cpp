@@ -96,7 +96,7 @@ class LinearKernel {
   // The same with rows that are quantised, and exact sums.
   void run_by_int8(int64_t first, int64_t rows, int64_t panel, int64_t end) const {
     Scratch scratch;
-    const Operand<Quantised> operand{scratch.take_dirty<Quantised>(rows * padded_), rows * kChunk};
+    const auto operand = int8_operand<Arithmetic>(rows, padded_, scratch);
     float *const row = scratch.take<float>(padded_), *const lost = scratch.take_dirty<float>(rows);
     int32_t* const sums = scratch.take_dirty<int32_t>(rows * kPanel);
     for (int64_t i = 0; i < rows; ++i) {

@@ -64,8 +64,7 @@ class Int8Mlp {
   void run_block(Block block, int64_t chunk, int64_t end, float* lost, int32_t* sums) const {
     const int64_t rows = block.count(), whole = int8_panel_size(kHidden) * panels_;
     Scratch scratch;
-    const Operand<Quantised> u{scratch.take_dirty<Quantised>(rows * depth_), rows * kChunk};
-    const Operand<Quantised> hidden{scratch.take_dirty<Quantised>(rows * kHidden), rows * kChunk};
+    const auto u = int8_operand<Arithmetic>(rows, depth_, scratch), hidden = int8_operand<Arithmetic>(rows, kHidden, scratch);
     int32_t* const units = scratch.take_dirty<int32_t>(rows * kPanel);
     float* const row = scratch.take<float>(depth_);
     for (int64_t i = 0; i < rows; ++i) {
@@ -81,30 +80,30 @@ class Int8Mlp {
     }
   }
 
-  void expand(int64_t rows, Operand<const Quantised> u, int64_t first, int64_t width, int32_t* units,
-              Operand<Quantised> hidden) const {
+  void expand(int64_t rows, ConstInt8Operand<Arithmetic> u, int64_t first, int64_t width, int32_t* units,
+              Int8Operand<Arithmetic> hidden) const {
     const int64_t size = int8_panel_size(args_.depth);
     const int8_t* at = static_cast<const int8_t*>(args_.expand) + first / kPanel * size;
     for (int64_t j = 0; j < width; j += kPanel, at += size) {
       int8_product<Arithmetic>(rows, depth_ / kChunk, u, at, units, false, j + kPanel < width ? at + size : at);
-      activate(first + j, rows, units, hidden.chunks_from(j / kPanel).at);
+      activate(first + j, rows, units, element(hidden, j));
     }
   }
 
-  // Of the panel of hidden units that begins with `first`: to[row][32] = GELU(sums + bias), quantised.
+  // Of the panel of hidden units that begins with `first`: GELU(sums + bias), quantised, to the rows of an operand from `to` on.
   void activate(int64_t first, int64_t rows, const int32_t* sums, Quantised* to) const {
     float bias[kPanel] = {}, scale[kPanel] = {};
     for (int64_t i = 0; i < kPanel && first + i < args_.hidden; ++i) {
       bias[i] = args_.expand_bias[first + i];
       scale[i] = args_.expand_scale[first + i];
     }
-    for (int64_t i = 0; i < rows * kPanel; i += kPanel)
+    for (int64_t i = 0; i < rows; ++i, sums += kPanel, to += Arithmetic::kWidth)
       for (int64_t l = 0; l < kPanel; l += kLanes<float>)
         store_quantised<Arithmetic>(
-            to + i + l, quantise(gelu<BFloat16>(dequantise(sums + i + l, scale + l) + load(bias + l)), args_.hidden_inverse));
+            to + l, quantise(gelu<BFloat16>(dequantise(sums + l, scale + l) + load(bias + l)), args_.hidden_inverse));
   }
 
-  void project(int64_t rows, Operand<const Quantised> hidden, const int8_t* at, int64_t width, int32_t* sums,
+  void project(int64_t rows, ConstInt8Operand<Arithmetic> hidden, const int8_t* at, int64_t width, int32_t* sums,
                bool accumulate) const {
     const int64_t size = int8_panel_size(width);
     for (int64_t panel = 0; panel < panels_; ++panel, at += size)

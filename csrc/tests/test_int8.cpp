@@ -19,10 +19,11 @@ void test_product(int64_t rows, int64_t chunks, bool extreme) {
   const int64_t depth = chunks * kChunk, size = int8_panel_size(depth);
   const auto a = [&](int64_t r, int64_t k) { return extreme ? 127 : value(r * 5 + k); };
   const auto b = [&](int64_t k, int64_t n) { return extreme ? (n % 2 ? -127 : 127) : value(n * 3 + k * 7); };
-  std::vector<Element> left(static_cast<size_t>(rows * depth));
+  constexpr int64_t kWidth = Arithmetic::kWidth, kRead = 16 * 64;  // a tile may read as many bytes behind the last row
+  std::vector<Element> left(static_cast<size_t>(rows * divide_up(depth, kWidth) * kWidth + kRead), 77);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < depth; ++k)
-      left[static_cast<size_t>((k / kChunk * rows + r) * kChunk + k % kChunk)] =
+      left[static_cast<size_t>((k / kWidth * rows + r) * kWidth + k % kWidth)] =
           static_cast<Element>(a(r, k) + Arithmetic::kAdded);
   std::vector<int8_t> panel(static_cast<size_t>(size));
   int32_t begin[kPanel] = {};
@@ -34,7 +35,7 @@ void test_product(int64_t rows, int64_t chunks, bool extreme) {
   __builtin_memcpy(panel.data() + depth * kPanel, begin, sizeof begin);
   std::vector<int32_t> c(static_cast<size_t>(rows * kPanel), 12345);
   for (const bool accumulate : {false, true})  // the second adds to the first
-    int8_product<Arithmetic>(rows, chunks, {left.data(), rows * kChunk}, panel.data(), c.data(), accumulate, panel.data());
+    int8_product<Arithmetic>(rows, chunks, {left.data(), rows * kWidth}, panel.data(), c.data(), accumulate, panel.data());
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t n = 0; n < kPanel; ++n) {
       int64_t expected = 0;
@@ -73,21 +74,27 @@ void test_rows() {
   for (const float spoilt : {0.0f, 1e38f, INFINITY, -INFINITY, NAN}) {
     float row[2 * kChunk] = {};
     row[0] = 3, row[40] = -200, row[41] = spoilt;
-    Quantised to[2 * 3 * kChunk];  // of the second of three rows
-    const float lost = quantise_row(row, 42, 1, Operand<Quantised>{to, 3 * kChunk}.rows_from(1));
+    Scratch scratch;
+    const auto to = int8_operand<Int8>(3, 64, scratch).rows_from(1);
+    const float lost = quantise_row(row, 42, 1, to);
     CHECK(std::isfinite(spoilt) ? lost == 0 : std::isnan(lost));
-    CHECK(to[kChunk] - Int8::kAdded == 3);
-    CHECK(to[3 * kChunk + kChunk + 8] - Int8::kAdded == -127);
-    CHECK(to[3 * kChunk + kChunk + 31] - Int8::kAdded == 0);
+    CHECK(*element(to, 0) - Int8::kAdded == 3);
+    CHECK(element(to, 32)[8] - Int8::kAdded == -127);
+    CHECK(element(to, 32)[31] - Int8::kAdded == 0);
   }
+}
+
+template <class Arithmetic>
+void test_products_of() {
+  for (const int64_t rows : {1, 2, 5, 6, 7, 13, 14, 15, 16, 29, 33, 100})
+    for (const int64_t chunks : {1, 2, 16, 17, 40})
+      for (const bool extreme : {false, true}) test_product<Arithmetic>(rows, chunks, extreme);
 }
 
 template <class Arithmetic>
 void test_arithmetic() {
   test_instruction<Arithmetic>();
-  for (const int64_t rows : {1, 2, 5, 6, 7, 13, 14, 15, 29})
-    for (const int64_t chunks : {1, 2, 16, 17, 40})
-      for (const bool extreme : {false, true}) test_product<Arithmetic>(rows, chunks, extreme);
+  test_products_of<Arithmetic>();
 }
 
 }  // namespace
@@ -97,6 +104,10 @@ void test_int8() {
   test_arithmetic<QuadsOfUint8>();
 #if defined(HIFUSE_AVX_VNNI)
   if (has_avx_vnni()) test_arithmetic<QuadsByAvxVnni>();
+#endif
+#if defined(__AMX_INT8__)
+  const AmxTiles tiles;
+  test_products_of<TilesOfInt8>();
 #endif
   test_rounding();
   test_rows();

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hifuse_fast import ops
-from hifuse_fast.backends.native.library import lib, own
+from hifuse_fast.backends.native.library import multiplies_bfloat16, own
 from hifuse_fast.backends.select import BACKENDS, BackendError, current_backend, prepared_class
 from hifuse_fast.checkpoints import CheckpointError
 from hifuse_fast.checkpoints.kinds import SAFETENSORS, kind_of
@@ -163,8 +163,7 @@ def _in_int8(
     definitions = Packer(source.weights, torch.float32, "reference")
     OptimizedHiFuse(configuration, definitions)
     references = {name: op for name, op in definitions.made.items() if isinstance(op, (Linear, LocalBlock, Mlp))}
-    multiplies_bfloat16 = lib is not None and lib.isa().endswith("bf16")
-    dtype = torch.bfloat16 if multiplies_bfloat16 else torch.float32
+    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
     network, certificate = calibrate(build, dtype, references, images, most_changed)
     network.certificate = certificate
     return network

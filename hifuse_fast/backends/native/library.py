@@ -51,6 +51,11 @@ def why_not_native(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str
     return None if lib is not None else why_missing
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the kernels in use have instructions for products of bfloat16."""
+    return lib is not None and lib.isa() in ("avx512_bf16", "amx")
+
+
 def has_tiles() -> bool:
     """Whether products of bfloat16 are made by tiles (AMX), which multiply faster than Winograd's transforms can be computed."""
     return lib is not None and lib.isa() == "amx"
