@@ -36,7 +36,9 @@ DATA = {
     *(f"data/recipes/{name}.toml" for name in ("isic2018", "kvasir", "covid-ct")),
 }
 # Every file is compiled once, for one instruction set: whether all are there is asked, not what the optimiser makes of them.
-QUICK = "-DCMAKE_BUILD_TYPE=Debug " + " ".join(f"-DCOMPILER_KNOWS_{isa}=OFF" for isa in ("avx2", "avx512", "avx512_bf16"))
+QUICK = "-DCMAKE_BUILD_TYPE=Debug " + " ".join(
+    f"-DCOMPILER_KNOWS_{isa}=OFF" for isa in ("avx2", "avx512", "avx512_bf16", "amx")
+)
 has_build_tools = pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")
 
 

@@ -60,8 +60,8 @@ void pack_filters(const hifuse_pack_filters_params& p, void* packed, const Paral
     return kernels.pack_linear({p.dtype, p.weight, channels, 9 * channels, 1, padded(9 * channels), packed}, parallel);
   if (p.algorithm == Algorithm::direct)
     return kernels.pack_linear({p.dtype, p.weight, channels, channels, 9, padded(channels), packed}, parallel);
-  kernels.pack_winograd(
-      {static_cast<const float*>(p.weight), channels, channels, false, tile_of(p.algorithm), p.dtype, packed}, parallel);
+  kernels.pack_winograd({static_cast<const float*>(p.weight), channels, channels, false, tile_of(p.algorithm), p.dtype, packed},
+                        parallel);
 }
 
 }  // namespace

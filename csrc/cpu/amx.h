@@ -11,13 +11,15 @@
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
 
-#if defined(__AMX_TILE__)
 namespace hifuse {
 inline namespace HIFUSE_ISA {
 
+#if defined(__AMX_TILE__)
+constexpr bool kTiles = true;
+
 constexpr int64_t kAmxRows = 16;
 constexpr int64_t kAmxColumns = 32;  // of a panel
-constexpr int64_t kAmxBytes = 64;  // of a row of a tile, and from row to row of an operand
+constexpr int64_t kAmxBytes = 64;    // of a row of a tile, and from row to row of an operand
 
 // The thread's tiles can be used while one of these lives.
 class AmxTiles {
@@ -190,8 +192,8 @@ inline void add_steps(int64_t steps, const Operand& a, const char* run, const ch
 
 // A run of a block of up to 32 rows. Its sums begin with those at `to`, or with zeros.
 template <class Product, bool kBoth, class Operand>
-inline void add_run(int64_t rows, int64_t steps, const Operand& a, const char* run, const char* panel, typename Product::Sum* to,
-                    int64_t stride, bool accumulate, AmxNext next) {
+inline void add_run(int64_t rows, int64_t steps, const Operand& a, const char* run, const char* panel,
+                    typename Product::Sum* to, int64_t stride, bool accumulate, AmxNext next) {
   using Sum = typename Product::Sum;
   constexpr int64_t kRows = kBoth ? 2 * kAmxRows : kAmxRows;
   alignas(64) Sum spare[kRows * kAmxColumns];
@@ -211,8 +213,8 @@ inline void add_run(int64_t rows, int64_t steps, const Operand& a, const char* r
     for (int64_t r = 0; r < rows; ++r) __builtin_memcpy(to + r * stride, spare + r * kAmxColumns, kAmxColumns * sizeof(Sum));
 }
 
-// c[rows, 32] = a x panel, or with `accumulate` c += a x panel. A group of blocks, whose sums stay near, takes all runs before the
-// next group begins. The first group asks for what comes kAmxAhead bytes later, be it of this panel or of the next ones.
+// c[rows, 32] = a x panel, or with `accumulate` c += a x panel. A group of blocks, whose sums stay near, takes all runs before
+// the next group begins. The first group asks for what comes kAmxAhead bytes later, be it of this panel or of the next ones.
 constexpr int64_t kAmxAhead = 36 * 1024;
 
 template <class Product, class Operand>
@@ -230,14 +232,17 @@ template <class Product, class Operand>
         const int64_t left = rows - row;
         typename Product::Sum* const at = to + row * stride;
         if (left > kAmxRows)
-          add_run<Product, true>(left < kBlock ? left : kBlock, steps, a, a.run(run, row), part, at, stride, accumulate || run > 0,
-                                 next);
+          add_run<Product, true>(left < kBlock ? left : kBlock, steps, a, a.run(run, row), part, at, stride,
+                                 accumulate || run > 0, next);
         else
           add_run<Product, false>(left, steps, a, a.run(run, row), part, at, stride, accumulate || run > 0, next);
       }
     }
 }
 
+#else
+constexpr bool kTiles = false;
+#endif
+
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse
-#endif

@@ -203,8 +203,8 @@ inline void int8_tile_of(int64_t rows, const Rest&... rest) {
 }
 
 #if defined(__AMX_INT8__)
-inline void int8_product_by_tiles(int64_t rows, int64_t chunks, ConstInt8Operand<TilesOfInt8> a, const int8_t* panel, int32_t* c,
-                                  bool accumulate) {
+inline void int8_product_by_tiles(int64_t rows, int64_t chunks, ConstInt8Operand<TilesOfInt8> a, const int8_t* panel,
+                                  int32_t* c, bool accumulate) {
   constexpr int64_t kStep = TilesOfInt8::kWidth * kPanel;
   const int64_t steps = chunks / 2;
   if (steps > 0) amx_product<AmxInt8>(rows, AmxOperand{bytes(a.at), a.chunk, steps}, panel, c, kPanel, accumulate);
@@ -249,8 +249,7 @@ inline void int8_product(int64_t rows, int64_t chunks, ConstInt8Operand<Arithmet
 #if defined(__AMX_INT8__)
   if constexpr (std::is_same_v<Arithmetic, TilesOfInt8>) return int8_product_by_tiles(rows, chunks, a, panel, c, accumulate);
 #endif
-  if constexpr (Arithmetic::kWidth == kChunk)
-    int8_product_by_vectors<Arithmetic>(rows, chunks, a, panel, c, accumulate, ahead);
+  if constexpr (Arithmetic::kWidth == kChunk) int8_product_by_vectors<Arithmetic>(rows, chunks, a, panel, c, accumulate, ahead);
 }
 
 // ---- Quantised values ------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@
 // width + 2 places and the operand of a tap is that of the first one, moved by some places: nothing is copied for it. The sums
 // of the two places behind each line are made and dropped.
 //
-// A task is one band times a range of panels; or where the weights do not stay in L3, several bands, which all take a panel before
-// the next one is read.
+// A task is one band times a range of panels; or where the weights do not stay in L3, several bands, which all take a panel
+// before the next one is read.
 #include "cpu/activation.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
@@ -18,7 +18,7 @@ namespace {
 template <class S>
 class DirectKernel {
   static constexpr int64_t kBandBytes = 640 * 1024;  // of the operand of a band
-  static constexpr int64_t kTaskBytes = 2 * kBandBytes;
+  static constexpr int64_t kTaskBytes = 1600 * 1024;
   static constexpr int64_t kCachedBytes = 4 << 20;  // of weights
 
  public:
@@ -93,7 +93,8 @@ class DirectKernel {
   // Zeros where `from` is null. Behind the channels, `row` has zeros.
   void write_pixel(const S* from, float* row, Operand<S> to) const {
     if (!from)
-      for (int64_t k = 0; k < depth_; k += kChunk, to.at += to.chunk) __builtin_memset(static_cast<void*>(to.at), 0, kChunk * sizeof(S));
+      for (int64_t k = 0; k < depth_; k += kChunk, to.at += to.chunk)
+        __builtin_memset(static_cast<void*>(to.at), 0, kChunk * sizeof(S));
     else if (args_.channels == depth_)
       copy_row(from, depth_, to);
     else {

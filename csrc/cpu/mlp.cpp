@@ -18,7 +18,7 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
 
-constexpr int64_t kMostRows = 4 * 14;
+constexpr int64_t kMostRows = kTiles ? 7 * 16 : 4 * 14;
 constexpr int64_t kOperandBytes = 512 * 1024;
 constexpr int64_t kTasks = 12;       // at least
 constexpr int64_t kMostLeaves = 16;  // the power of 2 from kTasks on

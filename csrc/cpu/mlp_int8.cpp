@@ -9,7 +9,7 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
 
-constexpr int64_t kMostRows = 4 * 14;
+constexpr int64_t kMostRows = kTiles ? 7 * 16 : 4 * 14;
 constexpr int64_t kOperandBytes = 256 * 1024;
 constexpr int64_t kTasks = 12;  // at least
 
@@ -90,7 +90,8 @@ class Int8Mlp {
     }
   }
 
-  // Of the panel of hidden units that begins with `first`: GELU(sums + bias), quantised, to the rows of an operand from `to` on.
+  // Of the panel of hidden units that begins with `first`: GELU(sums + bias), quantised, to the rows of an operand from `to`
+  // on.
   void activate(int64_t first, int64_t rows, const int32_t* sums, Quantised* to) const {
     float bias[kPanel] = {}, scale[kPanel] = {};
     for (int64_t i = 0; i < kPanel && first + i < args_.hidden; ++i) {

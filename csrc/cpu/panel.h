@@ -187,8 +187,8 @@ template <class S, int64_t kWidth = kChunk, class To = Sums>
 inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, const S* panel, To to, Ahead<S> ahead) {
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same_v<S, BFloat16>)
-    return amx_product<AmxBFloat16>(rows, AmxOperand{bytes(a.at), a.chunk * int64_t{sizeof(S)}, chunks}, panel, to.at, to.stride,
-                                    to.accumulate);
+    return amx_product<AmxBFloat16>(rows, AmxOperand{bytes(a.at), a.chunk * int64_t{sizeof(S)}, chunks}, panel, to.at,
+                                    to.stride, to.accumulate);
 #endif
   constexpr int64_t kSteps = kWidth / kStep<S>;
   const int64_t tiles = divide_up(rows, kTileRows);

@@ -27,20 +27,28 @@ struct Moments {
 };
 
 inline Moments moments(const float* row, int64_t count, float eps) {
-  const int64_t whole = count / kLanes<float> * kLanes<float>;
-  Vec<float> sums[2] = {};
-  for (int64_t i = 0; i < whole; i += kLanes<float>) sums[i / kLanes<float> % 2] += load(row + i);
-  float total = sum<float>(sums[0] + sums[1]);
+  constexpr int64_t kStep = 4 * kLanes<float>;
+  const auto at = [&](int64_t i) { return load(row + i * kLanes<float>); };
+  const int64_t vectors = count / kLanes<float>, whole = vectors * kLanes<float>, fours = count / kStep * 4;
+  Vec<float> sums[4] = {};
+  for (int64_t i = 0; i < fours; i += 4)
+    for (int j = 0; j < 4; ++j) sums[j] += at(i + j);
+  for (int64_t i = fours; i < vectors; ++i) sums[0] += at(i);
+  float total = sum<float>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (int64_t i = whole; i < count; ++i) total += row[i];
   const float mean = total / static_cast<float>(count);
 
-  Vec<float> squares[2] = {}, left[2] = {};
-  for (int64_t i = 0; i < whole; i += kLanes<float>) {
-    const Vec<float> x = load(row + i) - mean;
-    squares[i / kLanes<float> % 2] += x * x;
-    left[i / kLanes<float> % 2] += x;
-  }
-  float square = sum<float>(squares[0] + squares[1]), missed = sum<float>(left[0] + left[1]);
+  Vec<float> squares[4] = {}, left[4] = {};
+  const auto add = [&](int64_t i, int j) {
+    const Vec<float> x = at(i) - mean;
+    squares[j] += x * x;
+    left[j] += x;
+  };
+  for (int64_t i = 0; i < fours; i += 4)
+    for (int j = 0; j < 4; ++j) add(i + j, j);
+  for (int64_t i = fours; i < vectors; ++i) add(i, 0);
+  float square = sum<float>((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  float missed = sum<float>((left[0] + left[1]) + (left[2] + left[3]));
   for (int64_t i = whole; i < count; ++i) {
     const float x = row[i] - mean;
     square += x * x;

@@ -16,6 +16,8 @@ template <class Stored>
 constexpr bool kAttendsPairs = std::is_same_v<Stored, BFloat16>;
 
 class PairsAttention {
+  static constexpr int64_t kMostRows = kTiles ? 64 : kTileRows;  // that are multiplied together
+
  public:
   PairsAttention(const WindowAttentionForward& args, const WindowSizes<float>& sizes)
       : args_(args),
@@ -25,9 +27,9 @@ class PairsAttention {
         k_(scratch_.take<BFloat16>(sizes.keys * dim_)),
         v_(scratch_.take<BFloat16>(sizes.keys * dim_)),
         rows_(scratch_.take<BFloat16>(kLanes<float> * dim_)),
-        scores_(scratch_.take<float>(kTileRows * sizes.keys)),
-        weights_{scratch_.take<BFloat16>(kTileRows * sizes.keys), kTileRows * kChunk},
-        out_(scratch_.take<float>(kTileRows * dim_)) {}
+        scores_(scratch_.take<float>(kMostRows * sizes.keys)),
+        weights_{scratch_.take<BFloat16>(kMostRows * sizes.keys), kMostRows * kChunk},
+        out_(scratch_.take<float>(kMostRows * dim_)) {}
 
   // `in` and `out`: the offsets of the window's tokens in the maps; `between(first, rows)` is called before each block of rows.
   template <class Between>
@@ -36,7 +38,7 @@ class PairsAttention {
     pack_q(in, channel);
     pack_k(in, channels + channel);
     pack_v(in, 2 * channels + channel);
-    const int64_t blocks = divide_up(sizes_.tokens, kTileRows);
+    const int64_t blocks = divide_up(sizes_.tokens, kMostRows);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = sizes_.tokens * block / blocks, rows = sizes_.tokens * (block + 1) / blocks - first;
       between(first, rows);
@@ -130,10 +132,10 @@ class PairsAttention {
   BFloat16* k_;     // [keys / 32][dim / 2][32][2]
   BFloat16* v_;     // [dim / 32][keys / 2][32][2]
   BFloat16* rows_;  // tokens as they lie in the map
-  float* scores_;   // [kTileRows, keys]
+  float* scores_;   // [kMostRows, keys]
   Operand<BFloat16> weights_;
-  float* out_;  // [kTileRows, dim]
-  float inverses_[kTileRows];
+  float* out_;  // [kMostRows, dim]
+  float inverses_[kMostRows];
 };
 #else
 template <class Stored>

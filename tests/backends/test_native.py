@@ -89,7 +89,7 @@ def test_aten_cpu_capability_is_honoured(capability: str, expected: str | None) 
 
 
 @needs_native
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
 def test_prepared_ops_on_lesser_instruction_sets(capability: str) -> None:
     """The parity tests of the prepared ops again, in a process that PyTorch's variable caps to an instruction set."""
     skip_unless_another(capability.replace("default", "baseline"))

@@ -153,7 +153,7 @@ def test_none_of_many_files_is_a_crash(saved: Path, programs: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_sanitizers_find_nothing(saved: Path, tmp_path: Path) -> None:
     """The plain instruction set alone, which is compiled in a minute or two."""
-    options = [f"-DCOMPILER_KNOWS_{isa}=OFF" for isa in ("avx2", "avx512", "avx512_bf16")]
+    options = [f"-DCOMPILER_KNOWS_{isa}=OFF" for isa in ("avx2", "avx512", "avx512_bf16", "amx")]
     options += ["-DHIFUSE_SANITIZE=ON", "-DHIFUSE_TESTS=OFF", "-DHIFUSE_CUDA=OFF", "-DCMAKE_BUILD_TYPE=Debug"]
     cmake("-S", ROOT, "-B", tmp_path / "library", "-G", "Ninja", *options)
     cmake("--build", tmp_path / "library", "--target", "hifuse")

@@ -57,7 +57,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def has_tiles() -> bool:
-    """Whether products of bfloat16 are made by tiles (AMX), which multiply faster than Winograd's transforms can be computed."""
+    """Whether products of bfloat16 are made by tiles (AMX), which multiply faster than Winograd's transforms are computed."""
     return lib is not None and lib.isa() == "amx"
 
 

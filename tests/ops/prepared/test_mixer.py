@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hifuse_fast import BackendError
 from hifuse_fast.backends import tables
+from hifuse_fast.backends.native import library
 from hifuse_fast.backends.record import recording
 from hifuse_fast.ops import prepare_mixer
 from hifuse_fast.ops.prepared.mixer.bounds import bound
@@ -134,8 +135,32 @@ def test_batch_0(backend: str) -> None:
 
 @pytest.mark.usefixtures("at_the_call")
 @pytest.mark.parametrize("kernel", kernels("prepare_mixer", "native"))
-def test_wide_layers_of_bfloat16_keep_small_filters(kernel: str) -> None:
+def test_wide_layers_of_bfloat16_keep_small_filters(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "has_tiles", lambda: False)
     assert prepared(kernel, 96, torch.bfloat16).weight.numel() == 16 * 96 * 96  # not 49
+
+
+@pytest.mark.parametrize("channels", [40, 96])
+@pytest.mark.parametrize("kernel", kernels("prepare_mixer", "native"))
+def test_bfloat16_is_direct_where_products_are_made_by_tiles(
+    kernel: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for has_tiles, algorithm in ((True, "direct"), (False, "winograd4")):
+        monkeypatch.setattr(library, "has_tiles", lambda has_tiles=has_tiles: has_tiles)
+        assert prepared(kernel, channels, torch.bfloat16).options["algorithm"] == algorithm
+        assert prepared(kernel, channels, torch.float32).options["algorithm"] == "winograd4"
+
+
+# An image in several bands, and one in bands of a line each; several images that are multiplied together, odd ones left.
+BANDS = [(1, 75, 70, 33), (2, 5, 2300, 40), (7, 5, 6, 500)]
+
+
+@pytest.mark.parametrize("shape", BANDS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", kernels("prepare_mixer", "native"))
+def test_parity_of_bands(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
+    parts = {"weight": weight(shape[3], False)}
+    check_parity(prepare_mixer, parts, [uniform("z", *shape)], dtype, kernel, options={"algorithm": "direct"})
 
 
 @pytest.mark.parametrize(("dtype", "algorithm"), ALGORITHMS, ids=str)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hifuse_fast.backends.native import library
 from hifuse_fast.backends.native.algorithms import ALGORITHMS
-from hifuse_fast.backends.native.library import has_tiles, why_not_native
+from hifuse_fast.backends.native.library import why_not_native
 from hifuse_fast.backends.tape import call
 from hifuse_fast.ops.prepared.base import PreparedOp
 
@@ -32,7 +33,7 @@ class Mixer(PreparedOp):
             return {**options, "algorithm": "depthwise"}
         algorithm, wide = options["algorithm"], channels >= WIDE
         if algorithm == "auto" and dtype == torch.bfloat16:
-            algorithm = "direct" if has_tiles() else "winograd2" if wide else "winograd4"
+            algorithm = "direct" if library.has_tiles() else "winograd2" if wide else "winograd4"
         elif algorithm == "auto":
             algorithm = "winograd4"
         if algorithm == "winograd4" and wide and dtype == torch.float32:
