@@ -52,6 +52,7 @@ def test_the_certificate_says_what_is_found_again(model: Any, images: Tensor, ne
     actual = network(images)
     assert isinstance(expected, Tensor)
     assert isinstance(actual, Tensor)
+    actual = actual.float()  # bfloat16 on a CPU that multiplies it
     assert len(expected.argmax(1).unique()) > 1
     assert certificate.images == 32
     assert certificate.changed == int((actual.argmax(1) != expected.argmax(1)).sum()) <= certificate.most_changed == 3
@@ -210,7 +211,7 @@ def break_scale(metadata: dict[str, str], scale: Any) -> None:
         (lambda metadata: break_scale(metadata, -1.0), "the option hidden_scale of fu1.mlp must be None, got -1.0"),
         (lambda metadata: break_scale(metadata, "1"), "the option hidden_scale of fu1.mlp must be None, got '1'"),
         (lambda metadata: break_scale(metadata, None), "its configuration does not fit"),
-        (lambda metadata: metadata.update(version="9"), "version must be 8, got 9"),
+        (lambda metadata: metadata.update(version="10"), "version must be 9, got 10"),
     ],
     ids=["no certificate", "half a certificate", "a list", "negative", "text", "none", "newer"],
 )

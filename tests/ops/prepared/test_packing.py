@@ -72,8 +72,8 @@ def test_bytes_lie_in_fours_and_their_sums_behind_a_panel(shape: tuple[int, int]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_filters_lie_tap_by_tap(dtype: torch.dtype) -> None:
     weight = matrix("weight", 40, 40, 3, 3)
-    taps = [panels(weight[:, :, i // 3, i % 3], dtype) for i in range(9)]
-    assert torch.equal(op.pack_mixer(weight, dtype, DIRECT), torch.cat(taps))
+    taps = [panels(weight[:, :, i // 3, i % 3], dtype).view(2, 2, 32 * 32) for i in range(9)]  # [panel][chunk of the depth]
+    assert torch.equal(op.pack_mixer(weight, dtype, DIRECT), torch.stack(taps, 2).flatten())
     each = matrix("weight", 40, 1, 3, 3)
     assert torch.equal(op.pack_mixer(each, dtype, ALGORITHMS["depthwise"]), each.float().flatten(1).t())
     block = op.pack_local_block(each[:, 0], each[:, 0, 0, 0], weight[..., 0, 0], each[:, 0, 1, 1], dtype)
