@@ -23,7 +23,8 @@ Tensor pack_mixer(const Tensor& weight, ScalarType dtype, int64_t algorithm) {
   return pack_floats(torch::stable::transpose(torch::stable::reshape(weight, {channels, 9}), 0, 1));
 }
 
-void mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t algorithm) {
+// All but the weight.
+Mixer mixer_over(const Tensor& z, Tensor& out) {
   STD_TORCH_CHECK(z.dim() == 4, "z must be [B, H, W, C]");
   const int64_t batch = z.size(0), height = z.size(1), width = z.size(2), channels = z.size(3);
   check_like("z", z, out, {batch, height, width, channels});
@@ -34,10 +35,24 @@ void mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t algorithm)
   args.dtype = dtype_of(z.scalar_type());
   args.batch = batch, args.height = height, args.width = width, args.channels = channels;
   args.z = z.const_data_ptr(), args.out = out.mutable_data_ptr();
+  return args;
+}
+
+void mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t algorithm) {
+  Mixer args = mixer_over(z, out);
   args.algorithm = mixer_algorithm(algorithm, args.dtype);
   args.weight = args.algorithm == Algorithm::depthwise
-                    ? floats("weight", weight, 9 * channels)
-                    : packed("weight", weight, z, packed_filters_size(channels, args.dtype, args.algorithm));
+                    ? floats("weight", weight, 9 * args.channels)
+                    : packed("weight", weight, z, packed_filters_size(args.channels, args.dtype, args.algorithm));
+  isa::kernels().mixer(args, threads());
+}
+
+void mixer_int8(const Tensor& z, const Tensor& weight, const Tensor& scale, Tensor out, double inverse) {
+  Mixer args = mixer_over(z, out);
+  args.algorithm = Algorithm::int8;
+  args.weight = packed_int8("weight", weight, packed_int8_size(args.channels, int8_filters_depth(args.channels)));
+  args.scale = floats("scale", scale, args.channels);
+  args.inverse = inverse_scale("inverse", inverse);
   isa::kernels().mixer(args, threads());
 }
 
@@ -83,6 +98,7 @@ Tensor mixer_filters_gradient(const Tensor& grad, const Tensor& z) {
 STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
   m.impl("pack_mixer", TORCH_BOX(&hifuse::pack_mixer));
   m.impl("mixer_out", TORCH_BOX(&hifuse::mixer));
+  m.impl("mixer_int8_out", TORCH_BOX(&hifuse::mixer_int8));
   m.impl("mixer_convolution", TORCH_BOX(&hifuse::mixer_convolution));
   m.impl("mixer_filters_gradient", TORCH_BOX(&hifuse::mixer_filters_gradient));
 }

@@ -57,6 +57,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
       "gated_concat_out(Tensor local_map, Tensor global_map, Tensor x, Tensor filters, Tensor filter_bias, Tensor squeeze, "
       "Tensor expand, Tensor scale, Tensor shift, Tensor(a!) out, bool double_sigmoid, float eps) -> ()");
   m.def("mixer_out(Tensor z, Tensor weight, Tensor(a!) out, int algorithm) -> ()");
+  m.def("mixer_int8_out(Tensor z, Tensor weight, Tensor scale, Tensor(a!) out, float inverse) -> ()");
   m.def(
       "mlp_out(Tensor u, Tensor expand, Tensor expand_bias, Tensor project, Tensor project_bias, Tensor? residual, "
       "Tensor(a!) out, int algorithm) -> ()");

@@ -1,6 +1,7 @@
 #include "c/checks.h"
 
 #include "c/check_sizes.h"
+#include "cpu/packed_sizes.h"
 
 namespace hifuse::c {
 namespace {
@@ -108,7 +109,13 @@ void check(const GatedConcat& p) {
 
 void check(const Mixer& p) {
   check_mixer_sizes(p, Kernels::cpu);
-  check_filters(p.dtype, p.algorithm, p.channels);
+  if (p.algorithm == Algorithm::int8) {
+    check_matrix(p.dtype, p.algorithm, p.channels, int8_filters_depth(p.channels));
+    check_given("scale", p.scale);
+    check_inverse("inverse", p.inverse);
+  } else {
+    check_filters(p.dtype, p.algorithm, p.channels);
+  }
   require(!p.convolution || p.algorithm == Algorithm::winograd4, "convolution alone is of HIFUSE_WINOGRAD4");
   check_given("z", p.z);
   check_given("weight", p.weight);

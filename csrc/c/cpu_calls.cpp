@@ -46,7 +46,14 @@ struct Cpu {
   void read(Reader& r, WindowAttention& p, int64_t channels) const { p.qkv_bias = r.floats_or_none("qkv_bias", channels); }
 
   void read(Reader& r, Mixer& p, int64_t channels) const {
-    p.dtype = r.dtype(), p.channels = channels, p.algorithm = r.choice("algorithm", Algorithm::depthwise);
+    p.dtype = r.dtype(), p.channels = channels;
+    if (int8) {
+      p.algorithm = Algorithm::int8;
+      p.weight = matrix("weight", r, p.algorithm, channels, int8_filters_depth(channels));
+      p.scale = r.floats("scale", channels), p.inverse = r.number("inverse");
+      return;
+    }
+    p.algorithm = r.choice("algorithm", Algorithm::depthwise);
     check_filters(p.dtype, p.algorithm, channels);
     p.weight = p.algorithm == Algorithm::depthwise ? r.floats("weight", 9 * channels)
                                                    : r.packed("weight", packed_filters_size(channels, p.dtype, p.algorithm));
@@ -107,6 +114,7 @@ struct Cpu {
 Step cpu_step(const std::string& op, Reader& r, int64_t in_chans) {
   if (op == "linear_int8") return linear(r, Cpu{true});
   if (op == "local_block_int8") return from_like<Cpu::LocalBlock>("x", r, Cpu{true});
+  if (op == "mixer_int8") return from_like<Cpu::Mixer>("z", r, Cpu{true});
   if (op == "mlp_int8") return mlp(r, Cpu{true});
   if (Step step = step_of_both(op, r, in_chans, Cpu{})) return step;
   refuse("this library has no such op");

@@ -202,6 +202,12 @@ inline void int8_tile_of(int64_t rows, const Rest&... rest) {
   int8_tile<Arithmetic, kRows>(rest...);
 }
 
+// What sums begin with, behind a panel: null where that is zero.
+template <class Arithmetic>
+inline const int8_t* beginning(const int8_t* panel, int64_t depth) {
+  return Arithmetic::kAdded ? panel + depth * kPanel : nullptr;
+}
+
 #if defined(__AMX_INT8__)
 inline void int8_product_by_tiles(int64_t rows, int64_t chunks, ConstInt8Operand<TilesOfInt8> a, const int8_t* panel,
                                   int32_t* c, bool accumulate) {
@@ -217,14 +223,13 @@ inline void int8_product_by_tiles(int64_t rows, int64_t chunks, ConstInt8Operand
 #endif
 
 // All tiles take a run of the depth before the next one: its part of the panel stays in L1. Meanwhile they ask for the panel
-// `ahead`, which is as large.
+// `ahead`, which is as large. Sums begin with `begin`, where that is given, beside what `accumulate` says.
 template <class Arithmetic>
 inline void int8_product_by_vectors(int64_t rows, int64_t chunks, ConstInt8Operand<Arithmetic> a, const int8_t* panel,
-                                    int32_t* c, bool accumulate, const int8_t* ahead) {
+                                    const int8_t* begin, int32_t* c, bool accumulate, const int8_t* ahead) {
   constexpr int64_t kRunChunks = 16, kColumns = 2 * Arithmetic::kColumns, kChunkBytes = kChunk * kPanel;
   const int64_t tiles = divide_up(rows, kTileRows), runs = divide_up(chunks, kRunChunks);
   const int64_t lines = divide_up(kChunkBytes / 64, tiles * (kPanel / kColumns));
-  const int8_t* const sums = Arithmetic::kAdded ? panel + chunks * kChunkBytes : nullptr;
   const char* next = reinterpret_cast<const char*>(ahead);
   const char* const last = next + chunks * kChunkBytes - 64;
   for (int64_t run = 0; run < runs; ++run) {
@@ -232,9 +237,9 @@ inline void int8_product_by_vectors(int64_t rows, int64_t chunks, ConstInt8Opera
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = rows * i / tiles, height = rows * (i + 1) / tiles - row;
       for (int64_t column = 0; column < kPanel; column += kColumns) {
-        const int8_t* const begin = sums && run == 0 ? sums + column * static_cast<int64_t>(sizeof(int32_t)) : nullptr;
+        const int8_t* const sums = begin && run == 0 ? begin + column * static_cast<int64_t>(sizeof(int32_t)) : nullptr;
         int8_tile_of<Arithmetic, kTileRows>(height, count, a.rows_from(row).chunks_from(first),
-                                            panel + first * kChunkBytes + column * kQuad, begin, c + row * kPanel + column,
+                                            panel + first * kChunkBytes + column * kQuad, sums, c + row * kPanel + column,
                                             accumulate || run > 0, next, next < last ? lines : 0);
         next += count * lines * 64;
       }

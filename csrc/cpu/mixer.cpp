@@ -299,6 +299,7 @@ void mixer(const Mixer& args, const Parallel& parallel) {
     case Algorithm::winograd4: return run_prepared<WinogradKernel4>(args.dtype, &KernelTable::mixer, args, parallel);
     case Algorithm::winograd2: return run_prepared<WinogradKernel2>(args.dtype, &KernelTable::mixer, args, parallel);
     case Algorithm::depthwise: return mix_depthwise(args, parallel);
+    case Algorithm::int8: return mix_in_int8(args, parallel);
     default: return mix_directly(args, parallel);
   }
 }

@@ -24,6 +24,9 @@ inline int64_t packed_int8_size(int64_t columns, int64_t depth, int64_t block = 
   return padded(columns) * padded(depth) + padded(columns) / 32 * blocks * kSums;
 }
 
+// The depth of the filters of a dense 3x3 convolution in int8, as a matrix.
+inline int64_t int8_filters_depth(int64_t channels) { return (channels + 63) / 64 * 64 * 9; }
+
 // Elements of the packed filters of a dense 3x3 convolution of so many channels.
 inline int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm) {
   switch (algorithm) {

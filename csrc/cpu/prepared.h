@@ -16,6 +16,7 @@ void stem(const Stem&, const Parallel&);
 void gated_concat(const GatedConcat&, const Parallel&);
 void mixer(const Mixer&, const Parallel&);
 void mix_directly(const Mixer&, const Parallel&);
+void mix_in_int8(const Mixer&, const Parallel&);
 void mix_depthwise(const Mixer&, const Parallel&);
 void mixer_filters_gradient(const MixerFiltersGradient&, const Parallel&);
 void mlp(const Mlp&, const Parallel&);

@@ -118,7 +118,7 @@ def calibrate(
         parts.append(Part(name, taken, each.flops / outside, error / spread, allowed, probability, scales[name], kept[name]))
     while True:
         taken_now = [part for part in parts if part.int8]
-        work = sum(part.work for part in taken_now)
+        work = sum(part.work for part in taken_now if not part.is_mixer)
         if work < LEAST_WORK:
             _refuse(parts, work, limit)
         quantised = build(dtype, {part.name: scales[part.name] for part in taken_now})
@@ -157,7 +157,7 @@ def _observe(network: OptimizedHiFuse, references: Mapping[str, PreparedOp], ima
         def look(_: Any, maps: tuple[Tensor, ...], __: Any) -> None:
             each = seen[name]
             rows = each.reference.rows(*maps).flatten(1, 2)
-            each.flops = 2 * rows.shape[1] * sum(w.numel() for key, w in each.reference.packed().items() if w.dim() == 2)
+            each.flops = 2 * rows.shape[1] * sum(w.numel() for key, w in each.reference.packed().items() if w.dim() in (2, 4))
             largest = float(rows.abs().max())
             if not math.isfinite(largest):
                 raise ValueError(f"model has activations that are not finite on the calibration images, in {name}")
@@ -184,7 +184,7 @@ def _choose(seen: Seen) -> tuple[dict[str, float], dict[str, float]]:
     reference, rows = seen.reference, torch.cat(seen.rows)
     packed = reference.packed()
     if "weight" in packed:
-        scale, kept = _best_scale(rows, seen.largest, packed["weight"])
+        scale, kept = _best_scale(rows, seen.largest, packed["weight"].flatten(1))
         return {"input_scale": scale}, {"input_scale": kept}
     scale, kept = _best_scale(rows, seen.largest, packed["expand"])
     hidden = reference.hidden(rows)

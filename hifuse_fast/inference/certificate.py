@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """A linear, a local block or an MLP of the network, and what int8 did to it.
+    """A linear, a local block, an MLP or a mixer of the network, and what int8 did to it.
 
     Args:
         name: of the op, as a frozen network's file has it.
         int8: whether it runs in int8.
-        work: its share of the multiply-adds outside the mixers.
+        work: its multiply-adds, over all those outside the mixers.
         error: of the logits where it alone is in int8: root mean square, in units of the logits' own spread.
         allowed: the largest `error` with which it is taken.
         probability_error: the largest of a probability, where it alone is in int8.
@@ -31,6 +31,11 @@ class Part:
     probability_error: float
     scales: Mapping[str, float]
     kept: Mapping[str, float]
+
+    @property
+    def is_mixer(self) -> bool:
+        """Whether it is among the mixers, which count as nothing of what has to run in int8."""
+        return self.name.endswith(".mixer")
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,13 @@ class Certificate:
 
     def summary(self) -> str:
         """In one line."""
+        mixers = [part.int8 for part in self.parts if part.is_mixer]
         return (
             f"INT8 changes the class of {self.changed} of {self.images} calibration images (bfloat16 of "
             f"{self.changed_in_bfloat16}, allowed are {self.most_changed}), "
             f"a probability by {self.probability_error:.4f} at most; "
             f"{sum(part.int8 for part in self.parts)} of {len(self.parts)} parts, with {self.work:.0%} of the multiply-adds "
-            "outside the mixers, run in it"
+            f"outside the mixers{f' and {sum(mixers)} of {len(mixers)} mixers' if mixers else ''}, run in it"
         )
 
     def __str__(self) -> str:

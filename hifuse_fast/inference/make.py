@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hifuse_fast import ops
-from hifuse_fast.backends.native.library import multiplies_bfloat16, own
+from hifuse_fast.backends.native.library import has_tiles, multiplies_bfloat16, own
 from hifuse_fast.backends.select import BACKENDS, BackendError, current_backend, prepared_class
 from hifuse_fast.checkpoints import CheckpointError
 from hifuse_fast.checkpoints.kinds import SAFETENSORS, kind_of
@@ -43,6 +43,7 @@ from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 from hifuse_fast.ops.prepared.int8 import is_scale
 from hifuse_fast.ops.prepared.linear.reference import Linear
 from hifuse_fast.ops.prepared.local_block.reference import LocalBlock
+from hifuse_fast.ops.prepared.mixer.reference import Mixer
 from hifuse_fast.ops.prepared.mlp.reference import Mlp
 
 _SHOWN = 4  # names in a message
@@ -162,7 +163,9 @@ def _in_int8(
 
     definitions = Packer(source.weights, torch.float32, "reference")
     OptimizedHiFuse(configuration, definitions)
-    references = {name: op for name, op in definitions.made.items() if isinstance(op, (Linear, LocalBlock, Mlp))}
+    # In int8 the mixer pays where tiles multiply: elsewhere Winograd's algorithm takes fewer products.
+    kinds = (Linear, LocalBlock, Mlp, Mixer) if has_tiles() else (Linear, LocalBlock, Mlp)
+    references = {name: op for name, op in definitions.made.items() if isinstance(op, kinds)}
     dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
     network, certificate = calibrate(build, dtype, references, images, most_changed)
     network.certificate = certificate

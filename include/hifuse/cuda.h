@@ -32,8 +32,8 @@ HIFUSE_API const char* hifuse_network_open_cuda(const char* path, int32_t device
                                                 hifuse_network** network);
 
 /* Puts a run on a stream, a cudaStream_t of the network's device or NULL for its default one, and never waits. images->data and
- * results, float32 [batch, outputs], are memory of the device. An image has the same bits whatever the batch, and those that
- * Python gives on a device of this kind.
+ * results, float32 [batch, outputs], are memory of the device. An image has the same bits whatever the batch, but for kernels
+ * for sm_90a, and those that Python gives on a device of this kind.
  *
  * The file says what the table of its device said when Python saved it: from how many pixels of all images on an MLP or a mixer
  * is a kernel's for sm_90a, which adds in another order, and whether launches may begin before those before them have ended.

@@ -120,10 +120,13 @@ typedef struct hifuse_mixer_params {
   int64_t width;
   int64_t channels;
   const void* z;
-  hifuse_algorithm algorithm; /* DIRECT, DEPTHWISE_CONVOLUTION, WINOGRAD2 or 4; WINOGRAD4_AT_CALL in float32 */
-  const void* weight;         /* packed; of DEPTHWISE_CONVOLUTION float32 [9, channels] */
-  bool convolution;           /* out is the convolution alone, without GELU and residual: of WINOGRAD4 */
-  void* out;                  /* [B, height, width, channels] */
+  hifuse_algorithm algorithm; /* DIRECT, DEPTHWISE_CONVOLUTION, WINOGRAD2 or 4, INT8; WINOGRAD4_AT_CALL in float32 */
+  const void* weight;         /* packed; of DEPTHWISE_CONVOLUTION float32 [9, channels]; of INT8 packed as a matrix
+                               * [channels, K / 64, 9, 64], the K input channels filled up with zeros to a multiple of 64 */
+  const float* scale;         /* of INT8, as that of hifuse_linear_params */
+  float inverse;
+  bool convolution; /* out is the convolution alone, without GELU and residual: of WINOGRAD4 */
+  void* out;        /* [B, height, width, channels] */
 } hifuse_mixer_params;
 
 /* out = residual + project gelu(expand u + expand_bias) + project_bias */

@@ -22,6 +22,7 @@ from hifuse_fast.inference.make import Packer
 from hifuse_fast.inference.source import read_source
 from hifuse_fast.ops.prepared.linear.native import Linear
 from hifuse_fast.ops.prepared.local_block.native import LocalBlock
+from hifuse_fast.ops.prepared.mixer.native import Mixer
 from hifuse_fast.ops.prepared.mlp.native import Mlp
 from hifuse_fast.testing import golden_uniform
 from tests.support.c_library import HEADS, QUICK, images, needs_library, output
@@ -72,13 +73,13 @@ def test_two_networks_at_once_of_sizes_at_the_edge(saved: Path, programs: Path, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_gives_the_bits_of_int8(dtype: torch.dtype, programs: Path, tmp_path: Path) -> None:
-    """Every linear, local block and MLP in 8 bits, by scales that nobody calibrated."""
+    """Every linear, local block, mixer and MLP in 8 bits, by scales that nobody calibrated."""
     model = make(torch.float32, **QUICK)
     plain = optimize_for_inference(model, dtype, backend="native")
     scales = {
         name: {"input_scale": 0.03, **({"hidden_scale": 0.02} if isinstance(op, Mlp) else {})}
         for name, op in plain._made.items()
-        if isinstance(op, (Linear, LocalBlock, Mlp))
+        if isinstance(op, (Linear, LocalBlock, Mixer, Mlp))
     }
     network = OptimizedHiFuse(plain.configuration, Packer(read_source(model).weights, dtype, "native", scales))
     network.save(tmp_path / "x.safetensors")

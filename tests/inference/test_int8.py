@@ -66,8 +66,9 @@ def test_parts_over_their_share_stay_and_the_others_do_not(network: OptimizedHiF
     assert certificate is not None
     assert in_int8(network) == {part.name for part in certificate.parts if part.int8}
     assert all(part.error <= part.allowed for part in certificate.parts if part.int8)
-    assert certificate.work == pytest.approx(sum(part.work for part in certificate.parts if part.int8))
-    assert 0.5 <= certificate.work <= sum(part.work for part in certificate.parts) < 1
+    counted = [part for part in certificate.parts if not part.is_mixer]
+    assert certificate.work == pytest.approx(sum(part.work for part in counted if part.int8))
+    assert 0.5 <= certificate.work <= sum(part.work for part in counted) < 1
     assert sum(part.allowed**2 for part in certificate.parts) == pytest.approx(calibrate.ALLOWED**2)
     for part in certificate.parts:
         options = network._made[part.name].options
@@ -75,6 +76,22 @@ def test_parts_over_their_share_stay_and_the_others_do_not(network: OptimizedHiF
         assert (len(part.scales) == 2) == part.name.endswith(".mlp")
     assert all(f"\n{part.name} " in str(certificate) for part in certificate.parts)
     assert f"class of {certificate.changed} of 32 calibration images" in certificate.summary()
+
+
+@pytest.mark.parametrize("has_tiles", [True, False])
+def test_mixers_are_parts_where_tiles_multiply(
+    model: Any, images: Tensor, has_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "_ALONE", 4)
+    monkeypatch.setattr("hifuse_fast.inference.make.has_tiles", lambda: has_tiles)
+    network = optimize_for_inference(model, torch.int8, calibration=images, most_changed=32)
+    certificate = network.certificate
+    assert certificate is not None
+    mixers = [part for part in certificate.parts if part.is_mixer]
+    assert len(mixers) == (4 if has_tiles else 0)
+    assert {part.name for part in mixers if part.int8} == {name for name in in_int8(network) if name.endswith(".mixer")}
+    assert ("of 4 mixers" in certificate.summary()) == has_tiles
+    assert certificate.work < 1
 
 
 def test_an_image_has_the_same_bits_in_any_batch(network: OptimizedHiFuse, images: Tensor) -> None:

@@ -124,6 +124,7 @@ CASES = {
         )
     },
     **{f"mixer {c}, {how}": mixer_of(c, how) for c, how in MIXERS},
+    "mixer, int8": Case(partial(ops.prepare_mixer, weight(72, 72, 3, 3), input_scale=0.03), (72,), (*ROWS, *TILES)),
     "mixer, depthwise": Case(partial(ops.prepare_mixer, weight(21, 1, 3, 3)), (21,), (*ROWS, *TILES)),
     **{f"gated concat {c}": gated_concat(c) for c in (7, 70)},
     **{f"stem {c}": stem(c) for c in (9, 32)},

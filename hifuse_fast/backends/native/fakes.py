@@ -18,7 +18,7 @@ from hifuse_fast.backends.native.algorithms import ALGORITHMS
 #: Ops that write to the maps they are given, and return nothing.
 OUT = (
     *("window_attention", "linear", "local_block", "stem", "gated_concat", "mixer", "mlp", "mean"),
-    *("linear_int8", "local_block_int8", "mlp_int8"),
+    *("linear_int8", "local_block_int8", "mixer_int8", "mlp_int8"),
 )
 
 

@@ -68,6 +68,10 @@ def _mixer(z: Tensor, weight: Tensor, out: Tensor, algorithm: int, **_: Any) -> 
     return 2 * z.numel() * 9 * (1 if algorithm == ALGORITHMS["depthwise"] else z.shape[3])
 
 
+def _mixer_int8(z: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * z.numel() * 9 * z.shape[3]
+
+
 def _mlp(u: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor, project_bias: Tensor, *_: Any, **__: Any) -> int:
     return 2 * _pixels(u) * len(expand_bias) * (u.shape[3] + len(project_bias))
 
@@ -86,5 +90,6 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "mixer": _mixer,
     "mlp": _mlp,
     "linear_int8": _linear_int8,
+    "mixer_int8": _mixer_int8,
     "mlp_int8": _mlp_int8,
 }

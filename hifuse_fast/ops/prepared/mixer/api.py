@@ -10,12 +10,20 @@ from torch import Tensor
 
 from hifuse_fast.backends.select import prepared_class
 from hifuse_fast.checks import check_choice, check_dtype, check_weights
+from hifuse_fast.ops.prepared import int8
 from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
 
 ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
 
 
-def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype, backend: str = "auto") -> PreparedOp:
+def prepare_mixer(
+    weight: Tensor,
+    *,
+    algorithm: str = "auto",
+    input_scale: float | None = None,
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> PreparedOp:
     r"""The 3x3 convolution of the inverted MLP, with its GELU and its residual, packed once, in one pass.
 
     .. math:: u = z + \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(z))
@@ -25,6 +33,7 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     Only kernels of a dense convolution have several algorithms: those for CPUs all of them, Triton's "direct" and, but for
     float16, "winograd2". CUDA's and the reference have one, and so has a depthwise weight. On Triton "auto" is "direct" but for
     many pixels of channels for which the table of the architecture says otherwise; such an op keeps the filters twice.
+    On CPUs with AMX "auto" is "direct" in bfloat16.
     Winograd's F(2x2, 3x3) takes 4/9 of the multiplications of the direct algorithm. F(4x4, 3x3) takes 1/4 of them in float32,
     and 1/3 in bfloat16, where complex points keep the digits. Their rounding errors are larger, within the bounds in
     `bounds.py`.
@@ -33,6 +42,10 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
         weight: [C, C, 3, 3], or [C, 1, 3, 3] for the depthwise convolution.
         algorithm: "auto" (the fastest within the bounds for this dtype), "direct", "winograd2" or "winograd4". An algorithm
             asked for by name is that of every call.
+        input_scale: where it is given, the convolution is of 8-bit integers, with exact sums, as in `prepare_linear`: z is
+            divided by it, rounded, and kept within -127 to 127; the filters of each output channel have a scale of their own. A
+            pixel with a value that is not finite gives NaN to itself and its neighbours. GELU is within 2e-5 then. For a dense
+            weight, on the CPU, for float32 and bfloat16.
         dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
@@ -51,7 +64,10 @@ def prepare_mixer(weight: Tensor, *, algorithm: str = "auto", dtype: torch.dtype
     depthwise = isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[1] == 1
     check_weights(weight=(weight, "C 1 3 3" if depthwise else "C C 3 3"))
     check_dtype("dtype", dtype, DTYPES)
-    options = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
+    options: dict[str, Any] = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
+    options |= int8.check_scales(dtype, (9 * weight.shape[1],), input_scale=input_scale)
+    if depthwise and input_scale is not None:
+        raise ValueError(f"weight must be [C, C, 3, 3] with input_scale, got {list(weight.shape)}")
     key = (len(weight), "depthwise" if depthwise else "dense")
     cls = prepared_class("prepare_mixer", backend, key=key, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls.prepare({"weight": weight}, dtype, **options)

@@ -13,7 +13,10 @@ from hifuse_fast.backends.tape import kept
 from hifuse_fast.ops.functions.mixer import cuda as mixer
 from hifuse_fast.ops.prepared.base import Layout, PreparedOp
 
-why_not = mixer.why_not
+
+def why_not(*, input_scale: float | None = None, **call: Any) -> str | None:
+    """The reason the CUDA kernels cannot serve this call, or None."""
+    return mixer.why_not(**call) if input_scale is None else "there is no CUDA kernel in int8"
 
 
 class Mixer(PreparedOp):

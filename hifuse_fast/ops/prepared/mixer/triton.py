@@ -38,8 +38,12 @@ FILTER = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 MOST_PIXELS = 2**31 - 1  # of the images whose tiles one pass takes: they are counted in 32 bits
 
 
-def why_not(*, device: torch.device, dtype: torch.dtype, algorithm: str = "auto", **_: Any) -> str | None:
+def why_not(
+    *, device: torch.device, dtype: torch.dtype, algorithm: str = "auto", input_scale: float | None = None, **_: Any
+) -> str | None:
     """The reason the Triton kernels cannot serve this call, or None."""
+    if input_scale is not None:
+        return "there is no Triton kernel in int8"
     if algorithm not in ("auto", DIRECT, WINOGRAD, EITHER):
         known = "the direct one and Winograd's F(2x2, 3x3) (algorithm 'direct' or 'winograd2')"
         return f"its convolutions are {known}, not {algorithm!r}"
