@@ -254,7 +254,32 @@ inline void int8_product(int64_t rows, int64_t chunks, ConstInt8Operand<Arithmet
 #if defined(__AMX_INT8__)
   if constexpr (std::is_same_v<Arithmetic, TilesOfInt8>) return int8_product_by_tiles(rows, chunks, a, panel, c, accumulate);
 #endif
-  if constexpr (Arithmetic::kWidth == kChunk) int8_product_by_vectors<Arithmetic>(rows, chunks, a, panel, c, accumulate, ahead);
+  if constexpr (Arithmetic::kWidth == kChunk)
+    int8_product_by_vectors<Arithmetic>(rows, chunks, a, panel, beginning<Arithmetic>(panel, chunks * kChunk), c, accumulate,
+                                        ahead);
+}
+
+// c[rows][32], of nine such products added: of the rows that begin `moved[tap]` rows further. The depth is in chunks of 64, and
+// the panel [depth / 64][tap][64 / 4][32][4].
+constexpr int64_t kTapsChunk = 2 * kChunk;
+
+template <class Arithmetic = Int8>
+inline void int8_product_of_taps(int64_t rows, int64_t chunks, ConstInt8Operand<Arithmetic> a, const int64_t (&moved)[kTaps],
+                                 const int8_t* panel, int32_t* c) {
+#if defined(__AMX_INT8__)
+  if constexpr (std::is_same_v<Arithmetic, TilesOfInt8>) {
+    AmxTaps taps{bytes(a.at), a.chunk, chunks, {}};
+    for (int64_t tap = 0; tap < kTaps; ++tap) taps.moved[tap] = moved[tap] * kAmxBytes;
+    return amx_product<AmxInt8>(rows, taps, panel, c, kPanel, false);
+  }
+#endif
+  if constexpr (Arithmetic::kWidth == kChunk) {
+    constexpr int64_t kSize = kTapsChunk * kPanel;
+    const int8_t* begin = beginning<Arithmetic>(panel, chunks * kTaps * kTapsChunk);
+    for (int64_t i = 0; i < chunks * kTaps; ++i, panel += kSize, begin = nullptr)
+      int8_product_by_vectors<Arithmetic>(rows, 2, a.chunks_from(i / kTaps * 2).rows_from(moved[i % kTaps]), panel, begin, c,
+                                          i > 0, panel + kSize);
+  }
 }
 
 // ---- Quantised values ------------------------------------------------------------------------------------------------------

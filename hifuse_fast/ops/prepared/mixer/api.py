@@ -66,7 +66,7 @@ def prepare_mixer(
     check_dtype("dtype", dtype, DTYPES)
     options: dict[str, Any] = {"algorithm": check_choice("algorithm", algorithm, ALGORITHMS)}
     options |= int8.check_scales(dtype, (9 * weight.shape[1],), input_scale=input_scale)
-    if depthwise and input_scale is not None:
+    if weight.shape[1] < len(weight) and input_scale is not None:
         raise ValueError(f"weight must be [C, C, 3, 3] with input_scale, got {list(weight.shape)}")
     key = (len(weight), "depthwise" if depthwise else "dense")
     cls = prepared_class("prepare_mixer", backend, key=key, device=weight.device, dtype=dtype, **options)
