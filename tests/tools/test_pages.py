@@ -55,7 +55,7 @@ def anchors(page: Path) -> set[str]:
 def test_there_is_a_page_for_each_question() -> None:
     names = "architecture kernels predict inference results measuring ladder install reproduce export train evaluate demo c"
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} == set(names.split())
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 130
 
 
 @each_page
