@@ -10,7 +10,6 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
 
-constexpr int64_t kTaps = 9;
 // The most register tiles of a task. To copy z takes longer than to copy grad, so it is copied for more sums.
 constexpr int64_t kInTiles = kRegisters == 32 ? 4 : 8;  // of k: 56 or 48 channels
 constexpr int64_t kOutTiles = 96 / kTileColumns;        // of n
@@ -91,16 +90,18 @@ class FiltersGradient {
   }
 
   void multiply(int64_t rows, const float* z, const float* grad, float* sums) const {
-    for (int64_t tap = 0; tap < kTaps; ++tap)
-      multiply_tap(rows, z + (tap / 3 * columns_ + tap % 3) * kTileRows, grad, sums + tap * kTileColumns);
+    for (int64_t x = 0; x < args_.width; x += kPixels)
+      for (int64_t tap = 0; tap < kTaps; ++tap)
+        multiply_tap(rows, smaller_of(kPixels, args_.width - x), z + (tap / 3 * columns_ + tap % 3 + x) * kTileRows,
+                     grad + x * kTileColumns, sums + tap * kTileColumns);
   }
 
-  [[gnu::noinline]] void multiply_tap(int64_t rows, const float* z, const float* grad, float* to) const {
+  [[gnu::noinline]] void multiply_tap(int64_t rows, int64_t columns, const float* z, const float* grad, float* to) const {
     TileSums<kTileRows> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) sums[r][0] = sums[r][1] = Vec<float>{};
-    for (int64_t y = 0; y < rows; ++y, z += 2 * kTileRows)
-      for (int64_t x = 0; x < args_.width; ++x, z += kTileRows, grad += kTileColumns) {
+    for (int64_t y = 0; y < rows; ++y, z += (columns_ - columns) * kTileRows, grad += (args_.width - columns) * kTileColumns)
+      for (int64_t x = 0; x < columns; ++x, z += kTileRows, grad += kTileColumns) {
         const Vec<float> left = load(grad), right = load(grad + kLanes<float>);
 #pragma GCC unroll 16
         for (int r = 0; r < kTileRows; ++r) {

@@ -336,8 +336,8 @@ static int ops(char** argv) {
   linear.channels[0] = linear.columns = channels, linear.weight = packed, linear.bias = x, linear.residual = x;
   linear.activation = HIFUSE_GELU, linear.norm = HIFUSE_ROW_NORM, linear.eps = 1e-6f, linear.out = between;
   check(hifuse_linear(&linear, &threads));
-  const hifuse_mixer_params mixer = {HIFUSE_FLOAT32, batch,     height,         width, channels,
-                                     between,        algorithm, packed_filters, false, out};
+  const hifuse_mixer_params mixer = {HIFUSE_FLOAT32, batch,          height, width, channels, between,
+                                     algorithm,      packed_filters, NULL,   0,     false,    out};
   check(hifuse_mixer(&mixer, &threads));
   write_file(argv[2], out, map * sizeof *out);
   free(weight), free(x), free(between), free(out), free(first), free(packed), free(packed_filters);

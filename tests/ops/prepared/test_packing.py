@@ -152,6 +152,7 @@ def calls() -> dict[str, tuple[Any, ...]]:
         "local_block_int8_out": (
             x, *op.pack_local_block(*block, f32)[:2], op.pack_int8(expand[:c, :c], 0), torch.rand(c), row, out, 1e-6, 9.0,
         ),
+        "mixer_int8_out": (x, op.pack_int8(torch.ones(c, 9 * 64, dtype=torch.int8), 0), torch.rand(c), out, 9.0),
         "mlp_int8_out": (
             deep, op.pack_int8(expand, 0), torch.rand(20), torch.randn(20), op.pack_int8(project, library.lib.mlp_block),
             torch.rand(c), row, x, out, 9.0, 7.0,
@@ -199,6 +200,7 @@ def test_every_op_is_checked() -> None:
             "weight must be packed for int8: 1152 contiguous bytes on the CPU",
         ),
         ("linear_int8_out", {2: torch.ones(19)}, "scale must be 20 contiguous float32 numbers on the CPU"),
+        ("mixer_int8_out", {1: torch.ones(8, dtype=torch.int8)}, "weight must be packed for int8: 18560 contiguous bytes"),
         ("mlp_int8_out", {1: torch.ones(1024)}, "expand must be packed for int8"),
         ("mlp_int8_out", {5: torch.ones(7)}, "project_scale must be 8 contiguous float32 numbers on the CPU"),
         ("pack_mlp", {2: torch.randn(8, 21)}, "project has a wrong size: dimension 1 must be 20, got 21"),

@@ -69,6 +69,7 @@ class Mixer(PreparedOp):
 
 def _taps_of_chunks(weight: Tensor) -> Tensor:
     """[C, 9 C], the taps of each channel together -> [C, K / 64 * 9 * 64], the channels of each tap in chunks of 64."""
-    by_channel = weight.unflatten(1, (-1, 9))
+    by_channel: Tensor = weight.unflatten(1, (-1, 9))
     filled = F.pad(by_channel, (0, 0, 0, -by_channel.shape[1] % CHUNK))
-    return filled.unflatten(1, (-1, CHUNK)).transpose(2, 3).flatten(1)
+    chunks: Tensor = filled.unflatten(1, (-1, CHUNK))
+    return chunks.transpose(2, 3).flatten(1)

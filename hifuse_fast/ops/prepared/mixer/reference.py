@@ -44,4 +44,5 @@ class Mixer(PreparedOp):
     def rows(self, z: Tensor) -> Tensor:
         """[B, H, W, 9 C]: what the weight as a matrix multiplies."""
         height, width = z.shape[1:3]
-        return F.unfold(z.permute(0, 3, 1, 2), 3, padding=1).transpose(1, 2).unflatten(1, (height, width))
+        rows: Tensor = F.unfold(z.permute(0, 3, 1, 2), 3, padding=1).transpose(1, 2).unflatten(1, (height, width))
+        return rows
