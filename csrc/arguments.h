@@ -12,7 +12,9 @@ enum class Activation : int32_t { none, gelu, relu };
 
 // How a product or a convolution is computed, which says how its weight is packed. It was chosen when the weight was packed.
 // int8: the maps are of floating point, and quantised on their way into a product.
-enum class Algorithm : int32_t { direct, strassen, winograd2, winograd4, winograd4_at_call, depthwise, int8 };
+enum class Algorithm : int32_t { direct, strassen, winograd2, winograd4, winograd4_at_call, depthwise, int8, int8_winograd2 };
+
+constexpr bool in_int8(Algorithm algorithm) { return algorithm == Algorithm::int8 || algorithm == Algorithm::int8_winograd2; }
 
 }  // namespace hifuse
 

@@ -23,6 +23,21 @@ Tensor pack_mixer(const Tensor& weight, ScalarType dtype, int64_t algorithm) {
   return pack_floats(torch::stable::transpose(torch::stable::reshape(weight, {channels, 9}), 0, 1));
 }
 
+// Of int8, by Winograd's algorithm or directly.
+Algorithm mixer_int8_algorithm(int64_t number, int64_t channels) {
+  const Algorithm algorithm = algorithm_of("mixer_int8", number, {Algorithm::int8, Algorithm::int8_winograd2});
+  STD_TORCH_CHECK(algorithm == Algorithm::int8 || int8_winograd_serves(channels),
+                  "mixer_int8: sums of so many channels pass the range of int32 in Winograd's algorithm: ", channels);
+  return algorithm;
+}
+
+Tensor pack_mixer_int8(const Tensor& weight, int64_t algorithm) {
+  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Char && weight.dim() == 4 && weight.size(0) > 0 &&
+                      weight.size(1) == weight.size(0) && weight.size(2) == 3 && weight.size(3) == 3,
+                  "weight must be int8 [C, C, 3, 3] on the CPU");
+  return pack_int8_filters(weight, mixer_int8_algorithm(algorithm, weight.size(0)));
+}
+
 // All but the weight.
 Mixer mixer_over(const Tensor& z, Tensor& out) {
   STD_TORCH_CHECK(z.dim() == 4, "z must be [B, H, W, C]");
@@ -47,10 +62,10 @@ void mixer(const Tensor& z, const Tensor& weight, Tensor out, int64_t algorithm)
   isa::kernels().mixer(args, threads());
 }
 
-void mixer_int8(const Tensor& z, const Tensor& weight, const Tensor& scale, Tensor out, double inverse) {
+void mixer_int8(const Tensor& z, const Tensor& weight, const Tensor& scale, Tensor out, double inverse, int64_t algorithm) {
   Mixer args = mixer_over(z, out);
-  args.algorithm = Algorithm::int8;
-  args.weight = packed_int8("weight", weight, packed_int8_size(args.channels, int8_filters_depth(args.channels)));
+  args.algorithm = mixer_int8_algorithm(algorithm, args.channels);
+  args.weight = packed_int8("weight", weight, packed_int8_filters_size(args.channels, args.algorithm));
   args.scale = floats("scale", scale, args.channels);
   args.inverse = inverse_scale("inverse", inverse);
   isa::kernels().mixer(args, threads());
@@ -97,6 +112,7 @@ Tensor mixer_filters_gradient(const Tensor& grad, const Tensor& z) {
 
 STABLE_TORCH_LIBRARY_IMPL(hifuse_fast, CPU, m) {
   m.impl("pack_mixer", TORCH_BOX(&hifuse::pack_mixer));
+  m.impl("pack_mixer_int8", TORCH_BOX(&hifuse::pack_mixer_int8));
   m.impl("mixer_out", TORCH_BOX(&hifuse::mixer));
   m.impl("mixer_int8_out", TORCH_BOX(&hifuse::mixer_int8));
   m.impl("mixer_convolution", TORCH_BOX(&hifuse::mixer_convolution));

@@ -39,6 +39,12 @@ PYBIND11_MODULE(_C, m) {
       "packed_int8_size",
       [](int64_t columns, int64_t depth, int64_t block) { return hifuse::packed_int8_size(columns, depth, block); },
       pybind11::arg("columns"), pybind11::arg("depth"), pybind11::arg("block"), "Bytes of a packed int8 matrix.");
+  m.def(
+      "packed_int8_filters_size",
+      [](int64_t channels, int64_t algorithm) {
+        return hifuse::packed_int8_filters_size(channels, static_cast<hifuse::Algorithm>(algorithm));
+      },
+      pybind11::arg("channels"), pybind11::arg("algorithm"), "Bytes of the packed int8 filters of a dense 3x3 convolution.");
   m.attr("mlp_block") = hifuse::kHidden;  // of the depth of the second weight of an MLP
   m.def(
       "packed_filters_size",

@@ -92,6 +92,15 @@ Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm,
   return out;
 }
 
+Tensor pack_int8_filters(const Tensor& weight, Algorithm algorithm) {
+  const Tensor from = torch::stable::contiguous(weight);
+  const int64_t channels = from.size(0);
+  Tensor out = new_weight(from, packed_int8_filters_size(channels, algorithm), ScalarType::Char);
+  isa::kernels().pack_int8_filters(
+      {static_cast<const int8_t*>(from.const_data_ptr()), channels, algorithm, out.mutable_data_ptr()}, threads());
+  return out;
+}
+
 Tensor pack_floats(const Tensor& tensor) {
   std::vector<int64_t> sizes;
   for (int64_t i = 0; i < tensor.dim(); ++i) sizes.push_back(tensor.size(i));

@@ -17,6 +17,9 @@ Tensor pack_int8(const Tensor& weight, int64_t block = 0);
 // That is of Winograd's algorithm.
 Tensor pack_filters(const Tensor& weight, ScalarType dtype, Algorithm algorithm, bool transposed = false);
 
+// [C, C, 3, 3] of int8, for a dense convolution in int8.
+Tensor pack_int8_filters(const Tensor& weight, Algorithm algorithm);
+
 // What is no matrix of a product stays as it is, in the type of the arithmetic.
 Tensor pack_floats(const Tensor& tensor);
 

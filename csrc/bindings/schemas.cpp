@@ -30,6 +30,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
       "pack_gated_concat(Tensor filters, Tensor filter_bias, Tensor squeeze, Tensor expand, Tensor scale, Tensor shift) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("pack_mixer(Tensor weight, ScalarType dtype, int algorithm) -> Tensor");
+  m.def("pack_mixer_int8(Tensor weight, int algorithm) -> Tensor");
   m.def(
       "pack_mlp(Tensor expand, Tensor expand_bias, Tensor project, Tensor project_bias, ScalarType dtype, int algorithm) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
@@ -57,7 +58,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hifuse_fast, m) {
       "gated_concat_out(Tensor local_map, Tensor global_map, Tensor x, Tensor filters, Tensor filter_bias, Tensor squeeze, "
       "Tensor expand, Tensor scale, Tensor shift, Tensor(a!) out, bool double_sigmoid, float eps) -> ()");
   m.def("mixer_out(Tensor z, Tensor weight, Tensor(a!) out, int algorithm) -> ()");
-  m.def("mixer_int8_out(Tensor z, Tensor weight, Tensor scale, Tensor(a!) out, float inverse) -> ()");
+  m.def("mixer_int8_out(Tensor z, Tensor weight, Tensor scale, Tensor(a!) out, float inverse, int algorithm) -> ()");
   m.def(
       "mlp_out(Tensor u, Tensor expand, Tensor expand_bias, Tensor project, Tensor project_bias, Tensor? residual, "
       "Tensor(a!) out, int algorithm) -> ()");

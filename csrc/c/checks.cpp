@@ -21,6 +21,7 @@ static_assert(same(Activation::relu, HIFUSE_RELU));
 static_assert(same(Algorithm::direct, HIFUSE_DIRECT) && same(Algorithm::strassen, HIFUSE_STRASSEN));
 static_assert(same(Algorithm::winograd2, HIFUSE_WINOGRAD2) && same(Algorithm::winograd4, HIFUSE_WINOGRAD4));
 static_assert(same(Algorithm::winograd4_at_call, HIFUSE_WINOGRAD4_AT_CALL) && same(Algorithm::int8, HIFUSE_INT8));
+static_assert(same(Algorithm::int8_winograd2, HIFUSE_INT8_WINOGRAD2));
 static_assert(same(Algorithm::depthwise, HIFUSE_DEPTHWISE_CONVOLUTION) && kHidden == HIFUSE_MLP_BLOCK);
 
 void check_products(DType dtype, Algorithm algorithm) {
@@ -48,13 +49,25 @@ void check_matrix(DType dtype, Algorithm algorithm, int64_t columns, int64_t dep
           " with HIFUSE_INT8, whose sums have 32 bits, got ", depth);
 }
 
+namespace {
+
+void check_int8_filters(DType dtype, Algorithm algorithm, int64_t channels) {
+  if (algorithm == Algorithm::int8) return check_matrix(dtype, algorithm, channels, int8_filters_depth(channels));
+  require(int8_winograd_serves(channels),
+          "channels must be at most 3698 with HIFUSE_INT8_WINOGRAD2, whose sums have 32 bits, got ", channels);
+}
+
+}  // namespace
+
 void check_filters(DType dtype, Algorithm algorithm, int64_t channels) {
   check_dtype("dtype", dtype, Kernels::cpu);
   check_sizes(0, {{"channels", channels}});
   product_of("weight", {channels + 32, channels + 32, 64});
   const auto number = static_cast<int>(algorithm);
-  require(algorithm == Algorithm::direct || (number >= HIFUSE_WINOGRAD2 && number <= HIFUSE_DEPTHWISE_CONVOLUTION),
-          "algorithm must be HIFUSE_DIRECT, HIFUSE_DEPTHWISE_CONVOLUTION or one of HIFUSE_WINOGRAD, got ", number);
+  require(algorithm == Algorithm::direct || (number >= HIFUSE_WINOGRAD2 && number <= HIFUSE_INT8_WINOGRAD2),
+          "algorithm must be HIFUSE_DIRECT, HIFUSE_DEPTHWISE_CONVOLUTION, or one of HIFUSE_WINOGRAD or HIFUSE_INT8, got ",
+          number);
+  if (in_int8(algorithm)) check_int8_filters(dtype, algorithm, channels);
   require(algorithm != Algorithm::winograd4_at_call || dtype == DType::float32,
           "algorithm HIFUSE_WINOGRAD4_AT_CALL is of float32 alone");
 }
@@ -109,12 +122,10 @@ void check(const GatedConcat& p) {
 
 void check(const Mixer& p) {
   check_mixer_sizes(p, Kernels::cpu);
-  if (p.algorithm == Algorithm::int8) {
-    check_matrix(p.dtype, p.algorithm, p.channels, int8_filters_depth(p.channels));
+  check_filters(p.dtype, p.algorithm, p.channels);
+  if (in_int8(p.algorithm)) {
     check_given("scale", p.scale);
     check_inverse("inverse", p.inverse);
-  } else {
-    check_filters(p.dtype, p.algorithm, p.channels);
   }
   require(!p.convolution || p.algorithm == Algorithm::winograd4, "convolution alone is of HIFUSE_WINOGRAD4");
   check_given("z", p.z);

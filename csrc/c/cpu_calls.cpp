@@ -47,14 +47,14 @@ struct Cpu {
 
   void read(Reader& r, Mixer& p, int64_t channels) const {
     p.dtype = r.dtype(), p.channels = channels;
+    p.algorithm = r.choice("algorithm", Algorithm::int8_winograd2);
+    check_filters(p.dtype, p.algorithm, channels);
+    require(in_int8(p.algorithm) == int8, "algorithm is of another op");
     if (int8) {
-      p.algorithm = Algorithm::int8;
-      p.weight = matrix("weight", r, p.algorithm, channels, int8_filters_depth(channels));
+      p.weight = r.packed_int8("weight", packed_int8_filters_size(channels, p.algorithm));
       p.scale = r.floats("scale", channels), p.inverse = r.number("inverse");
       return;
     }
-    p.algorithm = r.choice("algorithm", Algorithm::depthwise);
-    check_filters(p.dtype, p.algorithm, channels);
     p.weight = p.algorithm == Algorithm::depthwise ? r.floats("weight", 9 * channels)
                                                    : r.packed("weight", packed_filters_size(channels, p.dtype, p.algorithm));
   }

@@ -17,7 +17,7 @@ hifuse_network::~hifuse_network() = default;
 
 namespace {
 
-constexpr std::string_view kFormat = "hifuse_fast.optimized", kVersion = "9";
+constexpr std::string_view kFormat = "hifuse_fast.optimized", kVersion = "10";
 
 // What a training said of its network; the official ways where it said nothing.
 void read_record(const std::string* text, int64_t outputs, hifuse_network& network) {

@@ -56,6 +56,8 @@ void pack_matrix(const hifuse_pack_matrix_params& p, void* packed, const Paralle
 void pack_filters(const hifuse_pack_filters_params& p, void* packed, const Parallel& parallel) {
   const KernelTable& kernels = isa::kernels();
   const int64_t channels = p.channels;
+  if (in_int8(p.algorithm))
+    return kernels.pack_int8_filters({static_cast<const int8_t*>(p.weight), channels, p.algorithm, packed}, parallel);
   if (p.algorithm == Algorithm::winograd4_at_call)
     return kernels.pack_linear({p.dtype, p.weight, channels, 9 * channels, 1, padded(9 * channels), packed}, parallel);
   if (p.algorithm == Algorithm::direct)
@@ -139,7 +141,9 @@ const char* hifuse_packed_filters_size(const hifuse_pack_filters_params* params,
   return guarded([&] {
     check_pack(params);
     require(bytes, "bytes must not be NULL");
-    *bytes = packed_filters_size(params->channels, params->dtype, params->algorithm) * bytes_of(params->dtype);
+    const hifuse_pack_filters_params& p = *params;
+    *bytes = in_int8(p.algorithm) ? packed_int8_filters_size(p.channels, p.algorithm)
+                                  : packed_filters_size(p.channels, p.dtype, p.algorithm) * bytes_of(p.dtype);
   });
 }
 

@@ -51,22 +51,8 @@ struct PairsOfInt16 {
   }
   static Wide quad(const Element* from) { return (Wide)splat(load_as<int64_t>(from)); }
 
-  // What `add` adds, in plain arithmetic.
-  static Vec<int32_t> plain(Wide a, Wide b) {
-    const auto x = (Vec<int32_t>)a, y = (Vec<int32_t>)b;
-    return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
-  }
-  static void add(Vec<int32_t>& sum, Wide a, Wide b) {
-#if defined(__AVX512BW__)
-    sum += (Vec<int32_t>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    sum += (Vec<int32_t>)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
-    sum += (Vec<int32_t>)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#else
-    sum += plain(a, b);
-#endif
-  }
+  static Vec<int32_t> plain(Wide a, Wide b) { return plain_product(a, b); }
+  static void add(Vec<int32_t>& sum, Wide a, Wide b) { add_product(sum, a, b); }
 
   // The columns of two vectors of sums, in `to`.
   static void store_sums(Vec<int32_t> left, Vec<int32_t> right, int32_t* to) {
@@ -156,17 +142,38 @@ inline void by_fastest_int8(const Function& f) {
   f(Int8{});
 }
 
+// The other operand of a product, for a step of 32 of the depth: where its first row lies.
+template <class Arithmetic>
+struct Int8Chunks {
+  ConstInt8Operand<Arithmetic> a;
+
+  const typename Arithmetic::Element* step(int64_t i) const { return a.at + i * a.chunk; }
+  Int8Chunks rows_from(int64_t row) const { return {a.rows_from(row)}; }
+  Int8Chunks steps_from(int64_t first) const { return {a.chunks_from(first)}; }
+};
+
+// The same, of the nine taps of two chunks, one tap after the other: each has its rows from `moved` on.
+template <class Arithmetic>
+struct Int8Taps {
+  ConstInt8Operand<Arithmetic> a;
+  const int64_t* moved;
+
+  const typename Arithmetic::Element* step(int64_t i) const { return a.at + i % 2 * a.chunk + moved[i / 2] * kChunk; }
+  Int8Taps rows_from(int64_t row) const { return {a.rows_from(row), moved}; }
+  Int8Taps steps_from(int64_t first) const { return {a, moved + first / 2}; }
+};
+
 // kRows rows times two vectors of weights. Sums begin with `begin`, or with zero; with `accumulate` c is added to them. Each
-// chunk of the depth asks for `lines` lines from `next` on.
-template <class Arithmetic, int kRows>
-[[gnu::noinline]] void int8_tile(int64_t chunks, Operand<const typename Arithmetic::Element> a, const int8_t* b,
-                                 const int8_t* begin, int32_t* c, bool accumulate, const char* next, int64_t lines) {
+// step asks for `lines` lines from `next` on.
+template <class Arithmetic, int kRows, class A>
+[[gnu::noinline]] void int8_tile(int64_t steps, A a, const int8_t* b, const int8_t* begin, int32_t* c, bool accumulate,
+                                 const char* next, int64_t lines) {
   constexpr int64_t kVector = Arithmetic::kColumns * kQuad;
   Vec<int32_t> sums[kRows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<int32_t>{};
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const auto* const at = a.at + chunk * a.chunk;
+  for (int64_t step = 0; step < steps; ++step) {
+    const auto* const at = a.step(step);
     for (int64_t line = 0; line < lines; ++line, next += 64) __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 4
     for (int64_t k = 0; k < kChunk; k += kQuad, b += kPanel * kQuad) {
@@ -222,24 +229,27 @@ inline void int8_product_by_tiles(int64_t rows, int64_t chunks, ConstInt8Operand
 }
 #endif
 
+constexpr int64_t kTapsChunk = 2 * kChunk;  // of int8_product_of_taps
+constexpr int64_t kRunSteps = kTaps * 2;    // whose part of a panel is 18 KB
+
 // All tiles take a run of the depth before the next one: its part of the panel stays in L1. Meanwhile they ask for the panel
 // `ahead`, which is as large. Sums begin with `begin`, where that is given, beside what `accumulate` says.
-template <class Arithmetic>
-inline void int8_product_by_vectors(int64_t rows, int64_t chunks, ConstInt8Operand<Arithmetic> a, const int8_t* panel,
-                                    const int8_t* begin, int32_t* c, bool accumulate, const int8_t* ahead) {
-  constexpr int64_t kRunChunks = 16, kColumns = 2 * Arithmetic::kColumns, kChunkBytes = kChunk * kPanel;
-  const int64_t tiles = divide_up(rows, kTileRows), runs = divide_up(chunks, kRunChunks);
-  const int64_t lines = divide_up(kChunkBytes / 64, tiles * (kPanel / kColumns));
+template <class Arithmetic, class A>
+inline void int8_product_by_vectors(int64_t rows, int64_t steps, A a, const int8_t* panel, const int8_t* begin, int32_t* c,
+                                    bool accumulate, const int8_t* ahead) {
+  constexpr int64_t kColumns = 2 * Arithmetic::kColumns, kStepBytes = kChunk * kPanel;
+  const int64_t tiles = divide_up(rows, kTileRows), runs = divide_up(steps, kRunSteps);
+  const int64_t lines = divide_up(kStepBytes / 64, tiles * (kPanel / kColumns));
   const char* next = reinterpret_cast<const char*>(ahead);
-  const char* const last = next + chunks * kChunkBytes - 64;
+  const char* const last = next + steps * kStepBytes - 64;
   for (int64_t run = 0; run < runs; ++run) {
-    const int64_t first = chunks * run / runs, count = chunks * (run + 1) / runs - first;
+    const int64_t first = steps * run / runs, count = steps * (run + 1) / runs - first;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = rows * i / tiles, height = rows * (i + 1) / tiles - row;
       for (int64_t column = 0; column < kPanel; column += kColumns) {
         const int8_t* const sums = begin && run == 0 ? begin + column * static_cast<int64_t>(sizeof(int32_t)) : nullptr;
-        int8_tile_of<Arithmetic, kTileRows>(height, count, a.rows_from(row).chunks_from(first),
-                                            panel + first * kChunkBytes + column * kQuad, sums, c + row * kPanel + column,
+        int8_tile_of<Arithmetic, kTileRows>(height, count, a.rows_from(row).steps_from(first),
+                                            panel + first * kStepBytes + column * kQuad, sums, c + row * kPanel + column,
                                             accumulate || run > 0, next, next < last ? lines : 0);
         next += count * lines * 64;
       }
@@ -255,14 +265,12 @@ inline void int8_product(int64_t rows, int64_t chunks, ConstInt8Operand<Arithmet
   if constexpr (std::is_same_v<Arithmetic, TilesOfInt8>) return int8_product_by_tiles(rows, chunks, a, panel, c, accumulate);
 #endif
   if constexpr (Arithmetic::kWidth == kChunk)
-    int8_product_by_vectors<Arithmetic>(rows, chunks, a, panel, beginning<Arithmetic>(panel, chunks * kChunk), c, accumulate,
-                                        ahead);
+    int8_product_by_vectors<Arithmetic>(rows, chunks, Int8Chunks<Arithmetic>{a}, panel,
+                                        beginning<Arithmetic>(panel, chunks * kChunk), c, accumulate, ahead);
 }
 
 // c[rows][32], of nine such products added: of the rows that begin `moved[tap]` rows further. The depth is in chunks of 64, and
 // the panel [depth / 64][tap][64 / 4][32][4].
-constexpr int64_t kTapsChunk = 2 * kChunk;
-
 template <class Arithmetic = Int8>
 inline void int8_product_of_taps(int64_t rows, int64_t chunks, ConstInt8Operand<Arithmetic> a, const int64_t (&moved)[kTaps],
                                  const int8_t* panel, int32_t* c) {
@@ -274,10 +282,10 @@ inline void int8_product_of_taps(int64_t rows, int64_t chunks, ConstInt8Operand<
   }
 #endif
   if constexpr (Arithmetic::kWidth == kChunk) {
-    constexpr int64_t kSize = kTapsChunk * kPanel;
+    constexpr int64_t kSize = kTaps * kTapsChunk * kPanel;
     const int8_t* begin = beginning<Arithmetic>(panel, chunks * kTaps * kTapsChunk);
-    for (int64_t i = 0; i < chunks * kTaps; ++i, panel += kSize, begin = nullptr)
-      int8_product_by_vectors<Arithmetic>(rows, 2, a.chunks_from(i / kTaps * 2).rows_from(moved[i % kTaps]), panel, begin, c,
+    for (int64_t i = 0; i < chunks; ++i, panel += kSize, begin = nullptr)
+      int8_product_by_vectors<Arithmetic>(rows, kRunSteps, Int8Taps<Arithmetic>{a.chunks_from(2 * i), moved}, panel, begin, c,
                                           i > 0, panel + kSize);
   }
 }

@@ -65,6 +65,13 @@ struct PackWinograd {
   void* packed;
 };
 
+struct PackInt8Filters {
+  const int8_t* weight;  // [channels, channels, 3, 3]
+  int64_t channels;
+  Algorithm algorithm;  // int8: the panels of int8_product_of_taps; int8_winograd2: see cpu/mixer_int8_winograd.cpp
+  void* packed;
+};
+
 struct KernelTable {
   void (*window_attention_forward)(const WindowAttentionForward&, const Parallel&);
   void (*window_attention_backward)(const WindowAttentionBackward&, const Parallel&);
@@ -79,6 +86,7 @@ struct KernelTable {
   void (*mlp)(const Mlp&, const Parallel&);
   void (*mean)(const Mean&, const Parallel&);
   void (*pack_int8)(const PackInt8&, const Parallel&);
+  void (*pack_int8_filters)(const PackInt8Filters&, const Parallel&);
 };
 
 }  // namespace hifuse

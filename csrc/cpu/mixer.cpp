@@ -300,6 +300,7 @@ void mixer(const Mixer& args, const Parallel& parallel) {
     case Algorithm::winograd2: return run_prepared<WinogradKernel2>(args.dtype, &KernelTable::mixer, args, parallel);
     case Algorithm::depthwise: return mix_depthwise(args, parallel);
     case Algorithm::int8: return mix_in_int8(args, parallel);
+    case Algorithm::int8_winograd2: return mix_in_int8_by_winograd(args, parallel);
     default: return mix_directly(args, parallel);
   }
 }

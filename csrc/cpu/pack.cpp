@@ -45,7 +45,20 @@ class Linearly {
   const PackLinear& args_;
 };
 
-// Into the layout of int8.h.
+// A panel in the layout of int8.h, of at(column, k).
+template <class At>
+void pack_int8_panel(int64_t depth, int8_t* to, const At& at) {
+  const int64_t padded = divide_up(depth, kChunk) * kChunk;
+  int32_t begin[kPanel] = {};
+  for (int64_t k = 0; k < padded; ++k)
+    for (int64_t column = 0; column < kPanel; ++column) {
+      const int8_t value = k < depth ? at(column, k) : int8_t{0};
+      to[(k / kQuad * kPanel + column) * kQuad + k % kQuad] = value;
+      begin[column] -= QuadsOfUint8::kAdded * value;
+    }
+  __builtin_memcpy(to + padded * kPanel, begin, sizeof begin);
+}
+
 class InInt8 {
  public:
   explicit InInt8(const PackInt8& args) : args_(args) {}
@@ -55,27 +68,68 @@ class InInt8 {
       int8_t* block = args_.packed;
       for (int64_t start = 0; start < args_.depth; start += args_.block) {
         const int64_t depth = args_.depth - start < args_.block ? args_.depth - start : args_.block;
-        pack(panel, start, depth, block + panel * int8_panel_size(depth));
+        pack_int8_panel(depth, block + panel * int8_panel_size(depth), [&](int64_t column, int64_t k) {
+          const int64_t n = panel * kPanel + column;
+          return n < args_.columns ? args_.weight[n * args_.depth + start + k] : int8_t{0};
+        });
         block += divide_up(args_.columns, kPanel) * int8_panel_size(depth);
       }
     });
   }
 
  private:
-  void pack(int64_t panel, int64_t start, int64_t depth, int8_t* to) const {
-    const int64_t padded = divide_up(depth, kChunk) * kChunk;
-    int32_t begin[kPanel] = {};
-    for (int64_t k = 0; k < padded; ++k)
-      for (int64_t column = 0; column < kPanel; ++column) {
-        const int64_t n = panel * kPanel + column;
-        const int8_t value = n < args_.columns && k < depth ? args_.weight[n * args_.depth + start + k] : int8_t{0};
-        to[(k / kQuad * kPanel + column) * kQuad + k % kQuad] = value;
-        begin[column] -= QuadsOfUint8::kAdded * value;
-      }
-    __builtin_memcpy(to + padded * kPanel, begin, sizeof begin);
+  const PackInt8& args_;
+};
+
+// The filters of a 3x3 convolution in int8: as int8_product_of_taps wants them, [panel][depth / 64][tap][64 / 4][32][4]; or in
+// pairs of int16 by Winograd's algorithm in integers (mixer_int8_winograd.cpp), [panel][position][depth / 2][32][2].
+class Int8Filters {
+  static constexpr int kProducts = 4;
+
+ public:
+  explicit Int8Filters(const PackInt8Filters& args) : args_(args) {}
+
+  void run(const Parallel& parallel) const {
+    const bool winograd = args_.algorithm == Algorithm::int8_winograd2;
+    parallel.each(divide_up(args_.channels, kPanel), [&](int64_t panel) { winograd ? transform(panel) : lay_out(panel); });
   }
 
-  const PackInt8& args_;
+ private:
+  int8_t at(int64_t n, int64_t k, int64_t tap) const {
+    return n < args_.channels && k < args_.channels ? args_.weight[(n * args_.channels + k) * kTaps + tap] : int8_t{0};
+  }
+
+  void lay_out(int64_t panel) const {
+    const int64_t depth = divide_up(args_.channels, kTapsChunk) * kTapsChunk * kTaps;
+    pack_int8_panel(depth, static_cast<int8_t*>(args_.packed) + panel * int8_panel_size(depth), [&](int64_t column, int64_t k) {
+      return at(panel * kPanel + column, k / (kTaps * kTapsChunk) * kTapsChunk + k % kTapsChunk, k / kTapsChunk % kTaps);
+    });
+  }
+
+  void transform(int64_t panel) const {
+    const int64_t size = divide_up(args_.channels, kChunk) * kChunk * kPanel;
+    int16_t* const to = static_cast<int16_t*>(args_.packed) + panel * kProducts * kProducts * size;
+    for (int64_t k = 0; k < size / kPanel; ++k)
+      for (int64_t column = 0; column < kPanel; ++column)
+        transform(panel * kPanel + column, k, to + place<int16_t>(k, column), size);
+  }
+
+  // To each position, `stride` apart.
+  void transform(int64_t n, int64_t k, int16_t* to, int64_t stride) const {
+    int half[kProducts][3];
+    for (int x = 0; x < 3; ++x)
+      for (int i = 0; i < kProducts; ++i) half[i][x] = product(i, at(n, k, x), at(n, k, 3 + x), at(n, k, 6 + x));
+    for (int i = 0; i < kProducts; ++i)
+      for (int j = 0; j < kProducts; ++j)
+        to[(i * kProducts + j) * stride] = static_cast<int16_t>(product(j, half[i][0], half[i][1], half[i][2]));
+  }
+
+  static int product(int i, int a, int b, int c) {
+    const int all[kProducts] = {a, a + b + c, a - b + c, c};
+    return all[i];
+  }
+
+  const PackInt8Filters& args_;
 };
 
 // The factors of Strassen's product of a pair of panels, of quarters [b11 b12; b21 b22] of 32 columns and half the depth.
@@ -167,6 +221,8 @@ void pack_linear(const PackLinear& args, const Parallel& parallel) {
 }
 
 void pack_int8(const PackInt8& args, const Parallel& parallel) { InInt8(args).run(parallel); }
+
+void pack_int8_filters(const PackInt8Filters& args, const Parallel& parallel) { Int8Filters(args).run(parallel); }
 
 void pack_strassen(const PackStrassen& args, const Parallel& parallel) { StrassenFactors(args).run(parallel); }
 

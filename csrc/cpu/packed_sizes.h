@@ -27,6 +27,15 @@ inline int64_t packed_int8_size(int64_t columns, int64_t depth, int64_t block = 
 // The depth of the filters of a dense 3x3 convolution in int8, as a matrix.
 inline int64_t int8_filters_depth(int64_t channels) { return (channels + 63) / 64 * 64 * 9; }
 
+// Bytes of the packed filters of a dense 3x3 convolution in int8: as that matrix, or of int16 by Winograd's algorithm.
+inline int64_t packed_int8_filters_size(int64_t channels, Algorithm algorithm) {
+  if (algorithm == Algorithm::int8_winograd2) return 16 * padded(channels) * padded(channels) * 2;
+  return packed_int8_size(channels, int8_filters_depth(channels));
+}
+
+// Whether Winograd's algorithm serves so many channels, see cpu/mixer_int8_winograd.cpp.
+inline bool int8_winograd_serves(int64_t channels) { return channels <= INT32_MAX / (4 * 9 * 127 * 127); }
+
 // Elements of the packed filters of a dense 3x3 convolution of so many channels.
 inline int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm) {
   switch (algorithm) {

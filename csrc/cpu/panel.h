@@ -2,7 +2,7 @@
 //
 // Weights lie in panels of 32 columns, [columns / 32][depth][32], so that a product reads one stream from end to end; depth and
 // columns are filled up with zeros to multiples of 32. bfloat16 pairs neighbours of the depth, [depth / 2][32][2], as the
-// instruction for pairs wants it. The layout is the same for every instruction set.
+// instruction for pairs wants it, and so does int16. The layout is the same for every instruction set.
 //
 // The other operand lies in chunks of 32 of the depth, [depth / 32][rows][32]: the distance between rows is then a constant
 // inside the kernel, and a row is written by whole vectors.
@@ -40,7 +40,7 @@ constexpr int kTileRows = kRegisters == 32 ? 14 : 6;
 constexpr int kTileVectors = 2;
 constexpr int64_t kTileColumns = kTileVectors * kLanes<float>;
 
-// One step of the depth: one element in float32, a pair in bfloat16.
+// One step of the depth: one element in float32, a pair in bfloat16 and int16.
 template <class S>
 constexpr int64_t kStep = sizeof(float) / sizeof(S);
 
@@ -75,6 +75,32 @@ inline Vec<float> load_pairs(const float* from) { return load(from); }
 inline Vec<float> splat_pair(const float* from) { return splat(*from); }
 inline void add_product(Vec<float>& sum, Vec<float> a, Vec<float> b) { sum += a * b; }
 
+// Pairs of integers, whose sums are exact in int32.
+inline Vec<int16_t> load_pairs(const int16_t* from) { return load(from); }
+inline Vec<int16_t> splat_pair(const int16_t* from) {
+  int32_t bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return (Vec<int16_t>)splat(bits);
+}
+// What `add_product` adds, in plain arithmetic.
+inline Vec<int32_t> plain_product(Vec<int16_t> a, Vec<int16_t> b) {
+  const auto x = (Vec<int32_t>)a, y = (Vec<int32_t>)b;
+  return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
+}
+inline void add_product(Vec<int32_t>& sum, Vec<int16_t> a, Vec<int16_t> b) {
+#if defined(__AVX512VNNI__)
+  sum = (Vec<int32_t>)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+  sum += (Vec<int32_t>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  sum += (Vec<int32_t>)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  sum += (Vec<int32_t>)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  sum += plain_product(a, b);
+#endif
+}
+
 // What a tile asks for while it computes: part of the panel that comes next, `stride` bytes further with every step, and the
 // same rows of the operand that comes next, which lies like this one.
 template <class S>
@@ -98,45 +124,51 @@ struct Next {
 // depend on the rows beside it. bfloat16 operands bring larger errors with them, and have one run.
 constexpr int64_t kRun = 192;
 
+// The type of a product's sums.
+template <class S>
+using SumOf = std::conditional_t<std::is_same_v<S, int16_t>, int32_t, float>;
+
 // Sums on their way out of registers.
-template <int kRows>
-using TileSums = Vec<float>[kRows][kTileVectors];
+template <int kRows, class Sum = float>
+using TileSums = Vec<Sum>[kRows][kTileVectors];
 
 // Where a product's sums go: element (row, column) to at[row * stride + column], with `accumulate` added to what is there.
-struct Sums {
-  float* at;
+template <class Sum>
+struct SumsOf {
+  Sum* at;
   int64_t stride;
   bool accumulate = false;
   int64_t run = kRun;
 
-  Sums from(int64_t row, int64_t column) const { return {at + row * stride + column, stride, accumulate, run}; }
-  Sums again() const { return {at, stride, true, run}; }
+  SumsOf from(int64_t row, int64_t column) const { return {at + row * stride + column, stride, accumulate, run}; }
+  SumsOf again() const { return {at, stride, true, run}; }
 
   // `again`: they are added to what was taken before. Every loop over the sums is unrolled, or they would not all be registers.
   template <int kRows>
-  [[gnu::always_inline]] void take(TileSums<kRows>& sums, bool again) const {
+  [[gnu::always_inline]] void take(TileSums<kRows, Sum>& sums, bool again) const {
     if (accumulate || again) {
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         sums[r][0] += load(at + r * stride);
-        sums[r][1] += load(at + r * stride + kLanes<float>);
+        sums[r][1] += load(at + r * stride + kLanes<Sum>);
       }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       store(at + r * stride, sums[r][0]);
-      store(at + r * stride + kLanes<float>, sums[r][1]);
+      store(at + r * stride + kLanes<Sum>, sums[r][1]);
     }
   }
 };
+using Sums = SumsOf<float>;
 
 template <int kRows, class S, int64_t kWidth, class To>
 [[gnu::noinline]] void tile(int64_t chunks, int64_t runs, Operand<const S, kWidth> a, const S* b, To to, Next<S> next) {
   constexpr int64_t kSteps = kWidth / kStep<S>;
   for (int64_t run = 0; run < runs; ++run) {
-    TileSums<kRows> sums;
+    TileSums<kRows, SumOf<S>> sums;
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<float>{};
+    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<SumOf<S>>{};
     for (int64_t chunk = chunks * run / runs; chunk < chunks * (run + 1) / runs; ++chunk) {
       const int64_t offset = chunk * a.chunk;
       const S* const at = a.at + offset;
@@ -183,7 +215,7 @@ inline const char* bytes(const void* at) { return static_cast<const char*>(at); 
 // for its part of what comes next, so that what comes from memory arrives at an even pace. Of several tiles all take a run of
 // the depth before the next one: its part of the panel then stays in L1 from tile to tile. The runs are the same ones for any
 // number of rows.
-template <class S, int64_t kWidth = kChunk, class To = Sums>
+template <class S, int64_t kWidth = kChunk, class To = SumsOf<SumOf<S>>>
 inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, const S* panel, To to, Ahead<S> ahead) {
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same_v<S, BFloat16>)
@@ -192,7 +224,7 @@ inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, co
 #endif
   constexpr int64_t kSteps = kWidth / kStep<S>;
   const int64_t tiles = divide_up(rows, kTileRows);
-  const int64_t runs = sizeof(S) < sizeof(float) ? 1 : divide_up(chunks * kWidth, to.run), blocks = tiles > 1 ? runs : 1;
+  const int64_t runs = std::is_same_v<S, BFloat16> ? 1 : divide_up(chunks * kWidth, to.run), blocks = tiles > 1 ? runs : 1;
   const int64_t stride = divide_up(ahead.pace * static_cast<int64_t>(sizeof(S)), tiles);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t chunk = chunks * block / blocks, count = chunks * (block + 1) / blocks - chunk;

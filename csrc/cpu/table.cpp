@@ -32,6 +32,7 @@ const KernelTable table = {
     .mlp = &lent<&mlp>,
     .mean = &lent<&mean>,
     .pack_int8 = &lent<&pack_int8>,
+    .pack_int8_filters = &lent<&pack_int8_filters>,
 };
 
 }  // namespace HIFUSE_ISA

@@ -1,9 +1,9 @@
 """Which parts of a network run in int8, and with which scales: what the user's images say.
 
 The float32 network runs on the images. It says how large the inputs of each part are, and what its logits are. Then every
-part is put into int8 alone. A part is taken where it moves the logits by less than its share of what is allowed. The network
-of all that are taken must not change the class of more images than bfloat16 does; else those parts are given back that move
-the logits most for the work they do, a few at a time, until half of the work would be lost.
+part is put into int8 alone. Parts are taken in the order of how much they move the logits for the work they do, while all
+together move them by no more than is allowed. The network of all that are taken must not change the class of more images than
+bfloat16 does; else the last ones are given back, a few at a time, until half of the work would be lost.
 """
 
 from __future__ import annotations
@@ -102,7 +102,6 @@ def calibrate(
     limit = other if most_changed is None else most_changed
     spread = spread_of(expected)
     outside = _flops_outside_mixers(network, images[:1])
-    total = sum(each.flops for each in seen.values())
     scales, kept = {}, {}
     for name, each in seen.items():
         scales[name], kept[name] = _choose(each)
@@ -113,12 +112,11 @@ def calibrate(
     parts = []
     for name, each in seen.items():
         _, error, _, probability = differences(_logits(build(dtype, {name: scales[name]}), images[few]), alone)
-        allowed = ALLOWED * math.sqrt(each.flops / total)
-        taken = error / spread <= allowed
-        parts.append(Part(name, taken, each.flops / outside, error / spread, allowed, probability, scales[name], kept[name]))
+        parts.append(Part(name, False, each.flops / outside, error / spread, 0.0, probability, scales[name], kept[name]))
+    parts = _take(parts)
     while True:
         taken_now = [part for part in parts if part.int8]
-        work = sum(part.work for part in taken_now if not part.is_mixer)
+        work = _work(parts)
         if work < LEAST_WORK:
             _refuse(parts, work, limit)
         quantised = build(dtype, {part.name: scales[part.name] for part in taken_now})
@@ -130,9 +128,34 @@ def calibrate(
     return quantised, certificate
 
 
+def _take(parts: Sequence[Part]) -> list[Part]:
+    """The parts, in int8 those that move the logits least for their work; mixers only where enough of the others are left."""
+    taken = _within(parts, mixers=True)
+    return taken if _work(taken) >= LEAST_WORK else _within(parts, mixers=False)
+
+
+def _within(parts: Sequence[Part], mixers: bool) -> list[Part]:
+    """As many parts in int8 as make `ALLOWED` together: their errors are taken for independent, so squares add up."""
+    left, made = ALLOWED**2, {part.name: part for part in parts}
+    for part in sorted(parts, key=_cost):
+        int8 = part.error**2 <= left and (mixers or not part.is_mixer)
+        made[part.name] = replace(part, int8=int8, allowed=math.sqrt(left))
+        left -= part.error**2 if int8 else 0
+    return list(made.values())
+
+
+def _work(parts: Sequence[Part]) -> float:
+    return sum(part.work for part in parts if part.int8 and not part.is_mixer)
+
+
+def _cost(part: Part) -> float:
+    """Of a part in int8, by what it saves: a mixer's multiply-add saves about half the time that another one does."""
+    return part.error**2 / (part.work * (0.5 if part.is_mixer else 1))
+
+
 def _give_back(parts: Sequence[Part]) -> list[Part]:
-    """The parts without those in int8 that have the most error for their work: so many that they make `GIVEN_BACK` of it."""
-    taken = sorted((part for part in parts if part.int8), key=lambda part: part.error**2 / part.work, reverse=True)
+    """The parts without those in int8 that were taken last: so many that they make `GIVEN_BACK` of the squared error."""
+    taken = sorted((part for part in parts if part.int8), key=_cost, reverse=True)
     sums = itertools.accumulate((part.error**2 for part in taken), initial=0.0)
     least = GIVEN_BACK * sum(part.error**2 for part in taken)
     back = {part.name for part, before in zip(taken, sums, strict=False) if before < least} or {taken[0].name}

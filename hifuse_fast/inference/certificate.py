@@ -17,7 +17,7 @@ class Part:
         int8: whether it runs in int8.
         work: its multiply-adds, over all those outside the mixers.
         error: of the logits where it alone is in int8: root mean square, in units of the logits' own spread.
-        allowed: the largest `error` with which it is taken.
+        allowed: the largest `error` with which it is taken: what was left by those that move the logits less for their work.
         probability_error: the largest of a probability, where it alone is in int8.
         scales: what its inputs are divided by: `input_scale`, and of an MLP `hidden_scale`.
         kept: of each scale, which share of the largest magnitude it keeps; what is larger is cut.

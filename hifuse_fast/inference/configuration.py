@@ -14,7 +14,7 @@ from hifuse_fast.checks import check_choice, check_count, check_eps, check_flag
 from hifuse_fast.model import check_out_indices
 from hifuse_fast.options import HiFuseOptions
 
-FORMAT, VERSION = FROZEN, "9"
+FORMAT, VERSION = FROZEN, "10"
 CERTIFICATE = "certificate"  #: the key of metadata, of a network in int8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 ALGORITHMS = ("auto", "direct")

@@ -115,8 +115,9 @@ typedef struct hifuse_pack_matrix_params {
 /* A dense 3x3 convolution. That of DEPTHWISE_CONVOLUTION is not packed. */
 typedef struct hifuse_pack_filters_params {
   hifuse_dtype dtype;         /* of the maps */
-  hifuse_algorithm algorithm; /* DIRECT, WINOGRAD2 or 4; WINOGRAD4_AT_CALL in float32 */
-  const void* weight;         /* [channels, channels, 3, 3], contiguous; of DIRECT in `dtype`, else float32 */
+  hifuse_algorithm algorithm; /* as of a mixer */
+  const void* weight;         /* [channels, channels, 3, 3], contiguous; of DIRECT in `dtype`, of INT8 and INT8_WINOGRAD2
+                               * int8_t, else float32 */
   int64_t channels;
 } hifuse_pack_filters_params;
 

@@ -40,7 +40,8 @@ enum {
   HIFUSE_WINOGRAD4 = 3,
   HIFUSE_WINOGRAD4_AT_CALL = 4,
   HIFUSE_DEPTHWISE_CONVOLUTION = 5,
-  HIFUSE_INT8 = 6
+  HIFUSE_INT8 = 6,
+  HIFUSE_INT8_WINOGRAD2 = 7 /* of a mixer: the sums of HIFUSE_INT8, of fewer products */
 };
 
 /* out = residual + pool(activation(norm(rows) weight^T + bias)) */
@@ -120,10 +121,10 @@ typedef struct hifuse_mixer_params {
   int64_t width;
   int64_t channels;
   const void* z;
-  hifuse_algorithm algorithm; /* DIRECT, DEPTHWISE_CONVOLUTION, WINOGRAD2 or 4, INT8; WINOGRAD4_AT_CALL in float32 */
-  const void* weight;         /* packed; of DEPTHWISE_CONVOLUTION float32 [9, channels]; of INT8 packed as a matrix
-                               * [channels, K / 64, 9, 64], the K input channels filled up with zeros to a multiple of 64 */
-  const float* scale;         /* of INT8, as that of hifuse_linear_params */
+  hifuse_algorithm algorithm; /* DIRECT, DEPTHWISE_CONVOLUTION, WINOGRAD2 or 4, INT8; WINOGRAD4_AT_CALL in float32;
+                               * INT8_WINOGRAD2 of up to 3698 channels */
+  const void* weight;         /* packed; of DEPTHWISE_CONVOLUTION float32 [9, channels] */
+  const float* scale;         /* of INT8 and INT8_WINOGRAD2, as that of hifuse_linear_params */
   float inverse;
   bool convolution; /* out is the convolution alone, without GELU and residual: of WINOGRAD4 */
   void* out;        /* [B, height, width, channels] */

@@ -323,7 +323,13 @@ static int ops(char** argv) {
   float* const first = malloc((size_t)(channels * channels) * sizeof *first);
   for (int64_t i = 0; i < channels * channels; ++i) first[i] = weight[9 * i];
   const hifuse_pack_matrix_params matrix = {HIFUSE_FLOAT32, HIFUSE_DIRECT, first, channels, channels, 0};
-  const hifuse_pack_filters_params filters = {HIFUSE_FLOAT32, algorithm, weight, channels};
+  int8_t* const integers = malloc((size_t)(9 * channels * channels));
+  float* const scale = malloc((size_t)channels * sizeof *scale);
+  for (int64_t i = 0; i < 9 * channels * channels; ++i) integers[i] = (int8_t)(weight[i] * 200);
+  for (int64_t i = 0; i < channels; ++i) scale[i] = 0.0009765625f;
+  const bool int8 = algorithm == HIFUSE_INT8 || algorithm == HIFUSE_INT8_WINOGRAD2;
+  const void* const numbers = int8 ? (const void*)integers : weight;
+  const hifuse_pack_filters_params filters = {HIFUSE_FLOAT32, algorithm, numbers, channels};
   int64_t sizes[2];
   check(hifuse_packed_matrix_size(&matrix, &sizes[0]));
   check(hifuse_packed_filters_size(&filters, &sizes[1]));
@@ -337,10 +343,11 @@ static int ops(char** argv) {
   linear.activation = HIFUSE_GELU, linear.norm = HIFUSE_ROW_NORM, linear.eps = 1e-6f, linear.out = between;
   check(hifuse_linear(&linear, &threads));
   const hifuse_mixer_params mixer = {HIFUSE_FLOAT32, batch,          height, width, channels, between,
-                                     algorithm,      packed_filters, NULL,   0,     false,    out};
+                                     algorithm,      packed_filters, scale,  50,    false,    out};
   check(hifuse_mixer(&mixer, &threads));
   write_file(argv[2], out, map * sizeof *out);
   free(weight), free(x), free(between), free(out), free(first), free(packed), free(packed_filters);
+  free(integers), free(scale);
   return 0;
 }
 

@@ -71,11 +71,12 @@ def test_two_networks_at_once_of_sizes_at_the_edge(saved: Path, programs: Path, 
     output(programs / "calls", "pair", saved, tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "direct"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_it_gives_the_bits_of_int8(dtype: torch.dtype, programs: Path, tmp_path: Path) -> None:
+def test_it_gives_the_bits_of_int8(dtype: torch.dtype, algorithm: str, programs: Path, tmp_path: Path) -> None:
     """Every linear, local block, mixer and MLP in 8 bits, by scales that nobody calibrated."""
     model = make(torch.float32, **QUICK)
-    plain = optimize_for_inference(model, dtype, backend="native")
+    plain = optimize_for_inference(model, dtype, backend="native", algorithm=algorithm)
     scales = {
         name: {"input_scale": 0.03, **({"hidden_scale": 0.02} if isinstance(op, Mlp) else {})}
         for name, op in plain._made.items()

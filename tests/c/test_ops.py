@@ -17,7 +17,7 @@ from tests.support.c_library import images, needs_library, output
 pytestmark = needs_library
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4", "winograd4_at_call"])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4", "winograd4_at_call", "int8", "int8_winograd2"])
 def test_ops_and_packing(algorithm: str, programs: Path, tmp_path: Path) -> None:
     """A linear and a mixer, whose weights C packs."""
     channels = 40
@@ -32,6 +32,10 @@ def test_ops_and_packing(algorithm: str, programs: Path, tmp_path: Path) -> None
     between = linear(x, residual=x)
     out = torch.empty_like(x)
     number = ALGORITHMS[algorithm]
-    packed = torch.ops.hifuse_fast.pack_mixer(weight, torch.float32, number)
-    torch.ops.hifuse_fast.mixer_out(between, packed, out, number)
+    if algorithm.startswith("int8"):
+        packed = torch.ops.hifuse_fast.pack_mixer_int8((weight * 200).to(torch.int8), number)
+        torch.ops.hifuse_fast.mixer_int8_out(between, packed, torch.full((channels,), 2.0**-10), out, 50.0, number)
+    else:
+        packed = torch.ops.hifuse_fast.pack_mixer(weight, torch.float32, number)
+        torch.ops.hifuse_fast.mixer_out(between, packed, out, number)
     assert torch.equal(torch.from_numpy(np.fromfile(tmp_path / "out", np.float32)).view(out.shape), out)

@@ -71,7 +71,7 @@ def test_files_that_do_not_fit_are_named(saved: Path, programs: Path, tmp_path: 
     cases: list[tuple[Header, str]] = [
         (header, "runs"),
         (changed_metadata(header, format="pt"), "it was not written by OptimizedHiFuse.save"),
-        (changed_metadata(header, version="6"), "version must be 9, got 6: optimise the model again"),
+        (changed_metadata(header, version="6"), "version must be 10, got 6: optimise the model again"),
         (changed_metadata(header, calls=None), "it has no list of calls"),
         (changed_metadata(header, backend="cuda"), 'frozen for "cuda": open it by hifuse_network_open_cuda'),
         (changed_metadata(header, backend="rocm"), "backend must be native or cuda, got rocm"),

@@ -123,7 +123,7 @@ def test_files_that_do_not_fit_are_named(saved: Any) -> None:
         (metadata, fewer, CheckpointError, "1 tensors are missing: stem.bias"),
         (metadata, more, CheckpointError, "1 tensors are unexpected: more"),
         ({**metadata, "ops": json.dumps(others)}, without_head, CheckpointError, "the op head is missing"),
-        ({**metadata, "version": "0"}, tensors, CheckpointError, "version must be 9, got 0: optimise the model again"),
+        ({**metadata, "version": "0"}, tensors, CheckpointError, "version must be 10, got 0: optimise the model again"),
         ({**metadata, "configuration": "{"}, tensors, CheckpointError, "its configuration does not fit"),
         (change_configuration(metadata, more=1), tensors, CheckpointError, "its configuration does not fit"),
         (change_configuration(metadata, dtype="int8"), tensors, CheckpointError, "its configuration does not fit"),

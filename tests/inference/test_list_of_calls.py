@@ -38,7 +38,7 @@ def saved(path: Path, dtype: torch.dtype = torch.float32, backend: str = "native
 def test_it_names_ops_tensors_maps_and_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     metadata = saved(path, dtype)
-    assert metadata["version"] == "9"
+    assert metadata["version"] == "10"
     calls = json.loads(metadata["calls"])
     first, *_, mean, head = calls
     weights = {name: f"stem.{name}" for name in ("weight", "bias", "scale", "shift")}

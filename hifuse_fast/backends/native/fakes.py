@@ -38,6 +38,7 @@ def register(lib: ModuleType) -> None:
         "pack_stem": packing.stem,
         "pack_gated_concat": packing.gated_concat,
         "pack_mixer": packing.mixer,
+        "pack_mixer_int8": packing.mixer_int8,
         "pack_mlp": packing.mlp,
     }
     for op, fake in fakes.items():
@@ -105,6 +106,9 @@ class _Packing:
     def int8(self, weight: Tensor, block: int) -> Tensor:
         columns, depth = weight.shape
         return weight.new_empty(self._lib.packed_int8_size(int(columns), int(depth), block))
+
+    def mixer_int8(self, weight: Tensor, algorithm: int) -> Tensor:
+        return weight.new_empty(self._lib.packed_int8_filters_size(int(weight.shape[0]), algorithm))
 
     def _matrix(self, weight: Tensor, dtype: torch.dtype, algorithm: int) -> Tensor:
         columns, depth = weight.shape

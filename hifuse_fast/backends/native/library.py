@@ -52,7 +52,7 @@ def why_not_native(*, device: torch.device, dtype: torch.dtype, **_: Any) -> str
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the kernels in use have instructions for products of bfloat16."""
+    """Whether the kernels in use have instructions for products of bfloat16, and for those of four bytes at once."""
     return lib is not None and lib.isa() in ("avx512_bf16", "amx")
 
 

@@ -161,65 +161,6 @@ def test_an_mlp_agrees_with_the_reference(shape: tuple[int, ...], dtype: torch.d
     assert float((actual.float() - full).square().mean().sqrt()) < 0.02 * float(full.square().mean().sqrt()) + rounding
 
 
-def exact_filters(channels: int) -> Tensor:
-    """Integers, the largest of each output channel 127: what follows the sums is exact."""
-    weight = (matrix("weight", channels, channels, 3, 3) * 300).round().clamp(-127, 127)
-    weight[:, 0, 1, 1] = 127
-    return weight
-
-
-def convolution_by_hand(z: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """Of maps that divided by `scale` are integers, in float64."""
-    integers = (z.double() / scale).clamp(-127, 127)
-    padded = torch.zeros(len(z), z.shape[1] + 2, z.shape[2] + 2, z.shape[3], dtype=torch.float64)
-    padded[:, 1:-1, 1:-1] = integers
-    y = torch.zeros(z.shape, dtype=torch.float64)
-    for r in range(3):
-        for c in range(3):
-            at = padded[:, r : r + z.shape[1], c : c + z.shape[2]]
-            y += torch.einsum("bhwk,nk->bhwn", at, weight[:, :, r, c].double())
-    return y * scale
-
-
-# Odd sizes; an image in several bands; several images that are multiplied together, an odd one left.
-MIXER_SHAPES = [(2, 7, 7, 96), (1, 5, 3, 13), (1, 1, 1, 1), (2, 1, 9, 33), (1, 90, 131, 64), (5, 5, 6, 700)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", MIXER_SHAPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_mixer_is_the_definition(shape: tuple[int, ...], dtype: torch.dtype, backend: str) -> None:
-    """Sums are exact, so all that errs is GELU, by 2e-5, and the rounding of the result."""
-    weight, scale = exact_filters(shape[3]), 2.0**-9
-    z = (uniform("z", *shape) * 200).round() * scale
-    y = convolution_by_hand(z, weight, scale)
-    expected = z.double() + y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
-    op = prepare_mixer(weight, input_scale=scale, dtype=dtype, backend=backend)
-    assert op.options["algorithm"] == "int8"
-    with nan_poisoned_empty():
-        actual = op(z.to(dtype))
-    rounding = torch.finfo(dtype).eps * float(expected.abs().max())
-    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=3e-5 + rounding)
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_mixer_in_int8_is_another_product_and_a_good_one(kernel: str) -> None:
-    weight, z = matrix("weight", 70, 70, 3, 3), uniform("z", 2, 9, 11, 70)
-    actual, full = (prepare_mixer(weight, input_scale=s, dtype=torch.float32, backend=kernel)(z) for s in (1 / 127, None))
-    assert 1e-5 < float((actual - full).abs().max()) < 0.02 * float(full.abs().max())
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_mixer_passes_on_what_is_not_finite(backend: str) -> None:
-    op = prepare_mixer(matrix("weight", 40, 40, 3, 3), input_scale=0.01, dtype=torch.float32, backend=backend)
-    for spoilt in (math.nan, math.inf, -math.inf):
-        z = uniform("z", 2, 3, 5, 40)
-        z[1, 2, 3, 39] = spoilt
-        lost = op(z).isnan()
-        assert lost[1, 1:, 2:].all()  # its neighbours, at a corner of the map
-        assert lost.sum() == 6 * 40
-
-
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sums_of_the_largest_products_are_exact(sign: int, backend: str) -> None:
@@ -257,8 +198,7 @@ def test_bits_depend_on_neither_threads_nor_the_batch(kernel: str) -> None:
     scales = {"input_scale": 0.01, "hidden_scale": 0.02}
     mlp = prepare_mlp(**mlp_weights(40, 1000, 33), **scales, dtype=torch.float32, backend=kernel)
     block = prepare_local_block(**block_weights(40), input_scale=0.02, dtype=torch.float32, backend=kernel)
-    mixer = prepare_mixer(matrix("filters", 40, 40, 3, 3), input_scale=0.02, dtype=torch.float32, backend=kernel)
-    for op in (linear, mlp, block, mixer):
+    for op in (linear, mlp, block):
         check_determinism(op, uniform("u", 2, 19, 23, 40))
         check_images_apart(op, uniform("u", 4, 5, 7, 40))
 
@@ -281,30 +221,23 @@ def test_batch_0(backend: str) -> None:
     assert mlp(torch.empty(0, 2, 2, 8)).shape == (0, 2, 2, 3)
     block = prepare_local_block(**block_weights(8), input_scale=0.1, dtype=torch.float32, backend=backend)
     assert block(torch.empty(0, 2, 2, 8)).shape == (0, 2, 2, 8)
-    mixer = prepare_mixer(matrix("filters", 8, 8, 3, 3), input_scale=0.1, dtype=torch.float32, backend=backend)
-    assert mixer(torch.empty(0, 2, 2, 8)).shape == (0, 2, 2, 8)
 
 
 @pytest.mark.skipif(lib is None, reason="of the compiled library")
 def test_every_instruction_set_multiplies_the_same() -> None:
     """Also the packed weight is the same for all of them."""
     assert lib is not None
-    before, found, mixed = lib.isa(), [], []
+    before, found = lib.isa(), []
     try:
         for name in lib.usable_isas():
             lib.select_isa(name)
             op = prepare_linear(matrix("w", 65, 100), torch.zeros(65), input_scale=0.01, dtype=torch.float32, backend="native")
             found.append((op.packed()["weight"], op(uniform("x", 1, 5, 7, 100))))
-            op = prepare_mixer(exact_filters(100), input_scale=0.01, dtype=torch.float32, backend="native")
-            mixed.append((op.packed()["weight"], op(uniform("z", 2, 5, 7, 100))))
     finally:
         lib.select_isa(before)
     for weight, out in found[1:]:
         assert torch.equal(weight, found[0][0])
         torch.testing.assert_close(out, found[0][1], rtol=2e-7, atol=0)
-    for weight, out in mixed[1:]:
-        assert torch.equal(weight, mixed[0][0])
-        torch.testing.assert_close(out, mixed[0][1], rtol=0, atol=2e-5)  # GELU is another one
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -333,11 +266,6 @@ def test_bad_scales_are_named(arguments: dict[str, Any], error: type[Exception],
         prepare_mlp(**mlp_weights(8, 9, 3), **{"hidden_scale": 1.0, **good, **arguments})
     with pytest.raises(error, match=message):
         prepare_mixer(torch.ones(8, 8, 3, 3), **{**good, **arguments})
-
-
-def test_a_depthwise_mixer_has_no_int8() -> None:
-    with pytest.raises(ValueError, match=r"weight must be \[C, C, 3, 3\] with input_scale, got \[8, 1, 3, 3\]"):
-        prepare_mixer(torch.ones(8, 1, 3, 3), input_scale=1.0, dtype=torch.float32)
 
 
 def test_half_of_the_scales_are_refused() -> None:
@@ -372,16 +300,6 @@ def test_direct_calls_are_checked() -> None:
         call(x, *filters, block["weight"], block["scale"][:2], block["bias"], out, 1e-6, 10.0)
     with pytest.raises(RuntimeError, match="inverse must be a finite positive float32"):
         call(x, *filters, block["weight"], block["scale"], block["bias"], out, 1e-6, 0.0)
-    mixer = prepare_mixer(exact_filters(8), input_scale=0.1, dtype=torch.float32, backend="native").packed()
-    call = torch.ops.hifuse_fast.mixer_int8_out
-    with pytest.raises(RuntimeError, match="weight must be packed for int8: 18560 contiguous bytes"):
-        call(x, mixer["weight"][:-1], mixer["scale"], out, 10.0)
-    with pytest.raises(RuntimeError, match="scale must be 8 contiguous float32 numbers"):
-        call(x, mixer["weight"], mixer["scale"][:2], out, 10.0)
-    with pytest.raises(RuntimeError, match="inverse must be a finite positive float32"):
-        call(x, mixer["weight"], mixer["scale"], out, 0.0)
-    with pytest.raises(RuntimeError, match="out must not be z"):
-        call(x, mixer["weight"], mixer["scale"], x, 10.0)
     with pytest.raises(RuntimeError, match="weight must be a matrix of int8"):
         torch.ops.hifuse_fast.pack_int8(torch.zeros(3, 8), 0)
     with pytest.raises(RuntimeError, match="block must be a multiple of 32"):

@@ -100,6 +100,22 @@ def test_winograd_has_transformed_filters(dtype: torch.dtype) -> None:
     )
 
 
+def test_filters_of_bytes_lie_tap_by_tap_of_64_channels() -> None:
+    weight = torch.randint(-127, 128, (70, 70, 3, 3), dtype=torch.int8)
+    chunks = F.pad(weight, (0, 0, 0, 0, 0, 58)).flatten(2).unflatten(1, (2, 64)).transpose(2, 3).flatten(1)
+    assert torch.equal(op.pack_mixer_int8(weight, ALGORITHMS["int8"]), op.pack_int8(chunks.contiguous(), 0))
+
+
+def test_winograd_has_filters_of_integers_in_pairs() -> None:
+    """U = G g G^T as above, and no fraction in it."""
+    weight = torch.randint(-127, 128, (40, 40, 3, 3), dtype=torch.int8)
+    g = torch.tensor([[1, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 1]])
+    transformed = torch.einsum("ia,nkab,jb->nkij", g, weight.long(), g).flatten(2)
+    columns = F.pad(transformed, (0, 0, 0, 24, 0, 24)).unflatten(0, (2, 32)).unflatten(2, (32, 2))  # [panel][32][32][2][16]
+    expected = columns.permute(0, 4, 2, 1, 3).flatten().to(torch.int16)
+    assert torch.equal(op.pack_mixer_int8(weight, ALGORITHMS["int8_winograd2"]).view(torch.int16), expected)
+
+
 def test_the_stem_and_the_gates() -> None:
     weight, rows = matrix("weight", 2, 5, 3, 4, 4), uniform("rows", 2, 5)
     packed = op.pack_stem(weight, rows, rows, rows, torch.bfloat16)
@@ -125,6 +141,7 @@ def calls() -> dict[str, tuple[Any, ...]]:
     mlp = (torch.randn(20, 32), torch.randn(20), torch.randn(c, 20), row, f32, STRASSEN)
     deep, filters = torch.randn(2, 4, 6, 32), ALGORITHMS["winograd4"]
     expand, project = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((20, 32), (c, 20)))
+    whole = torch.randint(-127, 128, (c, c, 3, 3), dtype=torch.int8)
     return {
         "copy_weight": (torch.randn(70),),
         "pack_linear": linear,
@@ -152,7 +169,9 @@ def calls() -> dict[str, tuple[Any, ...]]:
         "local_block_int8_out": (
             x, *op.pack_local_block(*block, f32)[:2], op.pack_int8(expand[:c, :c], 0), torch.rand(c), row, out, 1e-6, 9.0,
         ),
-        "mixer_int8_out": (x, op.pack_int8(torch.ones(c, 9 * 64, dtype=torch.int8), 0), torch.rand(c), out, 9.0),
+        "pack_mixer_int8": (whole, ALGORITHMS["int8"]),
+        "pack_mixer_int8 winograd": (whole, ALGORITHMS["int8_winograd2"]),
+        "mixer_int8_out": (x, op.pack_mixer_int8(whole, ALGORITHMS["int8"]), torch.rand(c), out, 9.0, ALGORITHMS["int8"]),
         "mlp_int8_out": (
             deep, op.pack_int8(expand, 0), torch.rand(20), torch.randn(20), op.pack_int8(project, library.lib.mlp_block),
             torch.rand(c), row, x, out, 9.0, 7.0,
@@ -201,6 +220,7 @@ def test_every_op_is_checked() -> None:
         ),
         ("linear_int8_out", {2: torch.ones(19)}, "scale must be 20 contiguous float32 numbers on the CPU"),
         ("mixer_int8_out", {1: torch.ones(8, dtype=torch.int8)}, "weight must be packed for int8: 18560 contiguous bytes"),
+        ("pack_mixer_int8", {1: ALGORITHMS["winograd4"]}, "mixer_int8"),
         ("mlp_int8_out", {1: torch.ones(1024)}, "expand must be packed for int8"),
         ("mlp_int8_out", {5: torch.ones(7)}, "project_scale must be 8 contiguous float32 numbers on the CPU"),
         ("pack_mlp", {2: torch.randn(8, 21)}, "project has a wrong size: dimension 1 must be 20, got 21"),

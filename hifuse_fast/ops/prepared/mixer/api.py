@@ -12,6 +12,7 @@ from hifuse_fast.backends.select import prepared_class
 from hifuse_fast.checks import check_choice, check_dtype, check_weights
 from hifuse_fast.ops.prepared import int8
 from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
+from hifuse_fast.ops.prepared.mixer.bounds import MOST_CHANNELS
 
 ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
 
@@ -45,7 +46,8 @@ def prepare_mixer(
         input_scale: where it is given, the convolution is of 8-bit integers, with exact sums, as in `prepare_linear`: z is
             divided by it, rounded, and kept within -127 to 127; the filters of each output channel have a scale of their own. A
             pixel with a value that is not finite gives NaN to itself and its neighbours. GELU is within 2e-5 then. For a dense
-            weight, on the CPU, for float32 and bfloat16.
+            weight, on the CPU, for float32 and bfloat16. "winograd2" gives the sums of "direct" to the last bit then, of up to
+            3698 channels, and "auto" is the first where vectors of int16 are multiplied, the second where those of bytes are.
         dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 
@@ -68,6 +70,10 @@ def prepare_mixer(
     options |= int8.check_scales(dtype, (9 * weight.shape[1],), input_scale=input_scale)
     if weight.shape[1] < len(weight) and input_scale is not None:
         raise ValueError(f"weight must be [C, C, 3, 3] with input_scale, got {list(weight.shape)}")
+    if input_scale is not None:
+        check_choice("algorithm with input_scale", algorithm, ALGORITHMS[:3])
+        if algorithm == "winograd2" and len(weight) > MOST_CHANNELS:
+            raise ValueError(f"algorithm winograd2 with input_scale is of {MOST_CHANNELS} channels or fewer, got {len(weight)}")
     key = (len(weight), "depthwise" if depthwise else "dense")
     cls = prepared_class("prepare_mixer", backend, key=key, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls.prepare({"weight": weight}, dtype, **options)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hifuse_fast.backends.native import library
@@ -15,13 +14,13 @@ from hifuse_fast.backends.native.library import why_not_native
 from hifuse_fast.backends.tape import call
 from hifuse_fast.ops.prepared import int8
 from hifuse_fast.ops.prepared.base import PreparedOp
+from hifuse_fast.ops.prepared.mixer.bounds import MOST_CHANNELS
 
 why_not = why_not_native
 
 # Channels from which F(4x4)'s filters are too large to be transformed ahead: those of 2304 take 0.7 GB in float32, 0.5 in
 # bfloat16, and longer to read for one image. In float32 they are transformed at the call; bfloat16 keeps to F(2x2).
 WIDE = 2048
-CHUNK = 64  # channels whose taps lie together in int8, see csrc/cpu/int8.h
 
 
 class Mixer(PreparedOp):
@@ -32,9 +31,9 @@ class Mixer(PreparedOp):
 
     @staticmethod
     def resolve(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Any]:
-        if options["input_scale"] is not None:
-            return PreparedOp.resolve(tensors, dtype, **options)
         channels, depth = tensors["weight"].shape[:2]
+        if options["input_scale"] is not None:
+            return {**options, "algorithm": _int8_algorithm(options["algorithm"], channels)}
         if depth < channels:
             return {**options, "algorithm": "depthwise"}
         algorithm, wide = options["algorithm"], channels >= WIDE
@@ -50,26 +49,25 @@ class Mixer(PreparedOp):
     def pack(tensors: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
         if options["input_scale"] is not None:
             weight, scale = int8.quantise_weight(tensors["weight"].flatten(1), options["input_scale"])
-            return {"weight": torch.ops.hifuse_fast.pack_int8(_taps_of_chunks(weight), 0), "scale": scale}
+            filters = weight.unflatten(1, (-1, 3, 3))
+            return {"weight": torch.ops.hifuse_fast.pack_mixer_int8(filters, ALGORITHMS[options["algorithm"]]), "scale": scale}
         return {"weight": torch.ops.hifuse_fast.pack_mixer(tensors["weight"], dtype, ALGORITHMS[options["algorithm"]])}
 
     def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
         super().__init__(tensors, **options)
-        self._int8 = options["input_scale"] is not None
-        self._number = 1 / options["input_scale"] if self._int8 else ALGORITHMS[options["algorithm"]]
+        self._inverse = None if options["input_scale"] is None else 1 / options["input_scale"]
+        self._algorithm = ALGORITHMS[options["algorithm"]]
 
     def forward(self, z: Tensor, out: Tensor | None = None) -> Tensor:
         out = torch.empty_like(z) if out is None else out
-        if self._int8:
-            call(torch.ops.hifuse_fast.mixer_int8_out.default, z, self.weight, self.scale, out, self._number)
+        if self._inverse is None:
+            call(torch.ops.hifuse_fast.mixer_out.default, z, self.weight, out, self._algorithm)
         else:
-            call(torch.ops.hifuse_fast.mixer_out.default, z, self.weight, out, self._number)
+            call(torch.ops.hifuse_fast.mixer_int8_out.default, z, self.weight, self.scale, out, self._inverse, self._algorithm)
         return out
 
 
-def _taps_of_chunks(weight: Tensor) -> Tensor:
-    """[C, 9 C], the taps of each channel together -> [C, K / 64 * 9 * 64], the channels of each tap in chunks of 64."""
-    by_channel: Tensor = weight.unflatten(1, (-1, 9))
-    filled = F.pad(by_channel, (0, 0, 0, -by_channel.shape[1] % CHUNK))
-    chunks: Tensor = filled.unflatten(1, (-1, CHUNK))
-    return chunks.transpose(2, 3).flatten(1)
+def _int8_algorithm(asked: str, channels: int) -> str:
+    """Winograd's in integers takes 4/9 of the products, and int16; where quads of bytes are multiplied it does not pay."""
+    auto = "direct" if library.multiplies_bfloat16() or channels > MOST_CHANNELS else "winograd2"
+    return "int8_winograd2" if (auto if asked == "auto" else asked) == "winograd2" else "int8"
