@@ -21,6 +21,11 @@ S stored(float value) {
   narrow(value, to);
   return to;
 }
+template <>
+int16_t stored(float value) {
+  return static_cast<int16_t>(value);
+}
+float widen(int16_t value) { return value; }
 
 template <class S>
 void test_product(int64_t rows, int64_t chunks) {
@@ -37,14 +42,14 @@ void test_product(int64_t rows, int64_t chunks) {
     for (int64_t n = 0; n < kPanel; ++n) panel_at(k, n) = stored<S>(pattern(n * 3 + k * 7));
   }
   const int64_t stride = kPanel + 4;
-  std::vector<float> c(static_cast<size_t>(rows * stride), NAN);
+  std::vector<SumOf<S>> c(static_cast<size_t>(rows * stride), static_cast<SumOf<S>>(1234));
   for (const bool accumulate : {false, true})  // the second adds to the first
     product<S>(rows, chunks, {a.data(), rows * kChunk}, panel.data(), {c.data(), stride, accumulate}, {panel.data(), a.data()});
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t n = 0; n < kPanel; ++n) {
       float expected = 0;
       for (int64_t k = 0; k < depth; ++k) expected += widen(a_at(r, k)) * widen(panel_at(k, n));
-      CHECK(c[static_cast<size_t>(r * stride + n)] == 2 * expected);
+      CHECK(static_cast<float>(c[static_cast<size_t>(r * stride + n)]) == 2 * expected);
     }
 }
 
@@ -206,6 +211,7 @@ void test_products() {
     for (const int64_t chunks : {1, 2, 7, 13}) {
       test_product<float>(rows, chunks);
       test_product<BFloat16>(rows, chunks);
+      test_product<int16_t>(rows, chunks);
     }
   for (int64_t rows = 1; rows < 32; ++rows)
     for (const int64_t chunks : {1, 6, 7, 25}) {
