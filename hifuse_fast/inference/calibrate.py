@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -108,10 +108,10 @@ def calibrate(
         each.rows.clear()
 
     few = torch.linspace(0, len(images) - 1, min(_ALONE, len(images))).long()
-    alone = _logits(build(dtype, {}), images[few])
+    alone = _Alone(build(dtype, {}), images[few])
     parts = []
     for name, each in seen.items():
-        _, error, _, probability = differences(_logits(build(dtype, {name: scales[name]}), images[few]), alone)
+        _, error, _, probability = differences(alone(build(dtype, {name: scales[name]}), name), alone.logits)
         parts.append(Part(name, False, each.flops / outside, error / spread, 0.0, probability, scales[name], kept[name]))
     parts = _take(parts)
     while True:
@@ -218,12 +218,13 @@ def _choose(seen: Seen) -> tuple[dict[str, float], dict[str, float]]:
 
 def _best_scale(rows: Tensor, largest: float, weight: Tensor) -> tuple[float, float]:
     exact = rows @ weight.t()
+    integers, factors = int8.quantise_weight(weight, 1.0)
+    columns = integers.float().t()
     errors = {}
     for kept in KEPT:
         scale = max(largest * kept / int8.MOST, 1e-30)
-        integers, factors = int8.quantise_weight(weight, scale)
         # In float32: what is compared is a thousand times larger than its rounding.
-        found = (int8.quantise(rows, scale) @ integers.float().t()) * factors
+        found = (int8.quantise(rows, scale) @ columns) * (factors * scale)
         errors[kept] = float((found - exact).square().mean())
     best = min(KEPT, key=lambda kept: errors[kept])
     return max(largest * best / int8.MOST, 1e-30), best
@@ -231,6 +232,36 @@ def _best_scale(rows: Tensor, largest: float, weight: Tensor) -> tuple[float, fl
 
 def _logits(network: OptimizedHiFuse, images: Tensor) -> Tensor:
     return torch.cat([network(each).float() for each in images.split(_BATCH)])  # type: ignore[union-attr]
+
+
+class _Alone:
+    """The logits of networks that differ from one in a part: from the stage of the part on, as all before it is the same."""
+
+    def __init__(self, network: OptimizedHiFuse, images: Tensor) -> None:
+        self._given: dict[int, list[tuple[Any, ...]]] = {i: [] for i in range(len(network.stages))}
+        handles = [stage.register_forward_pre_hook(self._keep(i)) for i, stage in enumerate(network.stages)]
+        try:
+            self.logits = _logits(network, images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        stages = {op: i for i, stage in enumerate(network.stages) for op in stage.modules()}
+        self._stages = {name: stages.get(op, len(handles) - 1) for name, op in network._made.items()}  # the head is of the last
+
+    def __call__(self, network: OptimizedHiFuse, part: str) -> Tensor:
+        stage = self._stages[part]
+        batches = (network._resumed(stage, *_copies(maps)) for maps in self._given[stage])
+        return torch.cat([logits.float() for logits in batches])
+
+    def _keep(self, stage: int) -> Callable[..., None]:
+        def keep(_: Any, given: tuple[Any, ...]) -> None:
+            self._given[stage].append(_copies(given[:3]))
+
+        return keep
+
+
+def _copies(maps: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(None if each is None else each.clone() for each in maps)
 
 
 def differences(logits: Tensor, expected: Tensor) -> tuple[int, float, float, float]:

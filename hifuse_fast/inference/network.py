@@ -178,12 +178,16 @@ class OptimizedHiFuse(nn.Module):
         shape = (images.shape[0], height // 4, width // 4, self.configuration.dims[0])
         return maps.take(*shape), maps.take(*shape)
 
-    def _through(self, local_map: Tensor, global_map: Tensor, maps: Maps) -> tuple[Tensor, list[Tensor]]:
-        """The last fused map, which is valid as long as `maps` are not lent again, and copies of those that are returned."""
+    def _through(
+        self, local_map: Tensor, global_map: Tensor, maps: Maps, fused_map: Any = None, first: int = 0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The last fused map, which is valid as long as `maps` are not lent again, and copies of those that are returned.
+
+        `fused_map`: None before the first stage; `first`: the stage that the maps are given to.
+        """
         c = self.configuration
-        fused_map: Any = None  # before the first stage
         kept = {}
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(self.stages[first:], first):
             local_map, global_map, fused_map = stage(local_map, global_map, fused_map, maps)
             if c.out_indices is not None and i in c.out_indices:
                 kept[i] = fused_map.permute(0, 3, 1, 2).clone(memory_format=MEMORY_FORMATS[c.memory_format])
@@ -194,6 +198,13 @@ class OptimizedHiFuse(nn.Module):
         assert self.head is not None
         logits: Tensor = self.head(_mean(fused_map, self.dtype, self._library)).flatten(1)
         return logits
+
+    @torch.no_grad()
+    def _resumed(self, first: int, local_map: Tensor, global_map: Tensor, fused_map: Tensor | None) -> Tensor:
+        """The logits from the maps on that the stage `first` is given, which are written to."""
+        with torch.autocast(self.device.type, enabled=False), self._lent():
+            maps = FreshMaps(self.dtype, self.device)
+            return self._logits(self._through(local_map, global_map, maps, fused_map, first)[0])
 
     @torch.no_grad()
     def _calls(self, images: Tensor) -> Tape:

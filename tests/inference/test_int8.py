@@ -17,6 +17,8 @@ from torch import Tensor
 from hifuse_fast import CheckpointError, OptimizedHiFuse, load_optimized, optimize_for_inference
 from hifuse_fast.inference import calibrate
 from hifuse_fast.inference.certificate import Certificate, Part
+from hifuse_fast.inference.make import Packer
+from hifuse_fast.inference.source import read_source
 from hifuse_fast.testing import golden_uniform
 from tests.support.frozen import make
 
@@ -125,6 +127,19 @@ def test_parts_that_move_the_logits_least_for_their_work_are_taken_first(monkeyp
     found = {part.name: part for part in calibrate._take(parts)}
     assert [name for name, part in found.items() if part.int8] == ["a", "b", "d"]  # c is too much, and d still fits
     assert [round(part.allowed**2) for part in found.values()] == [9, 6, 2, 2, 2]
+
+
+def test_a_part_alone_is_tried_from_its_stage_on(model: Any, network: OptimizedHiFuse, images: Tensor) -> None:
+    """Which gives the bits of the whole network with that part in int8."""
+    assert network.certificate is not None
+    weights, dtype = read_source(model).weights, network.dtype
+    plain = OptimizedHiFuse(network.configuration, Packer(weights, dtype, "auto"))
+    alone = calibrate._Alone(plain, images[:11])
+    assert torch.equal(alone.logits, calibrate._logits(plain, images[:11]))
+    for part in network.certificate.parts:
+        changed = OptimizedHiFuse(network.configuration, Packer(weights, dtype, "auto", {part.name: part.scales}))
+        assert torch.equal(alone(changed, part.name), calibrate._logits(changed, images[:11]))
+    assert torch.equal(alone(plain, "head"), alone.logits)
 
 
 def test_mixers_leave_enough_to_the_other_parts(monkeypatch: pytest.MonkeyPatch) -> None:
