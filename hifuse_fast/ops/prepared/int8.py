@@ -15,6 +15,7 @@ from torch import Tensor
 
 MOST = 127
 MOST_DEPTH = 2**31 // MOST**2  #: of a product, whose sums are int32
+MOST_CHANNELS = MOST_DEPTH // (4 * 9)  #: of the mixer by Winograd's algorithm, whose sums are four times as large
 DTYPES = (torch.float32, torch.bfloat16)  #: of the maps
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hifuse_fast.backends.native.algorithms import ALGORITHMS
 from hifuse_fast.backends.native.library import lib, multiplies_bfloat16
 from hifuse_fast.ops import prepare_mixer
-from hifuse_fast.ops.prepared.mixer.api import MOST_CHANNELS
+from hifuse_fast.ops.prepared.int8 import MOST_CHANNELS
 from hifuse_fast.testing import nan_poisoned_empty
 from tests.support import kernels as support
 from tests.support import prepared

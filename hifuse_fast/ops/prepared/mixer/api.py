@@ -12,7 +12,6 @@ from hifuse_fast.backends.select import prepared_class
 from hifuse_fast.checks import check_choice, check_dtype, check_weights
 from hifuse_fast.ops.prepared import int8
 from hifuse_fast.ops.prepared.base import ANY_SIZE, DTYPES, PreparedOp, check_calls, check_operand, check_results
-from hifuse_fast.ops.prepared.mixer.bounds import MOST_CHANNELS
 
 ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
 
@@ -72,8 +71,8 @@ def prepare_mixer(
         raise ValueError(f"weight must be [C, C, 3, 3] with input_scale, got {list(weight.shape)}")
     if input_scale is not None:
         check_choice("algorithm with input_scale", algorithm, ALGORITHMS[:3])
-        if algorithm == "winograd2" and len(weight) > MOST_CHANNELS:
-            raise ValueError(f"algorithm winograd2 with input_scale is of {MOST_CHANNELS} channels or fewer, got {len(weight)}")
+        if algorithm == "winograd2" and len(weight) > int8.MOST_CHANNELS:
+            raise ValueError(f"algorithm winograd2 with input_scale is of {int8.MOST_CHANNELS} channels or fewer, got {len(weight)}")
     key = (len(weight), "depthwise" if depthwise else "dense")
     cls = prepared_class("prepare_mixer", backend, key=key, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls.prepare({"weight": weight}, dtype, **options)

@@ -1,13 +1,10 @@
-"""What the errors of the mixer's algorithms may be, and how many channels they serve."""
+"""What the errors of the mixer's algorithms may be."""
 
 from __future__ import annotations
 
 import torch
 
-from hifuse_fast.ops.prepared import int8
 from hifuse_fast.testing import RULE, Bound
-
-MOST_CHANNELS = int8.MOST_DEPTH // (4 * 9)  #: of "winograd2" in 8 bits, whose sums are four times those of a direct product
 
 # Float32 errors of Winograd's algorithms, of the largest value. They exceed the rule for a reason: inputs and sums of a tile
 # are combined with numbers that cancel in the end, so that an error of rounding comes out larger than it went in, the more the

@@ -14,7 +14,6 @@ from hifuse_fast.backends.native.library import why_not_native
 from hifuse_fast.backends.tape import call
 from hifuse_fast.ops.prepared import int8
 from hifuse_fast.ops.prepared.base import PreparedOp
-from hifuse_fast.ops.prepared.mixer.bounds import MOST_CHANNELS
 
 why_not = why_not_native
 
@@ -69,5 +68,5 @@ class Mixer(PreparedOp):
 
 def _int8_algorithm(asked: str, channels: int) -> str:
     """Winograd's in integers takes 4/9 of the products, and int16; where quads of bytes are multiplied it does not pay."""
-    auto = "direct" if library.multiplies_bfloat16() or channels > MOST_CHANNELS else "winograd2"
+    auto = "direct" if library.multiplies_bfloat16() or channels > int8.MOST_CHANNELS else "winograd2"
     return "int8_winograd2" if (auto if asked == "auto" else asked) == "winograd2" else "int8"
