@@ -72,7 +72,8 @@ def prepare_mixer(
     if input_scale is not None:
         check_choice("algorithm with input_scale", algorithm, ALGORITHMS[:3])
         if algorithm == "winograd2" and len(weight) > int8.MOST_CHANNELS:
-            raise ValueError(f"algorithm winograd2 with input_scale is of {int8.MOST_CHANNELS} channels or fewer, got {len(weight)}")
+            most = int8.MOST_CHANNELS
+            raise ValueError(f"algorithm winograd2 with input_scale is of {most} channels or fewer, got {len(weight)}")
     key = (len(weight), "depthwise" if depthwise else "dense")
     cls = prepared_class("prepare_mixer", backend, key=key, device=weight.device, dtype=dtype, **options)
     op: PreparedOp = cls.prepare({"weight": weight}, dtype, **options)
