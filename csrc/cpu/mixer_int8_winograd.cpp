@@ -13,21 +13,13 @@
 #include "cpu/int8.h"
 #include "cpu/prepared.h"
 #include "cpu/rows.h"
+#include "cpu/winograd.h"
 
 namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
 
 constexpr int64_t kOutputs = 2, kWindow = 4, kPositions = kWindow * kWindow;  // of a tile, along an axis but for the last
-
-// Four numbers in and out, in place.
-inline void transform_input(Vec<int16_t>* x) {
-  const Vec<int16_t> x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];
-  x[0] = x2 - x0;
-  x[1] = x2 + x1;
-  x[2] = x2 - x1;
-  x[3] = x3 - x1;
-}
 
 // Four products in, two outputs twice over out. Unsigned numbers are modulo 2^32.
 typedef uint32_t Modular __attribute__((vector_size(kVectorBytes)));
@@ -140,12 +132,12 @@ class Int8Winograd {
       Vec<int16_t> x[kWindow][kWindow];  // [column][row]
       for (int64_t j = 0; j < kWindow; ++j) {
         for (int64_t i = 0; i < kWindow; ++i) x[j][i] = load(pixels + i * stride + j * depth_ + k);
-        transform_input(x[j]);
+        Winograd2::input(x[j]);
       }
       int16_t* const at = to.at + k / kChunk * to.chunk + k % kChunk;
       for (int64_t i = 0; i < kWindow; ++i) {
         Vec<int16_t> row[kWindow] = {x[0][i], x[1][i], x[2][i], x[3][i]};
-        transform_input(row);
+        Winograd2::input(row);
         for (int64_t j = 0; j < kWindow; ++j) store(at + (i * kWindow + j) * position_stride, row[j]);
       }
     }

@@ -84,7 +84,7 @@ class InInt8 {
 // The filters of a 3x3 convolution in int8: as int8_product_of_taps wants them, [panel][depth / 64][tap][64 / 4][32][4]; or in
 // pairs of int16 by Winograd's algorithm in integers (mixer_int8_winograd.cpp), [panel][position][depth / 2][32][2].
 class Int8Filters {
-  static constexpr int kProducts = 4;
+  static constexpr int kProducts = Winograd2::kProducts;
 
  public:
   explicit Int8Filters(const PackInt8Filters& args) : args_(args) {}
@@ -125,8 +125,8 @@ class Int8Filters {
   }
 
   static int product(int i, int a, int b, int c) {
-    const int all[kProducts] = {a, a + b + c, a - b + c, c};
-    return all[i];
+    const auto factor = [i](int tap) { return static_cast<int>(Winograd2::filter(i, tap)); };  // 0, 1 or -1
+    return factor(0) * a + factor(1) * b + factor(2) * c;
   }
 
   const PackInt8Filters& args_;

@@ -102,8 +102,10 @@ struct WinogradScheme {
 
 // The transforms of whole tiles, with what their matrices' rows have in common computed once.
 struct Winograd2 : WinogradScheme<2> {
-  static void input(Vec<float>* x) {
-    const Vec<float> x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];
+  // Of vectors of any number: it has no fractions.
+  template <class V>
+  static void input(V* x) {
+    const V x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];
     x[0] = x2 - x0;
     x[1] = x2 + x1;
     x[2] = x2 - x1;

@@ -163,9 +163,8 @@ def _in_int8(
 
     definitions = Packer(source.weights, torch.float32, "reference")
     OptimizedHiFuse(configuration, definitions)
-    # Where vectors of bfloat16 are multiplied, the mixer of Winograd's algorithm in bfloat16 is faster than one in int8.
-    mixers = has_tiles() or not multiplies_bfloat16()
-    kinds = (Linear, LocalBlock, Mlp, Mixer) if mixers else (Linear, LocalBlock, Mlp)
+    # In vectors of bfloat16 a mixer by Winograd's algorithm takes, by count, fewer instructions than one in int8.
+    kinds = (Linear, LocalBlock, Mlp, *([Mixer] if has_tiles() or not multiplies_bfloat16() else []))
     references = {name: op for name, op in definitions.made.items() if isinstance(op, kinds)}
     dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
     network, certificate = calibrate(build, dtype, references, images, most_changed)

@@ -46,7 +46,7 @@ def prepare_mixer(
             divided by it, rounded, and kept within -127 to 127; the filters of each output channel have a scale of their own. A
             pixel with a value that is not finite gives NaN to itself and its neighbours. GELU is within 2e-5 then. For a dense
             weight, on the CPU, for float32 and bfloat16. "winograd2" gives the sums of "direct" to the last bit then, of up to
-            3698 channels, and "auto" is the first where vectors of int16 are multiplied, the second where those of bytes are.
+            3698 channels. "auto" is "direct" on CPUs with AVX512-BF16 or AMX, and for more channels; else "winograd2".
         dtype: of the maps, float32 or bfloat16; float16 on GPUs and in the reference, float64 in the reference alone.
         backend: "auto", "reference", "native", "triton" or "cuda".
 

@@ -67,6 +67,6 @@ class Mixer(PreparedOp):
 
 
 def _int8_algorithm(asked: str, channels: int) -> str:
-    """Winograd's in integers takes 4/9 of the products, and int16; where quads of bytes are multiplied it does not pay."""
+    """Winograd's in integers takes 4/9 of the products, and int16; by count it does not pay where CPUs multiply bytes."""
     auto = "direct" if library.multiplies_bfloat16() or channels > int8.MOST_CHANNELS else "winograd2"
     return "int8_winograd2" if (auto if asked == "auto" else asked) == "winograd2" else "int8"
