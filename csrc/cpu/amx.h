@@ -151,7 +151,6 @@ struct AmxOperand {
 
 // A chunk with nine taps after the other: those of a tap are `moved` bytes further.
 struct AmxTaps {
-  static constexpr int64_t kTaps = 9;
   static constexpr int64_t kMostBlocks = 8;
 
   const char* at;

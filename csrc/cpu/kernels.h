@@ -50,6 +50,8 @@ struct PackStrassen {
   float* packed;  // the factors of each pair of panels, see strassen.h
 };
 
+constexpr int64_t kTaps = 9;  // of a 3x3 convolution
+
 // Products of a Winograd tile along an axis. With 4 outputs in bfloat16 its points are complex (winograd_complex.h).
 constexpr int64_t winograd_products(int64_t tile, DType dtype) {
   return tile + (tile == 4 && dtype == DType::bfloat16 ? 3 : 2);

@@ -110,7 +110,6 @@ class WinogradKernel {
   static_assert(kProducts == winograd_products(kOutputs, sizeof(S) == sizeof(float) ? DType::float32 : DType::bfloat16));
   static constexpr int64_t kMostTiles = 8 * 224 / kPositions;  // of a block: M takes 230 KB
   static constexpr int64_t kOperandBytes = 320 * 1024;         // of a block, at one position
-  static constexpr int64_t kCachedBytes = 16 << 20;            // of filters
 
  public:
   explicit WinogradKernel(const Mixer& args)
@@ -144,13 +143,9 @@ class WinogradKernel {
     const int64_t most = fitting < 14 ? 14 : fitting < kMostTiles ? fitting : kMostTiles;
     const int64_t blocks = divide_up(group.count(), most);
     const int64_t panels = divide_up(args_.channels, kPanel);
-    // The order decides what a thread reads most of: filters that stay in L3 all of them, with the tiles that it transformed
-    // itself; larger ones its part of, with all tiles.
-    const bool by_block = kPositions * depth_ * depth_ * static_cast<int64_t>(sizeof(S)) <= kCachedBytes;
-    parallel.each(panels * blocks, [&](int64_t task) {
-      const int64_t block = by_block ? task / panels : task % blocks, panel = by_block ? task % panels : task / blocks;
-      multiply(group, group.part(block, blocks), panel, inputs);
-    });
+    const int64_t filters = kPositions * depth_ * depth_ * static_cast<int64_t>(sizeof(S));
+    each_block(parallel, blocks, panels, filters,
+               [&](int64_t block, int64_t panel) { multiply(group, group.part(block, blocks), panel, inputs); });
   }
 
   // Few tiles are multiplied together, in one block. Tile by tile that gives the bits of the products of many.

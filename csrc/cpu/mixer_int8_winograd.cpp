@@ -34,7 +34,6 @@ class Int8Winograd {
   static constexpr int64_t kGroupBytes = 12 << 20;      // of transformed inputs
   static constexpr int64_t kOperandBytes = 256 * 1024;  // of a block, at one position
   static constexpr int64_t kMostTiles = 112;            // of a block: its products take 230 KB
-  static constexpr int64_t kCachedBytes = 16 << 20;     // of filters
 
  public:
   explicit Int8Winograd(const Mixer& args)
@@ -72,10 +71,8 @@ class Int8Winograd {
     parallel.each(group.tiles / columns_, [&](int64_t line) { transform_line(group, line); });
     const int64_t fitting = kOperandBytes / (depth_ * static_cast<int64_t>(sizeof(int16_t)));
     const int64_t blocks = divide_up(group.tiles, fitting < 14 ? 14 : fitting < kMostTiles ? fitting : kMostTiles);
-    // As in mixer.cpp: a thread reads most of the smaller of filters and tiles.
-    const bool by_block = panels_ * panel_size() * static_cast<int64_t>(sizeof(int16_t)) <= kCachedBytes;
-    parallel.each(panels_ * blocks, [&](int64_t task) {
-      const int64_t block = by_block ? task / panels_ : task % blocks, panel = by_block ? task % panels_ : task / blocks;
+    const int64_t filters = panels_ * panel_size() * static_cast<int64_t>(sizeof(int16_t));
+    each_block(parallel, blocks, panels_, filters, [&](int64_t block, int64_t panel) {
       multiply(group, group.tiles * block / blocks, group.tiles * (block + 1) / blocks, panel);
     });
   }

@@ -184,8 +184,8 @@ class WinogradFilters {
     if (k < args_.depth)
       for (int64_t column = 0; column < kPanel && panel * kPanel + column < args_.columns; ++column) {
         const int64_t n = panel * kPanel + column;
-        const float* const from = args_.weight + (args_.transposed ? k * args_.columns + n : n * args_.depth + k) * 9;
-        for (int i = 0; i < 9; ++i) filters[i / 3][i % 3][column] = from[args_.transposed ? 8 - i : i];
+        const float* const from = args_.weight + (args_.transposed ? k * args_.columns + n : n * args_.depth + k) * kTaps;
+        for (int i = 0; i < kTaps; ++i) filters[i / 3][i % 3][column] = from[args_.transposed ? 8 - i : i];
       }
     double half[kProducts][3][kPanel];
     for (int i = 0; i < kProducts; ++i)

@@ -25,7 +25,7 @@ inline int64_t packed_int8_size(int64_t columns, int64_t depth, int64_t block = 
 }
 
 // The depth of the filters of a dense 3x3 convolution in int8, as a matrix.
-inline int64_t int8_filters_depth(int64_t channels) { return (channels + 63) / 64 * 64 * 9; }
+inline int64_t int8_filters_depth(int64_t channels) { return (channels + 63) / 64 * 64 * kTaps; }
 
 // Bytes of the packed filters of a dense 3x3 convolution in int8: as that matrix, or of int16 by Winograd's algorithm.
 inline int64_t packed_int8_filters_size(int64_t channels, Algorithm algorithm) {
@@ -34,13 +34,13 @@ inline int64_t packed_int8_filters_size(int64_t channels, Algorithm algorithm) {
 }
 
 // Whether Winograd's algorithm serves so many channels, see cpu/mixer_int8_winograd.cpp.
-inline bool int8_winograd_serves(int64_t channels) { return channels <= INT32_MAX / (4 * 9 * 127 * 127); }
+inline bool int8_winograd_serves(int64_t channels) { return channels <= INT32_MAX / (4 * kTaps * 127 * 127); }
 
 // Elements of the packed filters of a dense 3x3 convolution of so many channels.
 inline int64_t packed_filters_size(int64_t channels, DType dtype, Algorithm algorithm) {
   switch (algorithm) {
-    case Algorithm::winograd4_at_call: return padded(channels) * padded(9 * channels);
-    case Algorithm::direct: return 9 * padded(channels) * padded(channels);
+    case Algorithm::winograd4_at_call: return padded(channels) * padded(kTaps * channels);
+    case Algorithm::direct: return kTaps * padded(channels) * padded(channels);
     default: break;
   }
   const int64_t products = winograd_products(tile_of(algorithm), dtype);

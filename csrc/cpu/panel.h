@@ -242,8 +242,6 @@ inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, co
 
 // c[rows, 32], of nine such products added: of the rows that begin `moved[tap]` rows further, with the columns of a panel
 // [depth / 32][tap][32][32].
-constexpr int64_t kTaps = 9;
-
 template <class S>
 inline void product_of_taps(int64_t rows, int64_t chunks, Operand<const S> a, const int64_t (&moved)[kTaps], const S* panel,
                             Sums to, const S* ahead) {

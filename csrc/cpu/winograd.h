@@ -13,6 +13,7 @@
 // (winograd_complex.h).
 #pragma once
 
+#include "cpu/kernels.h"
 #include "cpu/vec.h"
 
 namespace hifuse {
@@ -180,6 +181,16 @@ struct Winograd4 : WinogradScheme<4> {
  private:
   static constexpr float weigh(int row, int product) { return static_cast<float>(Matrices::output(4, row, product)); }
 };
+
+// f(block, panel) of all blocks of tiles and panels of filters, whose bytes are `filters`, in parallel. The order decides what
+// a thread reads most of: filters that stay in L3 all of them, with the tiles that it transformed itself; larger ones its part
+// of, with all tiles.
+template <class Function>
+inline void each_block(const Parallel& parallel, int64_t blocks, int64_t panels, int64_t filters, const Function& f) {
+  constexpr int64_t kCached = 16 << 20;
+  parallel.each(blocks * panels,
+                [&](int64_t task) { filters <= kCached ? f(task / panels, task % panels) : f(task % blocks, task / blocks); });
+}
 
 }  // namespace HIFUSE_ISA
 }  // namespace hifuse

@@ -67,7 +67,6 @@ class FiltersAhead {
 // F(4x4) in float32, of pack_linear: the filters as the matrix [columns, depth * 9], in panels [depth][tap][32].
 class FiltersAtCall {
   static constexpr int64_t kPositions = 36;
-  static constexpr int64_t kTaps = 9;
   static constexpr int64_t kSliceChunks = 2;  // transformed 290 KB, which stay in L2
   // Not a power of 2: a row of every position is written in turn, and their lines would put each other out of L1.
   static constexpr int64_t kStride = kSliceChunks * kChunk * kPanel + kPanel;

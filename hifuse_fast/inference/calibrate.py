@@ -3,16 +3,17 @@
 The float32 network runs on the images. It says how large the inputs of each part are, and what its logits are. Then every
 part is put into int8 alone. Parts are taken in the order of how much they move the logits for the work they do, while all
 together move them by no more than is allowed. The network of all that are taken must not change the class of more images than
-bfloat16 does; else the last ones are given back, a few at a time, until half of the work would be lost.
+bfloat16 does; else the last ones are given back, a few at a time, until half of the work would be lost. Then the same is tried
+with all mixers left out.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -113,25 +114,29 @@ def calibrate(
     for name, each in seen.items():
         _, error, _, probability = differences(alone(build(dtype, {name: scales[name]}), name), alone.logits)
         parts.append(Part(name, False, each.flops / outside, error / spread, 0.0, probability, scales[name], kept[name]))
-    parts = _take(parts)
-    while True:
-        taken_now = [part for part in parts if part.int8]
-        work = _work(parts)
+    for choice in _choices(parts):
+        work = _work(choice)
         if work < LEAST_WORK:
-            _refuse(parts, work, limit)
-        quantised = build(dtype, {part.name: scales[part.name] for part in taken_now})
+            break
+        quantised = build(dtype, {part.name: scales[part.name] for part in choice if part.int8})
         changed, error, largest, probability = differences(_logits(quantised, images), expected)
         if changed <= limit:
-            break
-        parts = _give_back(parts)
-    certificate = Certificate(len(images), changed, other, limit, work, error / spread, largest, probability, tuple(parts))
-    return quantised, certificate
+            errors = (error / spread, largest, probability)
+            return quantised, Certificate(len(images), changed, other, limit, work, *errors, tuple(choice))
+    _refuse(choice, work, limit)
 
 
-def _take(parts: Sequence[Part]) -> list[Part]:
-    """The parts, in int8 those that move the logits least for their work; mixers only where enough of the others are left."""
-    taken = _within(parts, mixers=True)
-    return taken if _work(taken) >= LEAST_WORK else _within(parts, mixers=False)
+def _choices(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """The parts, fewer and fewer of them in int8, then the same without the mixers; the last choice is too little.
+
+    A choice has those in int8 that move the logits least for their work.
+    """
+    for mixers in (True, False) if any(part.is_mixer for part in parts) else (False,):
+        choice = _within(parts, mixers)
+        while _work(choice) >= LEAST_WORK:
+            yield choice
+            choice = _give_back(choice)
+    yield choice
 
 
 def _within(parts: Sequence[Part], mixers: bool) -> list[Part]:
@@ -162,7 +167,7 @@ def _give_back(parts: Sequence[Part]) -> list[Part]:
     return [replace(part, int8=False) if part.name in back else part for part in parts]
 
 
-def _refuse(parts: Sequence[Part], work: float, limit: int) -> None:
+def _refuse(parts: Sequence[Part], work: float, limit: int) -> NoReturn:
     worst = max(parts, key=lambda part: part.error / part.allowed)
     raise ValueError(
         f"model cannot run in int8: of its multiply-adds outside the mixers {work:.0%} could, of which {LEAST_WORK:.0%} must, "

@@ -124,7 +124,7 @@ def test_parts_that_move_the_logits_least_for_their_work_are_taken_first(monkeyp
     monkeypatch.setattr(calibrate, "ALLOWED", 3.0)
     shapes = {"a": (0.3, 3), "b": (0.2, 4), "c": (0.1, 4), "d": (0.0125, 1), "x.mixer": (0.2, 3)}
     parts = [Part(name, False, work, square**0.5, 0, 0, {}, {}) for name, (work, square) in shapes.items()]
-    found = {part.name: part for part in calibrate._take(parts)}
+    found = {part.name: part for part in next(calibrate._choices(parts))}
     assert [name for name, part in found.items() if part.int8] == ["a", "b", "d"]  # c is too much, and d still fits
     assert [round(part.allowed**2) for part in found.values()] == [9, 6, 2, 2, 2]
 
@@ -147,7 +147,17 @@ def test_mixers_leave_enough_to_the_other_parts(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(calibrate, "ALLOWED", 1.0)
     for error, expected in ((0.1, ["a", "x.mixer"]), (0.8, ["a"])):
         parts = [Part("a", False, 0.9, 0.7, 0, 0, {}, {}), Part("x.mixer", False, 9.0, error, 0, 0, {}, {})]
-        assert [part.name for part in calibrate._take(parts) if part.int8] == expected
+        assert [part.name for part in next(calibrate._choices(parts)) if part.int8] == expected
+
+
+def test_mixers_are_left_out_before_int8_is_refused() -> None:
+    """The mixer moves the logits most, but for its work least: it is given back last."""
+    shapes = {"a": (0.6, 1.7e-3), "b": (0.4, 2e-3), "x.mixer": (9.0, 3e-3)}
+    parts = [Part(name, False, work, error, 0, 0, {}, {}) for name, (work, error) in shapes.items()]
+    choices = [[part.name for part in choice if part.int8] for choice in calibrate._choices(parts)]
+    assert choices == [["a", "b", "x.mixer"], ["a", "x.mixer"], ["a", "b"], ["a"], []]
+    choices = [[part.name for part in choice if part.int8] for choice in calibrate._choices(parts[:2])]
+    assert choices == [["a", "b"], ["a"], []]
 
 
 def test_parts_with_the_most_error_for_their_work_are_given_back_first() -> None:
