@@ -30,6 +30,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -166,11 +167,30 @@ class Bench:
             found: list[Row] = []
             for count in (0,) if self.neighbours is None else self.neighbours:
                 with busy(count) as pids, machine.Neighbours([*pids, *(runner.pid for runner in calls.values())]) as others:
-                    timings = timing.interleave(calls, budget_s=self.budget_s, rest_s=REST_S) if calls else {}
+                    timings = self._time(calls, outcomes)
                 mode = "inference" if self.neighbours is None else f"{count} neighbours"
                 suite = SUITE if self.neighbours is None else BUSY_SUITE
                 found += self._rows(subject, task, outcomes, timings, others.note, peak, dtype=dtype, suite=suite, mode=mode)
         return found
+
+    def _time(self, calls: dict[str, Runner], outcomes: dict[str, Outcome]) -> dict[str, timing.Timing]:
+        """Time the engines in turns. Where one dies, as for want of memory, it is left out, and the others begin again."""
+        asked = ""
+
+        def ask(name: str) -> None:
+            nonlocal asked
+            asked = name
+            calls[name]()
+
+        while calls:
+            turns = {name: partial(ask, name) for name in calls}
+            try:
+                return timing.interleave(turns, budget_s=self.budget_s, rest_s=REST_S)
+            except FailedError as reason:
+                del calls[asked]
+                outcomes[asked] = Outcome(False, f"failed: {reason}")
+                self.tell(f"  {asked}: {_news(outcomes[asked])}")
+        return {}
 
     def _rows(
         self,

@@ -121,7 +121,8 @@ class Worker:
         return ready
 
     def __call__(self) -> None:
-        self._pipe.send(True)
+        with contextlib.suppress(ConnectionError):  # it died: what is known of that is said below
+            self._pipe.send(True)
         self._receive()
 
     def close(self) -> None:

@@ -177,6 +177,26 @@ def test_beside_neighbours(monkeypatch: pytest.MonkeyPatch):
     assert not any(Path(f"/proc/{pid}").exists() for pid in begun)
 
 
+def test_an_engine_that_dies_in_its_turn_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    class Dying(FakeRunner):
+        def __call__(self) -> None:
+            super().__call__()
+            if self.name == "good" and LOG.count("call good") == 2:
+                raise FailedError("its process ended with exit code -9")
+
+    LOG.clear()
+    news: list[str] = []
+    subject = Subject("hifuse_tiny", torch.nn.Linear(1, 1), torch.zeros(2, 3, 8, 8), EXACT, multiply_adds=10**9)
+    bench = engines.Bench({name: FAKES[name] for name in ("eager", "good")}, Dying, 0.0, news.append)
+    task = Task("hifuse_tiny", Path(), np.zeros(2), torch.float32, 1)
+    eager, good = bench.measure(subject, task, "float32", EXACT.float(), 1e12)
+    assert eager.ms_p50 is not None
+    assert good.ms_p50 is good.ratio is good.peak_mib is None
+    assert good.note == "failed: its process ended with exit code -9"
+    assert news[-1] == f"  good: {good.note}"
+    assert LOG[-2:] == ["close good", "close eager"]
+
+
 def test_float32_must_name_the_same_class():
     exact = torch.tensor([[1.0, 1.00001, 0.0]], dtype=torch.float64)
     swapped = exact.float()[:, [1, 0, 2]]

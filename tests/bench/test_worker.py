@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,10 @@ def test_a_worker_prepares_runs_and_ends(tmp_path: Path):
         if ready.peak_mib is not None:
             weights = sum(tensor.nbytes for tensor in network.state_dict().values()) / 2**20
             assert weights < ready.peak_mib < 2 * weights
+        os.kill(worker.pid, signal.SIGKILL)
+        worker._process.join()
+        with pytest.raises(FailedError, match="its process ended with exit code -9"):
+            worker()
     finally:
         worker.close()
     assert not Path(f"/proc/{worker.pid}").exists()
