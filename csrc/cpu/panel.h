@@ -18,7 +18,7 @@ inline namespace HIFUSE_ISA {
 constexpr int64_t kPanel = 32;  // columns
 constexpr int64_t kChunk = 32;  // depth
 
-inline int64_t divide_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
+constexpr int64_t divide_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
 // Elements of a packed weight [columns, depth].
 inline int64_t packed_size(int64_t columns, int64_t depth) {
@@ -39,6 +39,7 @@ struct Operand {
 constexpr int kTileRows = kRegisters == 32 ? 14 : 6;
 constexpr int kTileVectors = 2;
 constexpr int64_t kTileColumns = kTileVectors * kLanes<float>;
+constexpr int64_t kSides = kPanel / kTileColumns;  // of a panel
 
 // One step of the depth: one element in float32, a pair in bfloat16 and int16.
 template <class S>
@@ -101,21 +102,37 @@ inline void add_product(Vec<int32_t>& sum, Vec<int16_t> a, Vec<int16_t> b) {
 #endif
 }
 
-// What a tile asks for while it computes: part of the panel that comes next, `stride` bytes further with every step, and the
-// same rows of the operand that comes next, which lies like this one.
+// A prefetch takes the time of a load, also where its line is there. So nothing is asked for twice: each tile asks for its part
+// of what comes next, and where that is a few lines for a group of steps, for these at once.
+constexpr int64_t kGroup = 16;  // steps
+constexpr int64_t kLine = 64;   // bytes
+// Of one tile's share of a panel: a group of steps has so many lines.
+constexpr int64_t kAllLines = kGroup * kPanel * int64_t{sizeof(float)} / kLine / kSides;
+constexpr int64_t kFewLines = kAllLines / 4;  // where there are four tiles
+constexpr int kFewRows = 2 * kTileRows / 3;   // which they have at least
+
+// What a tile asks for while it computes: its part of the panel that comes next, `stride` bytes with every step, and of the
+// operand that comes next, which lies like this one, its side's part of the same rows.
 template <class S>
 struct Next {
   const char* panel;
   int64_t stride;
   const S* operand;
 
+  template <int64_t kLines>
   void fetch_panel(int64_t step) const {
-    __builtin_prefetch(panel + step * stride, 0, 2);
-    __builtin_prefetch(panel + step * stride + stride / 2, 0, 2);
+    fetch<kLines>(panel + step * stride);
   }
-  // A chunk of the operand's rows has at most as many lines as steps.
-  void fetch_operand(int64_t offset, int64_t step) const {
-    __builtin_prefetch(reinterpret_cast<const char*>(operand + offset) + 64 * step, 0, 2);
+  template <int64_t kLines>
+  void fetch_operand(int64_t offset, int64_t line) const {
+    fetch<kLines>(reinterpret_cast<const char*>(operand + offset) + line * kLine);
+  }
+
+ private:
+  template <int64_t kLines>
+  static void fetch(const char* from) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLines; ++i) __builtin_prefetch(from + i * kLine, 0, 2);
   }
 };
 
@@ -162,27 +179,34 @@ struct SumsOf {
 };
 using Sums = SumsOf<float>;
 
-template <int kRows, class S, int64_t kWidth, class To>
+// `kLines`: of the panel that comes next, with every group of steps.
+template <int kRows, int64_t kLines, class S, int64_t kWidth, class To>
 [[gnu::noinline]] void tile(int64_t chunks, int64_t runs, Operand<const S, kWidth> a, const S* b, To to, Next<S> next) {
   constexpr int64_t kSteps = kWidth / kStep<S>;
+  constexpr int64_t kBytes = kRows * kWidth * int64_t{sizeof(S)} / kSides;  // of a chunk of the operand
+  constexpr int64_t kOperandLines = divide_up(kBytes, kLine * kSteps / kGroup);
   for (int64_t run = 0; run < runs; ++run) {
     TileSums<kRows, SumOf<S>> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<SumOf<S>>{};
     for (int64_t chunk = chunks * run / runs; chunk < chunks * (run + 1) / runs; ++chunk) {
       const int64_t offset = chunk * a.chunk;
-      const S* const at = a.at + offset;
+      for (int64_t first = 0; first < kSteps; first += kGroup) {
+        const S* const at = a.at + offset + first * kStep<S>;
+        if constexpr (kLines < kAllLines) next.template fetch_panel<kLines>(chunk * kSteps + first);
+        next.template fetch_operand<kOperandLines>(offset, first / kGroup * kOperandLines);
 #pragma GCC unroll 4
-      for (int64_t k = 0; k < kSteps; ++k, b += kPanel * kStep<S>) {
-        const auto left = load_pairs(b);
-        const auto right = load_pairs(b + kLanes<float> * kStep<S>);
-        next.fetch_panel(chunk * kSteps + k);
-        next.fetch_operand(offset, k);
+        for (int64_t k = 0; k < kGroup; ++k, b += kPanel * kStep<S>) {
+          const auto left = load_pairs(b);
+          const auto right = load_pairs(b + kLanes<float> * kStep<S>);
+          if constexpr (kLines == kAllLines)
+            next.template fetch_panel<divide_up(kAllLines, kGroup)>(chunk * kSteps + first + k);
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          const auto element = splat_pair(at + r * kWidth + k * kStep<S>);
-          add_product(sums[r][0], element, left);
-          add_product(sums[r][1], element, right);
+          for (int r = 0; r < kRows; ++r) {
+            const auto element = splat_pair(at + r * kWidth + k * kStep<S>);
+            add_product(sums[r][0], element, left);
+            add_product(sums[r][1], element, right);
+          }
         }
       }
     }
@@ -190,14 +214,16 @@ template <int kRows, class S, int64_t kWidth, class To>
   }
 }
 
-// `rows` <= kRows: the row count becomes a constant.
+// `rows` <= kRows: the row count becomes a constant, and how many lines are asked for.
 template <int kRows, class S, int64_t kWidth, class To>
 inline void tile_of(int64_t rows, int64_t chunks, int64_t runs, Operand<const S, kWidth> a, const S* b, const To& to,
                     Next<S> next) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return tile_of<kRows - 1>(rows, chunks, runs, a, b, to, next);
   }
-  tile<kRows>(chunks, runs, a, b, to, next);
+  if constexpr (kRows >= kFewRows)
+    if (next.stride * kGroup <= kFewLines * kLine) return tile<kRows, kFewLines>(chunks, runs, a, b, to, next);
+  tile<kRows, kAllLines>(chunks, runs, a, b, to, next);
 }
 
 // What a product asks for: the panel and the operand that come next, `pace` elements of the panel with every step. An operand
@@ -225,17 +251,18 @@ inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, co
   constexpr int64_t kSteps = kWidth / kStep<S>;
   const int64_t tiles = divide_up(rows, kTileRows);
   const int64_t runs = std::is_same_v<S, BFloat16> ? 1 : divide_up(chunks * kWidth, to.run), blocks = tiles > 1 ? runs : 1;
-  const int64_t stride = divide_up(ahead.pace * static_cast<int64_t>(sizeof(S)), tiles);
+  const int64_t stride = divide_up(ahead.pace * static_cast<int64_t>(sizeof(S)), kSides * tiles);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t chunk = chunks * block / blocks, count = chunks * (block + 1) / blocks - chunk;
     if (block == 1) to = to.again();
-    for (int64_t column = 0; column < kPanel; column += kTileColumns)
+    for (int64_t side = 0; side < kSides; ++side)
       for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t first = rows * i / tiles, height = rows * (i + 1) / tiles - first;
-        const char* const next = reinterpret_cast<const char*>(ahead.panel) + (i * chunks + chunk) * kSteps * stride;
-        tile_of<kTileRows>(height, count, runs / blocks, a.rows_from(first).chunks_from(chunk),
-                           panel + chunk * kWidth * kPanel + column * kStep<S>, to.from(first, column),
-                           Next<S>{next, stride, ahead.operand + first * kWidth + chunk * a.chunk});
+        const int64_t first = rows * i / tiles, height = rows * (i + 1) / tiles - first, column = side * kTileColumns;
+        const char* const next = bytes(ahead.panel) + ((kSides * i + side) * chunks + chunk) * kSteps * stride;
+        tile_of<kTileRows>(
+            height, count, runs / blocks, a.rows_from(first).chunks_from(chunk),
+            panel + chunk * kWidth * kPanel + column * kStep<S>, to.from(first, column),
+            Next<S>{next, stride, ahead.operand + (kSides * first + side * height) * kWidth / kSides + chunk * a.chunk});
       }
   }
 }
