@@ -18,8 +18,9 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
 
-constexpr int64_t kMostRows = kTiles ? 7 * 16 : 4 * 14;
-constexpr int64_t kOperandBytes = 512 * 1024;
+// Where vectors are short, a product takes so long that more rows pay: the weights come from memory once for each block.
+constexpr int64_t kMostRows = kTiles ? 7 * 16 : kRegisters == 32 ? 4 * 14 : 112;
+constexpr int64_t kOperandBytes = kRegisters == 32 ? 512 * 1024 : 1024 * 1024;
 constexpr int64_t kTasks = 12;       // at least
 constexpr int64_t kMostLeaves = 16;  // the power of 2 from kTasks on
 static_assert(kHidden <= kRun);      // to add a chunk's sums is to go on with them: a chunk is one run
