@@ -189,7 +189,9 @@ template <int kRows, int64_t kLines, class S, int64_t kWidth, class To>
     TileSums<kRows, SumOf<S>> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<SumOf<S>>{};
-    for (int64_t chunk = chunks * run / runs; chunk < chunks * (run + 1) / runs; ++chunk) {
+    // A division takes as long as ten steps, and most tiles have one run.
+    const int64_t begin = run == 0 ? 0 : chunks * run / runs, end = runs == 1 ? chunks : chunks * (run + 1) / runs;
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t offset = chunk * a.chunk;
       for (int64_t first = 0; first < kSteps; first += kGroup) {
         const S* const at = a.at + offset + first * kStep<S>;
@@ -249,15 +251,16 @@ inline void product(int64_t rows, int64_t chunks, Operand<const S, kWidth> a, co
                                     to.stride, to.accumulate);
 #endif
   constexpr int64_t kSteps = kWidth / kStep<S>;
-  const int64_t tiles = divide_up(rows, kTileRows);
+  const int64_t tiles = divide_up(rows, kTileRows), lower = rows / tiles, higher = rows - tiles * lower;
   const int64_t runs = std::is_same_v<S, BFloat16> ? 1 : divide_up(chunks * kWidth, to.run), blocks = tiles > 1 ? runs : 1;
   const int64_t stride = divide_up(ahead.pace * static_cast<int64_t>(sizeof(S)), kSides * tiles);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t chunk = chunks * block / blocks, count = chunks * (block + 1) / blocks - chunk;
     if (block == 1) to = to.again();
     for (int64_t side = 0; side < kSides; ++side)
-      for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t first = rows * i / tiles, height = rows * (i + 1) / tiles - first, column = side * kTileColumns;
+      for (int64_t i = 0, first = 0, height; i < tiles; ++i, first += height) {
+        height = lower + (i < higher);
+        const int64_t column = side * kTileColumns;
         const char* const next = bytes(ahead.panel) + ((kSides * i + side) * chunks + chunk) * kSteps * stride;
         tile_of<kTileRows>(
             height, count, runs / blocks, a.rows_from(first).chunks_from(chunk),
