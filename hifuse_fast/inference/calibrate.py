@@ -127,19 +127,21 @@ def calibrate(
 
 
 def _choices(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """The parts, fewer and fewer of them in int8, then the same without the mixers; the last choice is too little.
+    """The parts, fewer and fewer of them in int8; if mixers were, then the same without mixers. The last choice is too little.
 
     A choice has those in int8 that move the logits least for their work.
     """
-    for mixers in (True, False) if any(part.is_mixer for part in parts) else (False,):
-        choice = _within(parts, mixers)
+    choices = [_within(parts, mixers=True)]
+    if any(part.int8 and part.is_mixer for part in choices[0]):
+        choices.append(_within(parts, mixers=False))
+    for choice in choices:
         while _work(choice) >= LEAST_WORK:
             yield choice
             choice = _give_back(choice)
     yield choice
 
 
-def _within(parts: Sequence[Part], mixers: bool) -> list[Part]:
+def _within(parts: Sequence[Part], *, mixers: bool) -> list[Part]:
     """As many parts in int8 as make `ALLOWED` together: their errors are taken for independent, so squares add up."""
     left, made = ALLOWED**2, {part.name: part for part in parts}
     for part in sorted(parts, key=_cost):

@@ -160,6 +160,13 @@ def test_mixers_are_left_out_before_int8_is_refused() -> None:
     assert choices == [["a", "b"], ["a"], []]
 
 
+def test_where_no_mixer_is_taken_nothing_is_tried_twice() -> None:
+    shapes = {"a": (0.6, 1.7e-3), "b": (0.4, 2e-3), "x.mixer": (9.0, 0.9)}
+    parts = [Part(name, False, work, error, 0, 0, {}, {}) for name, (work, error) in shapes.items()]
+    choices = [[part.name for part in choice if part.int8] for choice in calibrate._choices(parts)]
+    assert choices == [["a", "b"], ["a"], []]
+
+
 def test_parts_with_the_most_error_for_their_work_are_given_back_first() -> None:
     """Squared errors of 9, 4, 4, 1 and 2: a quarter of the 18 in int8 is 4.5, so the second best is not enough alone."""
     shapes = {"large": (0.5, 3.0), "small": (0.01, 2.0), "middle": (0.1, 2.0), "least": (0.3, 1.0), "float": (0.01, 2**0.5)}
