@@ -131,10 +131,11 @@ def _choices(parts: Sequence[Part]) -> Iterator[list[Part]]:
 
     A choice has those in int8 that move the logits least for their work.
     """
-    choices = [_within(parts, mixers=True)]
-    if any(part.int8 and part.is_mixer for part in choices[0]):
-        choices.append(_within(parts, mixers=False))
-    for choice in choices:
+    starts = [_within(parts, mixers=True)]
+    if any(part.int8 and part.is_mixer for part in starts[0]):
+        starts.append(_within(parts, mixers=False))
+    for start in starts:
+        choice = start
         while _work(choice) >= LEAST_WORK:
             yield choice
             choice = _give_back(choice)
