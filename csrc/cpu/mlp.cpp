@@ -18,7 +18,7 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 namespace {
 
-// Where vectors are short, a product takes so long that more rows pay: the weights come from memory once for each block.
+// A block reads all weights of its part, so larger blocks read less. With AVX-512 larger ones were not measured.
 constexpr int64_t kMostRows = kTiles ? 7 * 16 : kRegisters == 32 ? 4 * 14 : 112;
 constexpr int64_t kOperandBytes = kRegisters == 32 ? 512 * 1024 : 1024 * 1024;
 constexpr int64_t kTasks = 12;       // at least

@@ -102,13 +102,13 @@ inline void add_product(Vec<int32_t>& sum, Vec<int16_t> a, Vec<int16_t> b) {
 #endif
 }
 
-// A prefetch takes the time of a load, also where its line is there. So nothing is asked for twice: each tile asks for its part
-// of what comes next, and where that is a few lines for a group of steps, for these at once.
+// A prefetch takes the place of a load, also where its line is there. So nothing is asked for twice: each tile asks for its
+// part of what comes next, and where that is a few lines for a group of steps, for these at once.
 constexpr int64_t kGroup = 16;  // steps
 constexpr int64_t kLine = 64;   // bytes
-// Of one tile's share of a panel: a group of steps has so many lines.
+// Lines of a panel that a tile asks for with a group of steps, where it is the only one of its side.
 constexpr int64_t kAllLines = kGroup * kPanel * int64_t{sizeof(float)} / kLine / kSides;
-constexpr int64_t kFewLines = kAllLines / 4;  // where there are four tiles
+constexpr int64_t kFewLines = kAllLines / 4;  // where there are four
 constexpr int kFewRows = 2 * kTileRows / 3;   // which they have at least
 
 // What a tile asks for while it computes: its part of the panel that comes next, `stride` bytes with every step, and of the
@@ -189,7 +189,7 @@ template <int kRows, int64_t kLines, class S, int64_t kWidth, class To>
     TileSums<kRows, SumOf<S>> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec<SumOf<S>>{};
-    // A division takes as long as ten steps, and most tiles have one run.
+    // No division where there is one run, as in most tiles.
     const int64_t begin = run == 0 ? 0 : chunks * run / runs, end = runs == 1 ? chunks : chunks * (run + 1) / runs;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t offset = chunk * a.chunk;

@@ -127,9 +127,10 @@ def calibrate(
 
 
 def _choices(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """The parts, fewer and fewer of them in int8; if mixers were, then the same without mixers. The last choice is too little.
+    """The parts, fewer and fewer of them in int8. The last choice is too little.
 
-    A choice has those in int8 that move the logits least for their work.
+    A choice has those in int8 that move the logits least for their work. Where mixers are among the first ones, the same
+    follows without any mixer.
     """
     starts = [_within(parts, mixers=True)]
     if any(part.int8 and part.is_mixer for part in starts[0]):
