@@ -62,8 +62,13 @@ def engines(found: Sequence[Row]) -> str:
 
 
 def engines_summary(found: Sequence[Row]) -> str:
-    """HiFuse Small: a line an engine, a column a dtype and batch size, with how many times as fast the product is."""
-    return _tables([row for row in found if row.suite == "engines" and row.case == "hifuse_small"], _engines_summary)
+    """HiFuse Small: a line an engine, a column a dtype and batch size, with how many times as fast the product is.
+
+    Without the product beside them, the times of a dtype and batch size compare nothing: such columns are left out.
+    """
+    small = [row for row in found if row.suite == "engines" and row.case == MODEL]
+    compared = {_column(row) for row in small if row.engine == table.PRODUCT and row.ms_p50 is not None}
+    return _tables([row for row in small if _column(row) in compared], _engines_summary)
 
 
 def busy(found: Sequence[Row]) -> str:
@@ -196,6 +201,11 @@ def _case_order(case: tuple[str, ...]) -> tuple[str, bool, int]:
     """By machine, float32 before the others, then by batch size."""
     device, dtype, batch = case
     return (device, dtype != "float32", int(batch))
+
+
+def _column(row: Row) -> tuple[str, str, int]:
+    """What the rows of one column of the engines' summary have in common."""
+    return (table.describe(row), row.dtype, row.batch)
 
 
 def _summary_line(case: tuple[str, ...], found: Sequence[Row]) -> list[str]:

@@ -359,7 +359,8 @@ def test_the_engines_table(small: list[Row]):
 
 def test_the_engines_summary(small: list[Row]):
     other = dataclasses.replace(small[0], case="hifuse_base", engine="never shown")
-    page = pages.engines_summary([*small, other])
+    alone = dataclasses.replace(small[0], batch=32)  # of a batch size that the product has no row of
+    page = pages.engines_summary([*small, other, alone])
     assert page.splitlines()[:5] == [
         "| ms/image | float32, batch 2 | bfloat16, batch 2 |",
         "| --- | --- | --- |",
