@@ -19,7 +19,7 @@ constexpr int64_t kQuad = 4;        // neighbours of the depth
 
 // Bytes of a packed panel of weights.
 inline int64_t int8_panel_size(int64_t depth) {
-  return divide_up(depth, kChunk) * kChunk * kPanel + kPanel * static_cast<int64_t>(sizeof(int32_t));
+  return round_up(depth, kChunk) * kPanel + kPanel * static_cast<int64_t>(sizeof(int32_t));
 }
 
 template <class Wide>

@@ -84,7 +84,6 @@ class Tiles {
  private:
   static int64_t of_image(const Mixer& args) { return divide_up(args.height, kOutputs) * divide_up(args.width, kOutputs); }
   static bool one_whole(int64_t length) { return length > kOutputs && length < 2 * kOutputs; }
-  static int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
   int64_t height_;
   int64_t width_;

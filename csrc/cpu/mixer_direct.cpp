@@ -71,9 +71,7 @@ class InInt8 {
   static constexpr Element kZero = Arithmetic::kAdded;
 
   explicit InInt8(const Mixer& args)
-      : args_(args),
-        depth_(divide_up(args.channels, kTapsChunk) * kTapsChunk),
-        weight_(static_cast<const int8_t*>(args.weight)) {}
+      : args_(args), depth_(round_up(args.channels, kTapsChunk)), weight_(static_cast<const int8_t*>(args.weight)) {}
 
   int64_t depth() const { return depth_; }
   int64_t panel_size() const { return int8_panel_size(kTaps * depth_); }

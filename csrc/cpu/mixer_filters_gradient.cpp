@@ -130,8 +130,6 @@ class FiltersGradient {
     }
   }
 
-  static int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
-
   static constexpr int64_t kTileSums = kTileRows * kTaps * kTileColumns;
   const MixerFiltersGradient& args_;
   int64_t columns_;  // of the copy of z

@@ -29,7 +29,7 @@ class Linearly {
  private:
   void pack(int64_t panel, int64_t start) const {
     const int64_t depth = args_.depth - start < args_.block ? args_.depth - start : args_.block, taps = args_.taps;
-    const int64_t padded = divide_up(depth, kChunk) * kChunk;
+    const int64_t padded = round_up(depth, kChunk);
     S* to = static_cast<S*>(args_.packed) + (packed_size(args_.columns, start) + panel * kPanel * padded) * taps;
     // Chunk by chunk: what one column after the other is written to stays in L1.
     for (int64_t chunk = 0; chunk < padded; chunk += kChunk)
@@ -48,7 +48,7 @@ class Linearly {
 // A panel in the layout of int8.h, of at(column, k).
 template <class At>
 void pack_int8_panel(int64_t depth, int8_t* to, const At& at) {
-  const int64_t padded = divide_up(depth, kChunk) * kChunk;
+  const int64_t padded = round_up(depth, kChunk);
   int32_t begin[kPanel] = {};
   for (int64_t k = 0; k < padded; ++k)
     for (int64_t column = 0; column < kPanel; ++column) {
@@ -100,14 +100,14 @@ class Int8Filters {
   }
 
   void lay_out(int64_t panel) const {
-    const int64_t depth = divide_up(args_.channels, kTapsChunk) * kTapsChunk * kTaps;
+    const int64_t depth = round_up(args_.channels, kTapsChunk) * kTaps;
     pack_int8_panel(depth, static_cast<int8_t*>(args_.packed) + panel * int8_panel_size(depth), [&](int64_t column, int64_t k) {
       return at(panel * kPanel + column, k / (kTaps * kTapsChunk) * kTapsChunk + k % kTapsChunk, k / kTapsChunk % kTaps);
     });
   }
 
   void transform(int64_t panel) const {
-    const int64_t size = divide_up(args_.channels, kChunk) * kChunk * kPanel;
+    const int64_t size = round_up(args_.channels, kChunk) * kPanel;
     int16_t* const to = static_cast<int16_t*>(args_.packed) + panel * kProducts * kProducts * size;
     for (int64_t k = 0; k < size / kPanel; ++k)
       for (int64_t column = 0; column < kPanel; ++column)
@@ -143,7 +143,7 @@ class StrassenFactors {
 
  private:
   void pack(int64_t pair) const {
-    const int64_t padded = divide_up(half_, kChunk) * kChunk, size = padded * kPanel;
+    const int64_t padded = round_up(half_, kChunk), size = padded * kPanel;
     float* const to = args_.packed + pair * kFactors * size;
     for (int64_t k = 0; k < padded; ++k)
       for (int64_t column = 0; column < kPanel; ++column) {
@@ -169,7 +169,7 @@ class WinogradFilters {
   static constexpr int kProducts = Scheme::kProducts;
 
  public:
-  explicit WinogradFilters(const PackWinograd& args) : args_(args), depth_(divide_up(args.depth, kChunk) * kChunk) {}
+  explicit WinogradFilters(const PackWinograd& args) : args_(args), depth_(round_up(args.depth, kChunk)) {}
 
   void run(const Parallel& parallel) const {
     const int64_t chunks = depth_ / kChunk;

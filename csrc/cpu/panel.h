@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cpu/amx.h"
+#include "cpu/counts.h"
 #include "cpu/storage.h"
 #include "cpu/vec.h"
 
@@ -18,12 +19,8 @@ inline namespace HIFUSE_ISA {
 constexpr int64_t kPanel = 32;  // columns
 constexpr int64_t kChunk = 32;  // depth
 
-constexpr int64_t divide_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
-
 // Elements of a packed weight [columns, depth].
-inline int64_t packed_size(int64_t columns, int64_t depth) {
-  return divide_up(columns, kPanel) * kPanel * divide_up(depth, kChunk) * kChunk;
-}
+inline int64_t packed_size(int64_t columns, int64_t depth) { return round_up(columns, kPanel) * round_up(depth, kChunk); }
 
 // Element (row, k) of the other operand is at[k / 32 * chunk + row * 32 + k % 32], or with another width than 32.
 template <class S, int64_t kWidth = kChunk>

@@ -10,7 +10,7 @@ namespace hifuse {
 inline namespace HIFUSE_ISA {
 
 // A row between reading and writing is float32, filled up with zeros to whole chunks.
-inline int64_t padded_depth(int64_t depth) { return divide_up(depth, kChunk) * kChunk; }
+inline int64_t padded_depth(int64_t depth) { return round_up(depth, kChunk); }
 
 template <class S>
 inline void read_row(const S* from, float* to, int64_t count) {
@@ -101,7 +101,7 @@ inline void add_columns(const S* from, float* to, int64_t count) {
 class Slots {
  public:
   Slots(int64_t images, int64_t rows, int64_t together)
-      : rows_(rows), slots_(divide_up(rows, together) * together), count_(images * slots_) {}
+      : rows_(rows), slots_(round_up(rows, together)), count_(images * slots_) {}
 
   int64_t count() const { return count_; }
 

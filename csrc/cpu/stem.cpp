@@ -24,7 +24,7 @@ class StemKernel {
  private:
   void run_block(int64_t first, int64_t last) const {
     Scratch scratch;
-    const int64_t rows = last - first, width = divide_up(columns_, kPanel) * kPanel;
+    const int64_t rows = last - first, width = round_up(columns_, kPanel);
     const Operand<S> patches{scratch.take_dirty<S>(rows * padded_), rows * kChunk};
     float* const row = scratch.take<float>(padded_);
     float* const maps = scratch.take_dirty<float>(rows * width);

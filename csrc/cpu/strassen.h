@@ -82,7 +82,7 @@ struct StrassenSums {
 
 // c[panel][half][row][32] = a x b, the panels at `factors` being a pair's, each [depth / 2][32]. `next` is asked for.
 inline void strassen_product(const StrassenRows& a, const float* factors, float* c, const float* next) {
-  const int64_t size = a.half * kPanel, panel = divide_up(a.depth, kChunk) * kChunk * kPanel;
+  const int64_t size = a.half * kPanel, panel = round_up(a.depth, kChunk) * kPanel;
   const Sums c11{c, kPanel}, c21{c + size, kPanel}, c12{c + 2 * size, kPanel}, c22{c + 3 * size, kPanel};
   const StrassenSums to[kFactors] = {
       {c11, c22.at, StrassenSums::kStore},

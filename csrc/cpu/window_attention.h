@@ -7,6 +7,7 @@
 
 #include <limits>
 
+#include "cpu/counts.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/storage.h"
@@ -20,8 +21,6 @@ void window_attention_backward(const WindowAttentionBackward&, const Parallel&);
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kMask = -100.0;  // additive, as the official code has it
-
-inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 // Scores are kept in units of log2, so that softmax needs no multiplication before its 2^x.
 template <class T>

@@ -20,7 +20,7 @@ void test_product(int64_t rows, int64_t chunks, bool extreme) {
   const auto a = [&](int64_t r, int64_t k) { return extreme ? 127 : value(r * 5 + k); };
   const auto b = [&](int64_t k, int64_t n) { return extreme ? (n % 2 ? -127 : 127) : value(n * 3 + k * 7); };
   constexpr int64_t kWidth = Arithmetic::kWidth, kRead = 16 * 64;  // a tile may read as many bytes behind the last row
-  std::vector<Element> left(static_cast<size_t>(rows * divide_up(depth, kWidth) * kWidth + kRead), 77);
+  std::vector<Element> left(static_cast<size_t>(rows * round_up(depth, kWidth) + kRead), 77);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < depth; ++k)
       left[static_cast<size_t>((k / kWidth * rows + r) * kWidth + k % kWidth)] =

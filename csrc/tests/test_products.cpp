@@ -80,7 +80,7 @@ void test_rows_apart(int64_t rows, int64_t chunks, int64_t run) {
 
 // Odd rows, and half a depth that ends within 32.
 void test_strassen(int64_t rows, int64_t half_depth) {
-  const int64_t half = divide_up(rows, 2), size = divide_up(half_depth, kChunk) * kChunk * kPanel;
+  const int64_t half = divide_up(rows, 2), size = round_up(half_depth, kChunk) * kPanel;
   const auto a = [&](int64_t r, int64_t k) { return r < rows ? pattern(r * 5 + k) : 0; };
   const auto b = [&](int64_t k, int64_t n) { return pattern(n * 3 + k * 7); };
   std::vector<float> operand(static_cast<size_t>(StrassenRows::size(half, half_depth)), NAN);
