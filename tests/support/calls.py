@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,11 +183,12 @@ PREPARED = {
 }  # fmt: skip
 
 
-def every_call(calls: dict[str, Call] | None = None) -> Iterator[Any]:
+def every_call(calls: dict[str, Call] | None = None) -> list[Any]:
     """Parameters: each call, or each of `calls`, by each backend that has kernels for it, in float32 and bfloat16.
 
     What Triton computes in float32 is slow: its activations are PyTorch's there.
     """
+    found = []
     for name, call in (FUNCTIONS | PREPARED if calls is None else calls).items():
         for kernel in kernels(call.op, *call.kernels):
             for dtype in DTYPES:
@@ -195,7 +196,8 @@ def every_call(calls: dict[str, Call] | None = None) -> Iterator[Any]:
                     continue
                 slow = [pytest.mark.slow] if kernel.values == ("triton",) and dtype == torch.float32 else []
                 names = f"{name}-{kernel.values[0]}-{dtype}"
-                yield pytest.param(call, *kernel.values, dtype, marks=[*kernel.marks, *slow], id=names)
+                found.append(pytest.param(call, *kernel.values, dtype, marks=[*kernel.marks, *slow], id=names))
+    return found
 
 
 def _serves_on_cpus(op: str, dtype: torch.dtype) -> bool:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from triton import language as tl
 from triton._utils import validate_block_shape
@@ -20,6 +21,7 @@ from triton.runtime import interpreter
 def adapt() -> None:
     """Change the interpreter of this process; to be called once, before a kernel runs."""
     interpreter._convert_float = _rounding(interpreter._convert_float)
+    interpreter.InterpreterBuilder.create_fma = _fused
     interpreter._patch_lang = _once_a_module(interpreter._patch_lang)
     interpreter._get_np_dtype = _once_a_dtype(interpreter._get_np_dtype)
     # Integers are added and multiplied twice, for an assertion that is off without `debug`: a third of the time.
@@ -37,6 +39,12 @@ def _rounding(convert: Callable[..., Any]) -> Callable[..., Any]:
         return torch.tensor(values).bfloat16().view(torch.uint16).numpy()
 
     return rounded
+
+
+def _fused(_: Any, x: Any, y: Any, z: Any) -> Any:
+    """x y + z is rounded once: the interpreter rounds the product too."""
+    wide = x.data.astype(np.float64) * y.data + z.data
+    return interpreter.TensorHandle(wide.astype(z.data.dtype), z.dtype.scalar)
 
 
 def _once_a_module(patch: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,8 +19,10 @@ import triton.language as tl
 
 from hifuse_fast.backends.triton.device import INTERPRETED, dot
 
+# Scores are in units of log2. So 2^x needs no multiplication before it, and no one rounding can stand between a score and the
+# largest one: with exp(s - top) as 2^(s log2(e) - top log2(e)), that of a fused multiply-add does, and is large where both are.
 LOG2E = tl.constexpr(1.4426950408889634)
-MASK_VALUE = tl.constexpr(-100.0)
+MASK_VALUE = tl.constexpr(-100.0 * 1.4426950408889634)
 SMALLEST = tl.constexpr(2.0**-126)  # normal float32
 # One compilation serves all sizes of maps; only strides are looked at, for loads of 16 bytes.
 GEOMETRY = ["windows", "rows", "columns", "height", "width"]
@@ -56,12 +58,12 @@ def token_rows(qkv_ptr, padding_ptr, image, y, x, on_map, stride_b, stride_y, st
 
 @triton.jit
 def position_bias(table_ptr, head, query, key, HEADS: tl.constexpr, M: tl.constexpr):
-    """The bias [Q, K] of queries [Q] and keys [K], float32; -inf for keys beyond the window."""
+    """The bias [Q, K] of queries [Q] and keys [K] in units of log2, float32; -inf for keys beyond the window."""
     i, j = query[:, None], key[None, :]
     inside = (i < M * M) & (j < M * M)
     entry = (i // M - j // M + M - 1) * (2 * M - 1) + i % M - j % M + M - 1
     bias = tl.load(table_ptr + entry * HEADS + head, mask=inside, other=0.0).to(tl.float32)
-    return tl.where(j < M * M, bias, float("-inf"))
+    return tl.where(j < M * M, bias * LOG2E, float("-inf"))
 
 
 @triton.jit
@@ -77,8 +79,8 @@ def scores(
     q, k, bias, query, key, row, column, rows, columns, scale,
     M: tl.constexpr, SHIFT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """scale q k^T + bias + mask, [Q, K] float32. Only windows at the seam have anything to mask."""
-    s = dot(q, tl.trans(k), PRECISION) * scale + bias
+    """scale q k^T + bias + mask, [Q, K] float32, in units of log2. Only windows at the seam have anything to mask."""
+    s = tl.fma(dot(q, tl.trans(k), PRECISION), scale * LOG2E, bias)
     if SHIFT > 0:
         if (row == rows - 1) | (column == columns - 1):
             of_query = region(query, row, column, rows, columns, M, SHIFT)
@@ -89,8 +91,8 @@ def scores(
 
 @triton.jit
 def exponential(s, top):
-    """exp(s - top) for rows [Q, K] and their largest elements [Q], with one fused multiply-add before 2^x."""
-    p = tl.exp2(s * LOG2E - (top * LOG2E)[:, None])
+    """2^(s - top) for rows [Q, K] and their largest elements [Q]."""
+    p = tl.exp2(s - top[:, None])
     if INTERPRETED:
         p = tl.where(p < SMALLEST, 0.0, p)  # as the instruction of the GPU does by itself
     return p
@@ -142,7 +144,7 @@ def forward_kernel(
             top = tl.maximum(before, tl.max(s, 1))
             p = exponential(s, top)
             if BLOCKS > 1:
-                shrink = tl.exp2((before - top) * LOG2E)
+                shrink = tl.exp2(before - top)
                 total *= shrink
                 out *= shrink[:, None]
             total += tl.sum(p, 1)
@@ -268,7 +270,7 @@ def queries_kernel(
                 before = top
                 top = tl.maximum(before, tl.max(s, 1))
                 p = exponential(s, top)
-                shrink = tl.exp2((before - top) * LOG2E)
+                shrink = tl.exp2(before - top)
                 total = total * shrink + tl.sum(p, 1)
                 delta = delta * shrink + tl.sum(p * dp, 1)
             else:
