@@ -15,6 +15,16 @@ from hifuse_fast.app.output import Row
 from tests.support.cli import CLASSES, ENVIRONMENT, save_noise
 
 
+@pytest.fixture(scope="module", autouse=True)
+def signals_as_in_a_terminal():
+    """A shell lets background jobs ignore SIGINT, and nohup SIGHUP. Commands that tests start would ignore them too."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_block_once(number):
     """A terminal that closes sends several; the clean-up must not be stopped by the second."""
