@@ -19,8 +19,8 @@ import triton.language as tl
 
 from hifuse_fast.backends.triton.device import INTERPRETED, dot
 
-# Scores are in units of log2. So 2^x needs no multiplication before it, and no one rounding can stand between a score and the
-# largest one: with exp(s - top) as 2^(s log2(e) - top log2(e)), that of a fused multiply-add does, and is large where both are.
+# Scores are in units of log2, so exp(s - top) is 2^(s - top). Written as 2^(s log2(e) - top log2(e)) it becomes one fused
+# multiply-add, which rounds top log2(e) but not s log2(e): the largest score then differs from itself, by much if it is large.
 LOG2E = tl.constexpr(1.4426950408889634)
 MASK_VALUE = tl.constexpr(-100.0 * 1.4426950408889634)
 SMALLEST = tl.constexpr(2.0**-126)  # normal float32
