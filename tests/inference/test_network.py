@@ -255,14 +255,15 @@ def test_calls_from_many_threads(model: Any, backend: str) -> None:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow(model: Any) -> None:
-    """A leak grows in every round of calls from eight threads. Maps, scratch memory and gaps between them grow in some."""
+@pytest.mark.parametrize("threads", [1, 8])
+def test_memory_does_not_grow(model: Any, threads: int) -> None:
+    """A leak grows in every round of calls. From eight threads the gaps between their memory grow in some, from one in none."""
     frozen = optimize_for_inference(model)
-    images = [image(1 + i % 3, 64, 64, torch.float32) for i in range(8)]
-    calls = 50  # of a thread in a round
+    images = [image(1 + i % 3, 64, 64, torch.float32) for i in range(threads)]
+    calls = 1000  # of a round
 
     def work(x: Tensor) -> None:
-        for _ in range(calls):
+        for _ in range(calls // threads):
             frozen(x)
 
     def resident_mib() -> float:
@@ -274,8 +275,8 @@ def test_memory_does_not_grow(model: Any) -> None:
         for _ in range(5):
             list(pool.map(work, images))
             sizes.append(resident_mib())
-    growth = min(after - before for before, after in itertools.pairwise(sizes))
-    assert growth * 2**20 < 1024 * calls * len(images), sizes  # a KiB a call
+    growths = [after - before for before, after in itertools.pairwise(sizes)]
+    assert (max if threads == 1 else min)(growths) * 2**20 < 1024 * calls, sizes  # a KiB a call
 
 
 BAD_IMAGES = [

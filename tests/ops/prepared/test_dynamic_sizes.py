@@ -63,7 +63,7 @@ def test_one_graph(name: str, backend: str) -> None:
     for maps in calls:
         assert_same(compiled(*maps), op(*maps))
         traced.append(counter.frame_count)
-    assert len(set(traced)) == 1, traced
+    assert traced in ([1, 1, 1], [2, 2, 2])
 
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
